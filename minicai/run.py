@@ -1,0 +1,146 @@
+"""What every script needs around the method: friendly errors, files, seeds, batches, a learning-rate schedule, a log.
+
+Left out on purpose: experiment trackers, config files, distributed runs. A run is a directory with `config.json`
+(every argument and the machine's relevant facts) and `metrics.jsonl` (one JSON object a step).
+"""
+import functools
+import gzip
+import json
+import math
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class UserError(ValueError):
+    """Bad input: its one-line message says where, what is wrong and what to do. Scripts print it and exit with 2."""
+
+
+def friendly_main(main):
+    """Decorator of a script's `main`: a UserError becomes one line on stderr and exit code 2, without a traceback."""
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+        raise SystemExit(2)
+    return wrapped
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or the best one here; raises UserError for a device that does not exist."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
+    return torch.device(name)
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seed every global generator and return one of torch's own (on the CPU) for sampling and shuffling."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def read_jsonl(path) -> list:
+    """All rows of a .jsonl or .jsonl.gz file as (line number, object); raises UserError `path:line: reason`."""
+    rows = []
+    try:
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+            # Iterating over bytes splits at \n only (never at U+2028) and tells the line that is not UTF-8.
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line.decode("utf-8-sig"))
+                    if not isinstance(row, dict):
+                        raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+                    rows.append((number, row))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}:{number}: not a valid JSON line ({error})") from None
+    if not rows:
+        raise UserError(f"{path}: no rows; expected one JSON object a line")
+    return rows
+
+
+def check_messages(messages, where: str):
+    """Raise UserError unless `messages` is a dialogue: roles known, texts not empty, the last turn the user's."""
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{where}: 'messages' must be a list of turns")
+    for turn in messages:
+        if not isinstance(turn, dict) or set(turn) != {"role", "content"} or not isinstance(turn["content"], str):
+            raise UserError(f"{where}: a turn must be {{'role': ..., 'content': text}}, found {turn!r:.80}")
+        if turn["role"] not in ("system", "user", "assistant") or not turn["content"].strip():
+            raise UserError(f"{where}: unknown role or empty content in {turn!r:.80}")
+    if messages[-1]["role"] != "user":
+        raise UserError(f"{where}: the last turn must be the user's, found {messages[-1]['role']!r}")
+
+
+def read_prompts(path) -> list:
+    """The dialogues (lists of messages, ending in a user turn) of a file of {"messages": [...]} rows."""
+    rows = read_jsonl(path)
+    for number, row in rows:
+        if "messages" not in row:
+            raise UserError(f"{path}:{number}: key 'messages' is missing, found {', '.join(row) or 'nothing'}")
+        check_messages(row["messages"], f"{path}:{number}")
+    return [row["messages"] for _, row in rows]
+
+
+def write_text(path, text: str):
+    """Write a file whole or not at all: to a temporary name beside it, then renamed."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_jsonl(path, rows):
+    """Write objects one a line, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+class Metrics:
+    """Appends one JSON object a step to a file that starts empty."""
+    def __init__(self, path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("")
+
+    def log(self, **values):
+        """Numbers are stored as they are, a non-finite one as null (JSON knows no NaN)."""
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def write_config(out, args, started: float, **facts):
+    """`config.json`: every argument, what else decides a result (torch, threads), and the seconds since `started`."""
+    config = {"args": vars(args), "torch": torch.__version__, "threads": torch.get_num_threads(),
+              "seconds": round(time.time() - started, 1), **facts}
+    write_text(Path(out) / "config.json", json.dumps(config, indent=1, default=str) + "\n")
+
+
+def lr_schedule(step: int, total: int, warmup: int) -> float:
+    """Learning-rate factor of `step` (from 0): linear warm-up over `warmup` steps, then linear decay to 0 at `total`."""
+    return min((step + 1) / max(1, warmup), (total - step) / max(1, total - warmup), 1.0)
+
+
+def batches_by_length(lengths: list, batch_size: int, generator: torch.Generator) -> list:
+    """Lists of indices: neighbours in length share a batch (little padding), batches come in random order."""
+    noise = torch.rand(len(lengths), generator=generator).tolist()       # shuffles rows of one length
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], noise[i]))
+    batches = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
