@@ -1,4 +1,5 @@
-"""minicai: Constitutional AI (Bai et al. 2022) from scratch, small enough to read in an afternoon."""
+"""minicai: Constitutional AI (Bai et al. 2022, arXiv 2212.08073) from scratch, in plain PyTorch."""
+
 import os
 
 # Torch's idle threads spin; on a shared machine that can slow a step thirty times. Must be set before torch is loaded.

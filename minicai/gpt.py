@@ -1,0 +1,239 @@
+"""A decoder-only transformer: token ids in, hidden states out.
+
+One class serves policy, reference, preference model and value model, so it stops before any head: logits are made
+in logprob.py and sample.py, scores in preference.py. The families (Llama, SmolLM2, Qwen, GPT-2) differ by
+configuration only. Left out on purpose: dropout (PPO needs the same numbers twice), and any cache kept inside the
+module (the sampler allocates one and passes it in).
+
+Shapes: B batch, T time (new tokens), S keys seen so far (S >= T), C width, H query heads, G key/value heads,
+D head width, M MLP width, V vocabulary, L layers.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """What shapes the arithmetic of a GPT; the defaults are the micro-world's base model."""
+
+    vocab_size: int = 1024              # V: rows of the embedding (may exceed the tokenizer's real ids)
+    n_layer: int = 6
+    n_head: int = 4
+    n_kv_head: int | None = None        # G: fewer than n_head is grouped-query attention; None: as n_head
+    head_dim: int | None = None         # D: None: width / n_head (Qwen3 says otherwise)
+    width: int = 128                    # C
+    mlp_width: int | None = None        # M: None: 3 x width
+    max_positions: int = 1024           # longest text the model is meant for
+    norm: str = "rmsnorm"               # or "layernorm"
+    norm_eps: float = 1e-5
+    positions: str = "rope"             # or "learned"
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None    # Llama 3.1's: factor, low_freq_factor, high_freq_factor, original_...
+    mlp: str = "swiglu"                 # or "gelu" (tanh form)
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False               # RMSNorm on each head's queries and keys (Qwen3)
+    tied: bool = True                   # the LM head is the embedding matrix
+
+    def __post_init__(self):
+        derived = {"n_kv_head": self.n_head, "head_dim": self.width // self.n_head, "mlp_width": 3 * self.width}
+        for name, value in derived.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # the dataclass is frozen for everyone else
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, allocated once for a whole generation.
+
+    k, v: [L, B, G, S_max, D]; `length` counts the filled columns, the same for every row (prompts are left-padded).
+    """
+
+    def __init__(self, config: GPTConfig, batch: int, length: int, device="cpu", dtype=torch.float32):
+        shape = (config.n_layer, batch, config.n_kv_head, length, config.head_dim)
+        self.k = torch.empty(shape, device=device, dtype=dtype)
+        self.v = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write new keys and values [B, G, T, D] behind the old ones; return all of them as views [B, G, S, D]."""
+        end = self.length + k.shape[2]
+        self.k[layer, :, :, self.length:end] = k
+        self.v[layer, :, :, self.length:end] = v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop every row of the batch but `rows` [B'] (indices): finished texts leave."""
+        live = slice(0, self.length)
+        self.k[:, :len(rows), :, live] = self.k[:, rows, :, live]
+        self.v[:, :len(rows), :, live] = self.v[:, rows, :, live]
+        self.k, self.v = self.k[:, :len(rows)], self.v[:, :len(rows)]
+
+
+def rope_frequencies(config: GPTConfig) -> torch.Tensor:
+    """Angle a position turns each pair of dimensions by, [D/2] (RoFormer, arXiv 2104.09864, eq. 15)."""
+    freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return freq
+    # Llama 3.1: slow dimensions (long wavelengths) are slowed by `factor`, quick ones kept, a ramp between.
+    turns = freq * scaling["original_max_position_embeddings"] / (2 * math.pi)  # turns within the old context
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return freq * (keep + (1 - keep) / scaling["factor"])
+
+
+def rope_table(freq: torch.Tensor, positions: torch.Tensor, dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and signed sines for positions [..., T]: two tensors [..., T, 1, D], ready for [..., T, heads, D]."""
+    angle = positions[..., None].float() * freq                                 # [..., T, D/2]
+    cos, sin = angle.cos(), angle.sin()
+    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)            # [..., T, D]
+    return cos.unsqueeze(-2).to(dtype), sin.unsqueeze(-2).to(dtype)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn each pair (x_i, x_{i+D/2}) of x [B, T, heads, D] by its angle: "rotate half" order, as in Llama."""
+    # Rolling by D/2 swaps the halves; the minus sign of the rotation already sits in `sin`.
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def make_norm(config: GPTConfig, width: int) -> nn.Module:
+    """The normalisation layer of this family over the last `width` numbers."""
+    kind = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}[config.norm]
+    return kind(width, eps=config.norm_eps)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention; queries, keys and values come from one matrix product."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer, self.H, self.G, self.D = layer, config.n_head, config.n_kv_head, config.head_dim
+        self.qkv = nn.Linear(config.width, (self.H + 2 * self.G) * self.D, bias=config.qkv_bias)
+        self.out = nn.Linear(self.H * self.D, config.width, bias=config.out_bias)
+        self.q_norm = nn.RMSNorm(self.D, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(self.D, eps=config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x, rope, mask, cache):                                    # x [B, T, C]
+        B, T, _ = x.shape
+        H, G, D = self.H, self.G, self.D
+        qkv = self.qkv(x).view(B, T, H + 2 * G, D)
+        qk, v = qkv[:, :, :H + G], qkv[:, :, H + G:]
+        if self.q_norm is not None:
+            qk = torch.cat([self.q_norm(qk[:, :, :H]), self.k_norm(qk[:, :, H:])], 2)
+        if rope is not None:
+            qk = rotate(qk, *rope)
+        q, k, v = qk[:, :, :H].transpose(1, 2), qk[:, :, H:].transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)                               # [B, G, S, D]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+                                           enable_gqa=G != H)
+        return self.out(y.transpose(1, 2).reshape(B, T, H * D))
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202), gate and value from one matrix product, or GPT-2's GELU."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.gated = config.mlp == "swiglu"
+        self.up = nn.Linear(config.width, config.mlp_width * (2 if self.gated else 1), bias=config.mlp_bias)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
+
+    def forward(self, x):                                                       # x [B, T, C]
+        h = self.up(x)
+        if self.gated:
+            gate, value = h.chunk(2, -1)                                        # [B, T, M] each
+            return self.down(F.silu(gate) * value)
+        return self.down(F.gelu(h, approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP, each reading a normalised copy and adding to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.norm1, self.attn = make_norm(config, config.width), Attention(config, layer)
+        self.norm2, self.mlp = make_norm(config, config.width), MLP(config)
+
+    def forward(self, x, rope, mask, cache):                                    # x [B, T, C]
+        x = x + self.attn(self.norm1(x), rope, mask, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT(nn.Module):
+    """The trunk: ids [B, T] -> hidden states [B, T, C]; logits are `hidden @ model.head.T`."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        learned = config.positions == "learned"
+        self.pos_embed = nn.Embedding(config.max_positions, config.width) if learned else None
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.norm = make_norm(config, config.width)
+        self.unembed = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        # A plain attribute, not a buffer: model.to(bfloat16) must not round the angles.
+        self.freq = None if learned else rope_frequencies(config)
+
+    @property
+    def head(self) -> torch.Tensor:
+        """The LM head's weight [V, C]."""
+        return self.embed.weight if self.unembed is None else self.unembed.weight
+
+    def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> "GPT":
+        """Draw the weights as GPT-2 did: normal, the projections into the residual stream scaled by 1/sqrt(2L)."""
+        for name, p in self.named_parameters():
+            if p.dim() < 2:
+                nn.init.constant_(p, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            else:
+                into_stream = name.endswith(("attn.out.weight", "mlp.down.weight"))
+                scale = std / math.sqrt(2 * self.config.n_layer) if into_stream else std
+                nn.init.normal_(p, 0.0, scale, generator=generator)
+        return self
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor | None = None, mask: torch.Tensor | None = None,
+                cache: KVCache | None = None) -> torch.Tensor:
+        """Hidden states [B, T, C] of ids [B, T], after the final norm.
+
+        positions [B, T] or [T]: None counts on from the cache. mask [B, S]: 1 where a key is a real token, needed only
+        for left padding (padding on the right is never seen by the tokens before it). cache: filled as it goes.
+        """
+        B, T = ids.shape
+        past = 0 if cache is None else cache.length
+        if positions is None:
+            positions = torch.arange(past, past + T, device=ids.device)         # [T]
+        x = self.embed(ids)                                                     # [B, T, C]
+        rope = None
+        if self.pos_embed is not None:
+            x = x + self.pos_embed(positions)
+        else:
+            self.freq = self.freq.to(ids.device)                                # a no-op after the first call
+            rope = rope_table(self.freq, positions, x.dtype)
+        bias = attention_bias(mask, T, past, x)
+        for block in self.blocks:
+            x = block(x, rope, bias, cache)
+        if cache is not None:
+            cache.length = past + T
+        return self.norm(x)
+
+
+def attention_bias(mask, T: int, past: int, like: torch.Tensor) -> torch.Tensor | None:
+    """What to add to attention scores: 0 where query t may see key s, -inf where not; None when causal order is all.
+
+    mask [B, S] or None -> [B, 1, T, S]. Made once a forward and shared by the layers.
+    """
+    if mask is None and (past == 0 or T == 1):
+        return None
+    S = past + T
+    seen = torch.ones(T, S, dtype=torch.bool, device=like.device).tril(past)    # causal order
+    if mask is not None:
+        # A padding query sees itself: a row without any key would be NaN and spread through its values.
+        itself = torch.ones(T, S, dtype=torch.bool, device=like.device).tril(past).triu(past)
+        seen = seen & (mask[:, None, None, :S].bool() | itself)                 # [B, 1, T, S]
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -math.inf)
