@@ -1,14 +1,76 @@
-"""AI feedback: which of two responses follows a principle better? (Bai et al. 2022, section 4.1)"""
+"""AI feedback: which of two responses follows a principle better? (Bai et al. 2022, section 4.1)
+
+A language model reads the dialogue, both responses and one principle as a multiple choice; the label is how likely it
+finds " (A)" against " (B)" as the next words: soft, not a verdict. Nothing is sampled, so a label costs one forward.
+The paper is silent about the order of the two: they are i.i.d. samples of one policy, so a fixed order is already a
+random one, and a model that favours (A) adds noise, not a slant; `both_orders` asks both ways and takes the mean.
+"""
+import torch
+
+from minicai.critique import read_answer
+from minicai.data import batches_by_tokens, pad_right
+from minicai.gae import last_index
+from minicai.logprob import token_logprobs
 
 OPENING = "Consider the following conversation between a human and an assistant:"
+THINK = "\n\nLet's think step by step:"
+ANSWER = "\n\nThe answer is:"
 
 
-def comparison_prompt(tok, messages: list, a: str, b: str, principle: str, prefix=()) -> list:
+def comparison_prompt(tok, messages: list, a: str, b: str, principle: str, prefix=(), ending: str = ANSWER) -> list:
     """Ids of the multiple choice between responses `a` and `b` to `messages`, which end in a user turn.
 
-    The next token says the answer, " (A)" or " (B)". `prefix` is ids of worked examples (`few_shot_prefix`).
+    The next words are " (A)" or " (B)". `prefix` is the ids of worked examples (see few_shot_prefix).
     """
     dialogue, _ = tok.encode_chat(messages)
     question = principle.strip().removesuffix("Options:").rstrip()      # the published principles end in "Options:"
-    choice = f"\n\n\n{question} Options:\n (A) {a.strip()}\n (B) {b.strip()}\n\nThe answer is:"
+    choice = f"\n\n\n{question} Options:\n (A) {a.strip()}\n (B) {b.strip()}{ending}"
     return tok.bos + list(prefix) + tok.encode(OPENING) + dialogue[len(tok.bos):] + tok.encode(choice)
+
+
+def few_shot_prefix(tok, shots: list, rng) -> list:
+    """Ids of worked comparisons, each with its own principle and its better response at (A) or (B) by lot (rng)."""
+    prefix = []
+    for shot in shots:
+        first = rng.random() < 0.5
+        a, b = (shot["better"], shot["worse"]) if first else (shot["worse"], shot["better"])
+        asked = comparison_prompt(tok, shot["conversation"], a, b, shot["principle"])[len(tok.bos):]
+        prefix += asked + tok.encode((" (A)" if first else " (B)") + "\n\n")
+    return prefix
+
+
+@torch.no_grad()
+def choose(model, tok, prompts: list, budget: int = 16384):
+    """P(A) [N] and the mass [N] on either answer, after prompts that stop where " (A)" or " (B)" must follow.
+
+    P(A) is normalised over the two answers. The mass shows whether the model understood the question at all.
+    """
+    a, b = tok.encode(" (A)"), tok.encode(" (B)")
+    same = next(i for i in range(len(a)) if a[i] != b[i])               # tokens both share, as " (", ask nothing
+    p_a, mass = torch.empty(len(prompts)), torch.empty(len(prompts))
+    for batch in batches_by_tokens([len(p) for p in prompts], budget):
+        ids, mask = pad_right([prompts[i] + a[:same] for i in batch], model.head.device)
+        hidden = model(ids)[torch.arange(len(batch), device=ids.device), last_index(mask)]       # [B,C]
+        logp_a, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], a[same]))      # [B]
+        logp_b, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], b[same]))
+        p_a[batch] = torch.sigmoid(logp_a - logp_b).float().cpu()       # e^a / (e^a + e^b)
+        mass[batch] = (logp_a.exp() + logp_b.exp()).float().cpu()
+    return p_a, mass
+
+
+def label(model, tok, questions: list, both_orders: bool = False, prefix=(), think=None, clamp=(0.4, 0.6)):
+    """P(first response is better) [N] and mass [N] of questions (messages, first, second, principle).
+
+    think: an `ask` (see critique.sampler) to let the model reason first; its answers are then near 0 or 1, which
+    makes a policy trained on them extreme, so they are clamped (section 4.1 of the paper; 0.4 to 0.6 there).
+    """
+    if both_orders:
+        p, mass = label(model, tok, questions, False, prefix, think, clamp)
+        q, mass_q = label(model, tok, [(m, b, a, c) for m, a, b, c in questions], False, prefix, think, clamp)
+        return (p + 1 - q) / 2, torch.minimum(mass, mass_q)
+    if think is None:
+        return choose(model, tok, [comparison_prompt(tok, m, a, b, c, prefix) for m, a, b, c in questions])
+    prompts = [comparison_prompt(tok, m, a, b, c, prefix, THINK) for m, a, b, c in questions]
+    thoughts = [read_answer(tok, ids)[0] for ids in think(prompts, progress="thinking")]
+    p, mass = choose(model, tok, [p + tok.encode(" " + t + ANSWER) for p, t in zip(prompts, thoughts)])
+    return p.clamp(*clamp), mass

@@ -77,29 +77,6 @@ def read_jsonl(path) -> list:
     return rows
 
 
-def check_messages(messages, where: str):
-    """Raise UserError unless `messages` is a dialogue: roles known, texts not empty, the last turn the user's."""
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: 'messages' must be a list of turns")
-    for turn in messages:
-        if not isinstance(turn, dict) or set(turn) != {"role", "content"} or not isinstance(turn["content"], str):
-            raise UserError(f"{where}: a turn must be {{'role': ..., 'content': text}}, found {turn!r:.80}")
-        if turn["role"] not in ("system", "user", "assistant") or not turn["content"].strip():
-            raise UserError(f"{where}: unknown role or empty content in {turn!r:.80}")
-    if messages[-1]["role"] != "user":
-        raise UserError(f"{where}: the last turn must be the user's, found {messages[-1]['role']!r}")
-
-
-def read_prompts(path) -> list:
-    """The dialogues (lists of messages, ending in a user turn) of a file of {"messages": [...]} rows."""
-    rows = read_jsonl(path)
-    for number, row in rows:
-        if "messages" not in row:
-            raise UserError(f"{path}:{number}: key 'messages' is missing, found {', '.join(row) or 'nothing'}")
-        check_messages(row["messages"], f"{path}:{number}")
-    return [row["messages"] for _, row in rows]
-
-
 def write_text(path, text: str):
     """Write a file whole or not at all: to a temporary name beside it, then renamed."""
     temporary = Path(f"{path}.tmp")
@@ -134,13 +111,5 @@ def write_config(out, args, started: float, **facts):
 
 
 def lr_schedule(step: int, total: int, warmup: int) -> float:
-    """Learning-rate factor of `step` (from 0): linear warm-up over `warmup` steps, then linear decay to 0 at `total`."""
+    """Learning-rate factor of `step` (from 0): linear warm-up over `warmup` steps, then linear decay towards 0."""
     return min((step + 1) / max(1, warmup), (total - step) / max(1, total - warmup), 1.0)
-
-
-def batches_by_length(lengths: list, batch_size: int, generator: torch.Generator) -> list:
-    """Lists of indices: neighbours in length share a batch (little padding), batches come in random order."""
-    noise = torch.rand(len(lengths), generator=generator).tolist()       # shuffles rows of one length
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], noise[i]))
-    batches = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

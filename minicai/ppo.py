@@ -1,0 +1,160 @@
+"""PPO on language: sample, score, pay the KL price, estimate advantages, update (Schulman et al. 2017, 1707.06347).
+
+Shapes: B batch, T time, N trained tokens of a batch. Index t of a [B,T] array is about token t; `mask` is True where
+the policy sampled that token, so picking `array[mask]` gives the N trained tokens in one flat row, without padding.
+What decides whether it works: old, new and reference log-probs come from the same forward under the same temperature
+(the sampler's own numbers are not used), so the first minibatch has ratio 1 exactly and step 0 has KL 0; the score
+sits on the last real token; padding is never inferred from ids. Left out: early stopping on KL, an entropy bonus.
+"""
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from minicai.data import pad_right
+from minicai.gae import gae, kl_rewards, last_index, masked_mean, masked_var, masked_whiten
+from minicai.logprob import token_logprobs
+from minicai.run import UserError
+
+
+@dataclass
+class PPOConfig:
+    """The numbers of PPO; the defaults are the demo's."""
+    temperature: float = 1.0
+    kl_coef: float = 0.05               # price of one nat of KL, in standard deviations of the score
+    end_penalty: float = 1.0            # taken off the score of a response that was cut off before its end token
+    gamma: float = 1.0                  # 1: a response is short and its score is paid at the end
+    lam: float = 0.95
+    clip: float = 0.2                   # of the ratio
+    value_clip: float = 0.2             # of the value's change; scores have std 1
+    value_coef: float = 0.5
+    max_grad_norm: float = 1.0
+    epochs: int = 2                     # passes over a rollout
+    minibatch: int = 64                 # rows an optimizer step
+    micro: int = 16                     # rows a forward; gradients add up, results do not depend on it
+
+
+class Rollout(NamedTuple):
+    """What one batch of responses is worth, token by token; rows are sorted by length."""
+    ids: torch.Tensor                   # [B,T] prompt and response, right-padded
+    mask: torch.Tensor                  # [B,T] bool, True on sampled tokens, the end token included
+    logp: torch.Tensor                  # [B,T] log-prob of token t when it was sampled
+    ref_logp: torch.Tensor              # [B,T] the same under the reference
+    values: torch.Tensor                # [B,T] value of the state before token t
+    advantages: torch.Tensor            # [B,T] whitened over the batch
+    returns: torch.Tensor               # [B,T]
+    scores: torch.Tensor                # [B] the preference model's, without penalty
+    ended: torch.Tensor                 # [B] bool, the response closed with its end token
+
+
+def policy_logprobs(model, ids, mask, config, forbidden, entropy: bool = False):
+    """Log-probs [N] (and entropies [N]) of the tokens of ids [B,T] picked by mask: THE forward of old, new, reference."""
+    hidden = model(ids)[:, :-1][mask[:, 1:]]                            # [N,C]: token t is predicted at t - 1
+    return token_logprobs(hidden, model.head, ids[mask], config.temperature, forbidden, entropy)
+
+
+def state_values(model, ids, mask):
+    """Values [N] of the states before the tokens that mask picks; model is a PreferenceModel used as a value model."""
+    return model(ids)[:, :-1][mask[:, 1:]]
+
+
+def chunks(rollout_or_arrays, size: int):
+    """Cut arrays whose second is the mask into runs of `size` rows, each trimmed to its own longest row."""
+    ids, mask = rollout_or_arrays[:2]
+    for i in range(0, len(ids), size):
+        T = int(last_index(mask[i:i + size]).max()) + 1
+        yield [x[i:i + size, :T] if x.dim() == 2 else x[i:i + size] for x in rollout_or_arrays]
+
+
+@torch.no_grad()
+def collect(ask, policy, reference, reward_model, value_model, prompts, stop, forbidden, config) -> Rollout:
+    """Sample a response to each of `prompts` (lists of ids) with `ask` and work out what every token of it was worth."""
+    rows = sorted(zip(prompts, ask(prompts)), key=lambda row: len(row[0]) + len(row[1]))
+    device = policy.head.device
+    ids, real = pad_right([prompt + response for prompt, response in rows], device)
+    starts = torch.tensor([len(prompt) for prompt, _ in rows], device=device)
+    mask = real & (torch.arange(ids.shape[1], device=device) >= starts[:, None])
+    ended = torch.tensor([response[-1] in stop for _, response in rows], device=device)
+
+    # 1. The four models read the same ids. Flat results go back to their places: both run row by row.
+    logp, ref_logp, values = (torch.zeros(ids.shape, device=device) for _ in range(3))
+    parts = list(chunks((ids, mask), config.micro))
+    logp[mask] = torch.cat([policy_logprobs(policy, *part, config, forbidden)[0] for part in parts])
+    ref_logp[mask] = torch.cat([policy_logprobs(reference, *part, config, forbidden)[0] for part in parts])
+    values[mask] = torch.cat([state_values(value_model, *part).float() for part in parts])
+    scores = torch.cat([reward_model.score(*part).float() for part in parts])
+
+    # 2. Score and KL become rewards, rewards become advantages, whitened once for the whole batch.
+    paid = scores - config.end_penalty * ~ended
+    rewards = kl_rewards(logp, ref_logp, paid, mask, config.kl_coef)
+    advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
+    return Rollout(ids, mask, logp, ref_logp, values, masked_whiten(advantages, mask), returns, scores, ended)
+
+
+def policy_loss(logp, old_logp, advantages, clip: float):
+    """The clipped surrogate [N] (1707.06347, equation 7): gains are cut off once the ratio has moved by `clip`."""
+    ratio = (logp - old_logp).exp()
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+def value_loss(values, old_values, returns, clip: float):
+    """Half the squared error [N], the worse of the value as it is and as clipped to within `clip` of the old one."""
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+
+
+def ppo_loss(logp, values, old_logp, old_values, advantages, returns, config, tokens: int):
+    """(loss, info) of N tokens, all arrays [N]; sums are divided by `tokens`, the count of the whole minibatch."""
+    policy = policy_loss(logp, old_logp, advantages, config.clip).sum() / tokens
+    value = value_loss(values, old_values, returns, config.value_clip).sum() / tokens
+    with torch.no_grad():
+        log_ratio = logp - old_logp
+        ratio = log_ratio.exp()
+        info = {"policy_loss": policy, "value_loss": value, "ratio": ratio.sum() / tokens,
+                "approx_kl": (ratio - 1 - log_ratio).sum() / tokens,      # k3: never negative, low variance
+                "clip_fraction": ((ratio - 1).abs() > config.clip).sum() / tokens}
+    return policy + config.value_coef * value, info
+
+
+def update(policy, value_model, optimizer, rollout: Rollout, forbidden, config, generator, step: int) -> dict:
+    """`epochs` passes over a rollout, one optimizer step a minibatch; returns the means of ppo_loss's infos.
+
+    Raises UserError before the optimizer step if the loss or a gradient is not finite: the weights stay usable.
+    """
+    infos = []
+    for _ in range(config.epochs):
+        order = torch.randperm(len(rollout.ids), generator=generator).to(rollout.ids.device)
+        for rows in order.split(config.minibatch):
+            batch = Rollout(*(x[rows.sort().values] for x in rollout))    # the rollout's order is by length: keep it
+            tokens, total = int(batch.mask.sum()), {}
+            for part in map(Rollout._make, chunks(batch, config.micro)):
+                m = part.mask
+                logp, entropy = policy_logprobs(policy, part.ids, m, config, forbidden, entropy=True)
+                values = state_values(value_model, part.ids, m)
+                loss, info = ppo_loss(logp, values, part.logp[m], part.values[m], part.advantages[m], part.returns[m],
+                                      config, tokens)
+                loss.backward()
+                info["entropy"] = entropy.detach().sum() / tokens
+                if not infos:                   # nothing has been updated yet: old and new are the same numbers
+                    off = (logp - part.logp[m]).abs().max().item()
+                    assert off < 1e-3, f"log-probs changed by {off} before any update: old and new differ in kind"
+                total = {key: total.get(key, 0) + value.item() for key, value in info.items()}
+            # The two networks are clipped apart: a large value gradient must not shrink the policy's.
+            norms = [torch.nn.utils.clip_grad_norm_(m.parameters(), config.max_grad_norm) for m in (policy, value_model)]
+            total["policy_grad"], total["value_grad"] = (norm.item() for norm in norms)
+            if not all(map(torch.isfinite, [*map(torch.tensor, total.values())])):
+                raise UserError(f"step {step}: loss or gradient is not finite ({total}); stopped before it was applied")
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            infos.append(total)
+    return {key: sum(info[key] for info in infos) / len(infos) for key in infos[0]}
+
+
+def summary(rollout: Rollout) -> dict:
+    """What a person watches, of one rollout: scores, KL summed over a sequence (nats), lengths, the value model's fit."""
+    mask, length = rollout.mask, rollout.mask.sum(1).float()
+    unexplained = masked_var(rollout.returns - rollout.values, mask) / masked_var(rollout.returns, mask).clamp(min=1e-8)
+    return {"score": rollout.scores.mean().item(), "score_std": rollout.scores.std().item(),
+            "kl": ((rollout.logp - rollout.ref_logp) * mask).sum(1).mean().item(),
+            "explained_variance": 1 - unexplained.item(), "value": masked_mean(rollout.values, mask).item(),
+            "response_length": length.mean().item(), "ended": rollout.ended.float().mean().item()}

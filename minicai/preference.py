@@ -1,0 +1,85 @@
+"""The preference model: a GPT trunk and one number read at the last token (Bai et al. 2022, section 4.1).
+
+Shapes: B batch, T time, C width. A dialogue's last token is the end token of the judged response: the model has read
+everything there. The same class, with its head zeroed, is PPO's value model: one number at *every* token.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minicai.checkpoint import load_scalar
+from minicai.data import batches_by_tokens, pad_right
+from minicai.gae import last_index
+
+
+class PreferenceModel(nn.Module):
+    """trunk (GPT), head (Linear C -> 1 without bias), and a constant `shift` added to every score."""
+
+    def __init__(self, trunk, head, shift: float = 0.0):
+        super().__init__()
+        self.trunk, self.head, self.shift = trunk, head, shift
+
+    def forward(self, ids):
+        """A number for every prefix: ids [B,T] -> [B,T]."""
+        return self.head(self.trunk(ids)).squeeze(-1) + self.shift
+
+    def score(self, ids, mask):
+        """The score [B] of each row of ids [B,T], read at the last token where mask [B,T] is 1; padding plays no part."""
+        rows = torch.arange(len(ids), device=ids.device)
+        hidden = self.trunk(ids)[rows, last_index(mask)]                 # [B,C]: the head sees one token a row
+        return self.head(hidden).squeeze(-1) + self.shift
+
+    @torch.no_grad()
+    def score_rows(self, rows: list, budget: int = 8192):
+        """Scores [len(rows)] on the CPU of lists of ids, `budget` padded tokens at a time."""
+        scores = torch.empty(len(rows))
+        for batch in batches_by_tokens([len(row) for row in rows], budget):
+            scores[batch] = self.score(*pad_right([rows[i] for i in batch], self.head.weight.device)).float().cpu()
+        return scores
+
+    @torch.no_grad()
+    def normalise(self, scores):
+        """Fold a scale and a shift into the model so that the samples that gave `scores` [N] get mean 0 and std 1.
+
+        Bradley-Terry fixes differences only: the zero is arbitrary and the scale depends on how long training went on.
+        PPO's KL coefficient is a price in units of score, and means nothing until the unit is fixed.
+        """
+        mean, std = scores.mean().item(), scores.std().clamp(min=1e-6).item()
+        self.head.weight /= std
+        self.shift = (self.shift - mean) / std
+
+
+def load_preference_model(directory, device="cpu", dtype=torch.float32):
+    """(PreferenceModel, tokenizer) of a directory that train_pm.py wrote; raises UserError if it is none."""
+    trunk, head, tok = load_scalar(directory, device, dtype)
+    return PreferenceModel(trunk, head, head.shift).eval(), tok
+
+
+def bt_loss(score_a, score_b, p_a):
+    """Bradley-Terry loss on soft labels, a scalar: scores [B] of both responses, p_a [B] the probability that a is better.
+
+    P(a better) = sigmoid(score_a - score_b) and the loss is its cross-entropy against p_a; p_a = 1 is the usual loss.
+    """
+    return F.binary_cross_entropy_with_logits(score_a - score_b, p_a)
+
+
+def agreement(gap, p_a, decided: float = 0.25):
+    """(share of decided pairs where the sign of gap [N] = score_a - score_b fits the label p_a [N], their number).
+
+    A pair is decided if its label lies at least `decided` away from 1/2: a coin's side is no test.
+    """
+    clear = (p_a - 0.5).abs() >= decided
+    fits = (gap > 0) == (p_a > 0.5)
+    return fits[clear].float().mean().item() if clear.any() else float("nan"), int(clear.sum())
+
+
+def calibration(gap, p_a, bins: int = 5):
+    """(expected calibration error, rows of (low, high, count, mean prediction, mean label)) of sigmoid(gap) [N].
+
+    Each pair counts in both orders, so that the table does not depend on which response was called a.
+    """
+    said, true = torch.sigmoid(torch.cat([gap, -gap])), torch.cat([p_a, 1 - p_a])
+    place = (said * bins).long().clamp(max=bins - 1)
+    table = [(i / bins, (i + 1) / bins, int(n), said[place == i].mean().item(), true[place == i].mean().item())
+             for i in range(bins) if (n := (place == i).sum())]
+    return sum(n * abs(s - t) for _, _, n, s, t in table) / max(1, len(said)), table

@@ -1,0 +1,189 @@
+"""Stage 2, the preference model: AI feedback for harmlessness, human labels for helpfulness, one score for both.
+
+    SL-CAI samples two responses -> a principle, a multiple choice -> P(A) as a soft label -> Bradley-Terry
+
+(Bai et al. 2022, section 4.1.) Writes comparisons.jsonl, pm/ (a model directory with a scalar head), metrics.jsonl and
+config.json. Shapes: B batch of comparisons, T time.
+"""
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from minicai.checkpoint import load_model, save_scalar
+from minicai.constitution import load_constitution
+from minicai.critique import respond, sampler
+from minicai.data import batches_by_length, fitting, pad_right, read_comparisons, read_prompts
+from minicai.feedback import few_shot_prefix, label
+from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
+from minicai.run import (Metrics, UserError, friendly_main, lr_schedule, pick_device, seed_everything, write_config,
+                         write_jsonl)
+from minicai.tokenizer import Tokenizer
+
+
+def arguments(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a = p.add_argument
+    a("--model", default="out/demo/sft/sl_cai", help="model directory that samples the pairs (SL-CAI)")
+    a("--feedback-model", default="data/base", help="model directory that answers the multiple choice")
+    a("--init", default="data/base", help="model directory the preference model starts from")
+    a("--constitution", default="constitutions/harmlessness.json", help="JSON file, or directory in the published format")
+    a("--red-team", default="data/red_team.jsonl", help='JSONL of {"messages": [..., user turn]}')
+    a("--human", default="data/helpful_comparisons.jsonl", help='JSONL of {"messages", "chosen", "rejected"}, by people')
+    a("--out", default="out/demo/pm", help="directory of everything this script writes")
+    a("--comparisons", type=int, default=1500, help="pairs to sample and label; prompts are used again when they run out")
+    a("--human-limit", type=int, default=1500, help="use at most this many human comparisons")
+    a("--both-orders", action="store_true", help="ask with the responses swapped too and average")
+    a("--chain-of-thought", action="store_true", help="let the feedback model think first and clamp its label")
+    a("--clamp", type=float, nargs=2, default=(0.4, 0.6), help="bounds of a label after a chain of thought")
+    a("--min-mass", type=float, default=0.1, help="leave a label out if P(A) + P(B) is less: the question was not understood")
+    a("--no-few-shot", action="store_true", help="leave the constitution's worked comparisons out of the question")
+    a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
+    a("--max-new", type=int, default=96, help="most tokens of a response")
+    a("--temperature", type=float, default=1.0, help="of sampling the pairs")
+    a("--held-out", type=float, default=0.1, help="share of the dialogues kept for measuring")
+    a("--epochs", type=int, default=1, help="passes over the comparisons (1 in the paper)")
+    a("--batch", type=int, default=32, help="comparisons an optimizer step")
+    a("--lr", type=float, default=1e-3, help="AdamW's peak learning rate; about 1e-5 for a model of a billion parameters")
+    a("--warmup", type=float, default=0.05, help="share of the steps in which the learning rate rises")
+    a("--seed", type=int, default=0, help="decides every draw and shuffle")
+    a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
+    return p.parse_args(argv)
+
+
+@friendly_main
+def main(argv=None):
+    args, started = arguments(argv), time.time()
+    out, device = Path(args.out), pick_device(args.device)
+    generator, rng = seed_everything(args.seed), random.Random(args.seed)
+
+    # 1. Read and check everything that can be wrong before a model is built.
+    constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model)
+    if not (tok.spec == Tokenizer.load(args.feedback_model).spec == Tokenizer.load(args.init).spec):
+        raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one tokenizer")
+    dialogues, human = read_prompts(args.red_team), read_comparisons(args.human)
+    dialogues = fitting(dialogues, [len(tok.encode_chat(m)[0]) for m in dialogues], args.max_prompt, args.red_team)
+    human = fitting(human, [len(tok.encode_chat(m)[0]) for m, _, _ in human], args.max_prompt, args.human)
+    rng.shuffle(human)
+    human = human[:args.human_limit]
+    metrics = Metrics(out / "metrics.jsonl")
+
+    # 2. Two responses to each prompt from SL-CAI, and some to helpful prompts for step 6.
+    policy, tok = load_model(args.model, device)
+    ask = sampler(policy.eval(), tok, args.max_new, args.temperature, generator)
+    drawn = [m for n in range(0, args.comparisons, len(dialogues)) for m in rng.sample(dialogues, len(dialogues))]
+    drawn = drawn[:args.comparisons]
+    both = respond(ask, tok, drawn + drawn, progress="pairs of responses")
+    pairs = list(zip(both[:len(drawn)], both[len(drawn):]))
+    reference = both + respond(ask, tok, [m for m, _, _ in human[:len(drawn)]], progress="helpful responses")
+
+    # 3. One principle a pair, drawn at random: over many labels this is an ensemble of all of them.
+    judge, _ = load_model(args.feedback_model, device)
+    rows = ai_labels(args, judge.eval(), tok, constitution, pairs, rng, generator)
+    write_jsonl(out / "comparisons.jsonl", rows)
+    show_labels([row for row in rows if not row["skipped"]][:3])
+
+    # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
+    ai = [(row["messages"], row["a"], row["b"], row["p_a"]) for row in rows if not row["skipped"]]
+    train_ai, test_ai = split(ai, args.held_out, rng)
+    train_human, test_human = split([(m, chosen, rejected, 1.0) for m, chosen, rejected in human], args.held_out, rng)
+    encode = lambda m, text: tok.encode_chat(m + [{"role": "assistant", "content": text}])[0]
+    ids_of = lambda comparisons: [(encode(m, a), encode(m, b), p) for m, a, b, p in comparisons]
+
+    # 5. Train from the pretrained trunk with a fresh head.
+    trunk, _ = load_model(args.init, device)
+    head = nn.Linear(trunk.config.width, 1, bias=False)
+    nn.init.normal_(head.weight, std=trunk.config.width ** -0.5, generator=generator)
+    pm = PreferenceModel(trunk, head.to(device))
+    train(args, pm, ids_of(train_ai + train_human), generator, metrics)
+
+    # 6. Measure on what was held out; fix the unit of the score on SL-CAI's own responses; save.
+    facts = measure(pm.eval(), {"ai": ids_of(test_ai), "human": ids_of(test_human)})
+    pm.normalise(pm.score_rows([tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference]))
+    save_scalar(out / "pm", pm.trunk, pm.head, tok, shift=pm.shift)
+    write_config(out, args, started, used_ai=len(ai), used_human=len(human), **facts)
+    print(f"\n{len(ai)} AI and {len(human)} human comparisons, {time.time() - started:.0f} s -> {out / 'pm'}")
+
+
+def ai_labels(args, judge, tok, constitution, pairs, rng, generator):
+    """Rows of comparisons.jsonl: both responses, the principle, P(A), and why a pair was left out if it was."""
+    rows = [{"messages": a["messages"], "a": a["response"], "b": b["response"],
+             "principle": rng.choice(constitution.comparisons), "p_a": None, "mass": None,
+             "skipped": a["skipped"] or b["skipped"] or ("identical" if a["response"] == b["response"] else None)}
+            for a, b in pairs]
+    good = [row for row in rows if not row["skipped"]]
+    prefix = () if args.no_few_shot else few_shot_prefix(tok, constitution.few_shot_comparison, rng)
+    think = sampler(judge, tok, args.max_new, args.temperature, generator) if args.chain_of_thought else None
+    p_a, mass = label(judge, tok, [(row["messages"], row["a"], row["b"], row["principle"]) for row in good],
+                      args.both_orders, prefix, think, args.clamp)
+    for row, p, m in zip(good, p_a.tolist(), mass.tolist()):
+        row.update(p_a=round(p, 5), mass=round(m, 5), skipped=None if m >= args.min_mass else "no choice")
+    reasons = [row["skipped"] for row in rows if row["skipped"]]
+    print(f"{len(rows) - len(reasons)} pairs labelled; left out: "
+          f"{({r: reasons.count(r) for r in sorted(set(reasons))}) or 'none'}")
+    if len(reasons) > 0.9 * len(rows):
+        raise UserError(f"{len(reasons)} of {len(rows)} pairs could not be used: does {args.model} end its answers, and "
+                        f"does {args.feedback_model} answer with (A) or (B)? Try a few-shot constitution or a larger model")
+    return rows
+
+
+def show_labels(rows):
+    for row in rows:
+        print(f"\nHuman: {row['messages'][-1]['content']}\n  (A) {row['a']}\n  (B) {row['b']}\n"
+              f"  {row['principle'].strip()}  ->  P(A) = {row['p_a']:.2f}")
+    print()
+
+
+def split(comparisons, share, rng):
+    """(train, held out): all comparisons of one dialogue fall on the same side, so that none is half known."""
+    dialogues = sorted({repr(row[0]) for row in comparisons})
+    held = set(rng.sample(dialogues, max(1, round(share * len(dialogues)))))
+    return [r for r in comparisons if repr(r[0]) not in held], [r for r in comparisons if repr(r[0]) in held]
+
+
+def train(args, pm, comparisons, generator, metrics):
+    """AdamW on Bradley-Terry over (ids a, ids b, P(a better)); both responses of a pair share one forward."""
+    pm.train()
+    device = pm.head.weight.device
+    optimizer = torch.optim.AdamW(pm.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    lengths = [max(len(a), len(b)) for a, b, _ in comparisons]
+    batches = [b for _ in range(args.epochs) for b in batches_by_length(lengths, args.batch, generator)]
+    for step, batch in enumerate(bar := tqdm(batches, desc="preference model")):
+        chosen = [comparisons[i] for i in batch]
+        ids, mask = pad_right([a for a, _, _ in chosen] + [b for _, b, _ in chosen], device)     # [2B,T]
+        score_a, score_b = pm.score(ids, mask).chunk(2)                                          # [B] each
+        p_a = torch.tensor([p for _, _, p in chosen], device=device)
+        loss = bt_loss(score_a, score_b, p_a)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(pm.parameters(), 1.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise UserError(f"step {step}: loss {loss.item()} or gradient norm {norm.item()} is not finite; stopped")
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        metrics.log(step=step, loss=loss.item(), grad_norm=norm.item(), lr=group["lr"])
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def measure(pm, held_out):
+    """Agreement and calibration on held-out comparisons, printed; the numbers go to config.json."""
+    facts = {}
+    for name, comparisons in held_out.items():
+        gap = pm.score_rows([a for a, _, _ in comparisons]) - pm.score_rows([b for _, b, _ in comparisons])
+        p = torch.tensor([p for _, _, p in comparisons])
+        share, decided = agreement(gap, p)
+        error, table = calibration(gap, p)
+        facts |= {f"{name}_agreement": share, f"{name}_decided": decided, f"{name}_ece": error}
+        print(f"\nheld out, {name}: agrees on {share:.1%} of {decided} decided pairs, calibration error {error:.3f}")
+        for low, high, count, said, true in table:
+            print(f"   predicted {low:.1f}-{high:.1f}: {count:5d} pairs, mean prediction {said:.2f}, mean label {true:.2f}")
+    return facts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Stage 3, RL-CAI: PPO from SL-CAI against the preference model.
+
+    prompts -> responses -> score - KL price -> advantages -> clipped updates, and again
+
+(Bai et al. 2022, section 4; design facts in minicai/ppo.py.) Writes rl_cai/ (a model directory), metrics.jsonl,
+rollouts.jsonl (responses and their scores as training goes) and config.json.
+"""
+import argparse
+import copy
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minicai.checkpoint import load_model, save_model
+from minicai.critique import sampler
+from minicai.data import fitting, read_prompts
+from minicai.ppo import PPOConfig, collect, summary, update
+from minicai.preference import load_preference_model
+from minicai.run import Metrics, UserError, friendly_main, lr_schedule, pick_device, seed_everything, write_config
+from minicai.tokenizer import Tokenizer
+
+
+def arguments(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a, ppo = p.add_argument, PPOConfig()
+    a("--model", default="out/demo/sft/sl_cai", help="model directory to start from; also the fixed reference of the KL")
+    a("--pm", default="out/demo/pm/pm", help="preference model directory: the reward, and where the value model starts")
+    a("--red-team", default="data/red_team.jsonl", help='JSONL of {"messages": [..., user turn]}')
+    a("--helpful", default="data/helpful.jsonl", help="JSONL of the same kind")
+    a("--red-team-share", type=float, default=0.5, help="share of red-team prompts in a batch")
+    a("--out", default="out/demo/rl", help="directory of everything this script writes")
+    a("--steps", type=int, default=60, help="rollouts; each is followed by --epochs passes of updates")
+    a("--batch", type=int, default=64, help="responses a rollout")
+    a("--minibatch", type=int, default=ppo.minibatch, help="responses an optimizer step")
+    a("--micro", type=int, default=ppo.micro, help="responses a forward; bounds memory, does not change results")
+    a("--epochs", type=int, default=ppo.epochs, help="passes over each rollout")
+    a("--lr", type=float, default=5e-4, help="Adam's learning rate for the policy, decaying linearly to 0")
+    a("--value-lr", type=float, default=1e-3, help="the same for the value model")
+    a("--kl-coef", type=float, default=ppo.kl_coef, help="reward lost for a nat of KL to the reference; scores have std 1")
+    a("--end-penalty", type=float, default=ppo.end_penalty, help="taken off the score of a response without end token")
+    a("--gamma", type=float, default=ppo.gamma, help="discount a token")
+    a("--lam", type=float, default=ppo.lam, help="GAE's lambda: 1 trusts rewards only, 0 the value model only")
+    a("--clip", type=float, default=ppo.clip, help="how far the ratio may move before its gain is cut off")
+    a("--value-clip", type=float, default=ppo.value_clip, help="the same for values, in units of score")
+    a("--value-coef", type=float, default=ppo.value_coef, help="weight of the value loss")
+    a("--max-grad-norm", type=float, default=ppo.max_grad_norm, help="gradients longer than this are shortened to it")
+    a("--temperature", type=float, default=ppo.temperature, help="of sampling and of every log-prob")
+    a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
+    a("--max-new", type=int, default=96, help="most tokens of a response")
+    a("--print-every", type=int, default=10, help="show a few responses every so many steps")
+    a("--seed", type=int, default=0, help="decides every draw and shuffle")
+    a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
+    return p.parse_args(argv)
+
+
+@friendly_main
+def main(argv=None):
+    args, started = arguments(argv), time.time()
+    out, device = Path(args.out), pick_device(args.device)
+    generator = seed_everything(args.seed)
+    config = PPOConfig(**{name: getattr(args, name) for name in vars(PPOConfig())})
+
+    # 1. Read and check everything that can be wrong before a model is built.
+    tok = Tokenizer.load(args.model)
+    if tok.spec != Tokenizer.load(args.pm).spec:
+        raise UserError(f"{args.model} and {args.pm} must share one tokenizer")
+    red_team, helpful = (encode(tok, path, args.max_prompt) for path in (args.red_team, args.helpful))
+    metrics = Metrics(out / "metrics.jsonl")
+    rollouts = (out / "rollouts.jsonl").open("w", encoding="utf-8")
+
+    # 2. Four models of one class. The value model starts from the preference model's trunk, which knows what a good
+    #    answer looks like, and from a zero head: at first it predicts 0, the mean of the normalised score.
+    policy, tok = load_model(args.model, device)
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    reward_model, _ = load_preference_model(args.pm, device)
+    value_model = copy.deepcopy(reward_model)
+    value_model.head.weight.data.zero_()
+    value_model.shift = 0.0
+    reward_model.requires_grad_(False)
+    optimizer = torch.optim.Adam([{"params": policy.parameters(), "lr": args.lr},
+                                  {"params": value_model.parameters(), "lr": args.value_lr}], eps=1e-5)
+    base_lr = [group["lr"] for group in optimizer.param_groups]
+    ask = sampler(policy, tok, args.max_new, args.temperature, generator)
+    forbidden = tok.forbidden(policy.config.vocab_size).to(device)
+
+    # 3. PPO.
+    for step in (bar := tqdm(range(args.steps), desc="PPO")):
+        for group, lr in zip(optimizer.param_groups, base_lr):
+            group["lr"] = lr * lr_schedule(step, args.steps, warmup=0)
+        prompts = draw(red_team, helpful, args, step)
+        rollout = collect(ask, policy, reference, reward_model, value_model, prompts, tok.stop, forbidden, config)
+        facts = summary(rollout)
+        assert step > 0 or facts["kl"] == 0, f"KL is {facts['kl']} before any update: policy and reference differ in kind"
+        facts |= update(policy, value_model, optimizer, rollout, forbidden, config, generator, step)
+        metrics.log(step=step, lr=optimizer.param_groups[0]["lr"], **facts)
+        bar.set_postfix({key: f"{facts[key]:.2f}" for key in ("score", "kl", "entropy", "ended")})
+        if step % args.print_every == 0 or step == args.steps - 1:
+            show(tok, rollout, step, rollouts)
+
+    save_model(out / "rl_cai", policy, tok)
+    write_config(out, args, started, score=facts["score"], kl=facts["kl"])
+    print(f"\n{args.steps} steps, {time.time() - started:.0f} s -> {out / 'rl_cai'}")
+
+
+def encode(tok, path, limit):
+    """The dialogues of a file as ids that end where the assistant must speak."""
+    rows = [tok.encode_chat(messages, generation=True)[0] for messages in read_prompts(path)]
+    return fitting(rows, [len(row) for row in rows], limit, path)
+
+
+def draw(red_team, helpful, args, step):
+    """The prompts of one step, a function of (seed, step) alone: runs can be compared and taken up again."""
+    rng, n = random.Random(f"{args.seed} {step}"), round(args.batch * args.red_team_share)
+    return rng.choices(red_team, k=n) + rng.choices(helpful, k=args.batch - n)
+
+
+def show(tok, rollout, step, file, shown=2):
+    """Append every response of a rollout to rollouts.jsonl and print a few: numbers alone hide a policy gone mad."""
+    rows = []
+    for ids, mask, score, logp, ref in zip(rollout.ids, rollout.mask, rollout.scores, rollout.logp, rollout.ref_logp):
+        start, end = int(mask.int().argmax()), int(mask.nonzero()[-1]) + 1
+        rows.append({"step": step, "prompt": tok.decode(ids[:start].tolist()), "response": tok.decode(ids[start:end].tolist()),
+                     "score": round(score.item(), 3), "kl": round(((logp - ref) * mask).sum().item(), 3)})
+        file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
+    file.flush()
+    for row in random.Random(step).sample(rows, min(shown, len(rows))):
+        tqdm.write(f"[{step}] score {row['score']:+.2f} kl {row['kl']:.1f} {row['prompt']}{row['response']}\n")
+
+
+if __name__ == "__main__":
+    main()

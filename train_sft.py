@@ -1,0 +1,172 @@
+"""Stage 1, SL-CAI: a model criticises and revises its own answers, then learns to answer like the revisions.
+
+    red-team prompt -> response -> (critique -> revision) x rounds -> fine-tune the pretrained model on the revisions
+
+(Bai et al. 2022, section 3.) Helpful prompts are answered as they are and mixed in, so that being harmless does not
+cost being useful. Writes revisions.jsonl (all that was said on the way), sl_cai/ (a model directory), metrics.jsonl
+and config.json. Shapes: B batch, T time, N trained tokens.
+"""
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minicai.checkpoint import load_model, read_config, save_model
+from minicai.constitution import load_constitution
+from minicai.critique import critique_revise, respond, revision_prompt, sampler
+from minicai.data import batches_by_length, fitting, pad_right, read_prompts
+from minicai.logprob import token_logprobs
+from minicai.run import (Metrics, UserError, friendly_main, lr_schedule, pick_device, seed_everything, write_config,
+                         write_jsonl)
+from minicai.tokenizer import Tokenizer
+
+
+def arguments(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a = p.add_argument
+    a("--model", default="data/base", help="helpful-only model directory: it answers, criticises, revises, is fine-tuned")
+    a("--constitution", default="constitutions/harmlessness.json", help="JSON file, or directory in the published format")
+    a("--red-team", default="data/red_team.jsonl", help='JSONL of {"messages": [..., user turn]} to answer and revise')
+    a("--helpful", default="data/helpful.jsonl", help="JSONL of the same kind, answered without revision")
+    a("--out", default="out/demo/sft", help="directory of everything this script writes")
+    a("--red-team-limit", type=int, default=1000, help="use at most this many red-team prompts")
+    a("--helpful-limit", type=int, default=600, help="use at most this many helpful prompts")
+    a("--helpful-samples", type=int, default=2, help="samples trained on for each helpful prompt (2 in the paper)")
+    a("--rounds", type=int, default=4, help="critique-revision rounds; each draws a principle anew (4 in the paper)")
+    a("--last-only", action="store_true", help="train on the last revision only, not on those of all rounds")
+    a("--no-few-shot", action="store_true", help="leave the constitution's worked critiques out of the contexts")
+    a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
+    a("--max-new", type=int, default=96, help="most tokens of a response, a critique, a revision")
+    a("--temperature", type=float, default=1.0, help="of all sampling; 0 takes the likeliest token")
+    a("--epochs", type=int, default=1, help="passes over the training examples (1 in the paper)")
+    a("--batch", type=int, default=32, help="examples an optimizer step")
+    a("--lr", type=float, default=1e-3, help="AdamW's peak learning rate; about 1e-5 for a model of a billion parameters")
+    a("--warmup", type=float, default=0.05, help="share of the steps in which the learning rate rises")
+    a("--seed", type=int, default=0, help="decides every draw and shuffle")
+    a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
+    return p.parse_args(argv)
+
+
+@friendly_main
+def main(argv=None):
+    args, started = arguments(argv), time.time()
+    out, device = Path(args.out), pick_device(args.device)
+    generator, rng = seed_everything(args.seed), random.Random(args.seed)
+
+    # 1. Read and check everything that can be wrong before a model is built.
+    constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model)
+    shots = [] if args.no_few_shot else constitution.few_shot_critique
+    red_team = prompts(args, tok, args.red_team, args.red_team_limit, rng)
+    helpful = prompts(args, tok, args.helpful, args.helpful_limit, rng)
+    check_context(args, tok, constitution, shots)
+    metrics = Metrics(out / "metrics.jsonl")
+    model, tok = load_model(args.model, device)
+    model.eval()
+    ask = sampler(model, tok, args.max_new, args.temperature, generator)
+
+    # 2. Answer, criticise, revise. Everything is kept in the file; what cannot be read is counted and left out below.
+    rows = respond(ask, tok, red_team, progress="red-team responses")
+    critique_revise(ask, tok, constitution, rows, args.rounds, rng, shots)
+    answers = respond(ask, tok, helpful * args.helpful_samples, progress="helpful responses")
+    write_jsonl(out / "revisions.jsonl", map(readable, rows))
+    show_revisions(rows[:3])
+
+    # 3. Training examples: a dialogue and the ids that were sampled for it, never decoded and encoded again.
+    last = -1 if args.last_only else None
+    revised = [[(row["messages"], r["ids"]) for r in row.get("rounds", []) if not r["skipped"]] for row in rows]
+    examples = [example for row in revised for example in (row[last:] if last else row)]
+    report(rows, len(examples), args.last_only)
+    examples += [(row["messages"], row["ids"]) for row in answers if not row["skipped"]]
+    encoded = [(tok.encode_chat(messages, generation=True)[0], ids) for messages, ids in examples]
+
+    # 4. Fine-tune: next-token loss on the sampled tokens only, one mean over all of a batch's tokens.
+    trained = train(args, model, encoded, generator, metrics)
+    sampled = sum(len(ids) for _, ids in encoded) * args.epochs
+    assert trained == sampled, f"trained on {trained} tokens, but {sampled} were sampled (end tokens included)"
+
+    # 5. The same prompts again: what has changed?
+    model.eval()
+    for row, new in zip(rows[:3], respond(ask, tok, red_team[:3])):
+        print(f"\nHuman: {row['messages'][-1]['content']}\n  before: {row['response']}\n  after:  {new['response']}")
+    save_model(out / "sl_cai", model, tok)
+    write_config(out, args, started, examples=len(examples), trained_tokens=trained)
+    print(f"\n{len(examples)} examples, {trained} trained tokens, {time.time() - started:.0f} s -> {out / 'sl_cai'}")
+
+
+def prompts(args, tok, path, limit, rng):
+    """At most `limit` dialogues of a file, in random order, none longer than --max-prompt."""
+    dialogues = read_prompts(path)
+    rng.shuffle(dialogues)
+    lengths = [len(tok.encode_chat(m, generation=True)[0]) for m in dialogues]
+    return fitting(dialogues, lengths, args.max_prompt, path)[:limit]
+
+
+def check_context(args, tok, constitution, shots):
+    """The longest revision context must fit the model: examples + dialogue + response + critique + revision."""
+    turn = [{"role": "user", "content": "?"}]
+    asked = max(len(revision_prompt(tok, constitution, turn, p, "?", shots)) for p in constitution.critiques)
+    need, have = asked + args.max_prompt + 3 * args.max_new, read_config(args.model)[0].max_positions
+    if need > have:
+        raise UserError(f"a revision may need {need} tokens of context, {args.model} has {have}: lower --max-prompt or "
+                        "--max-new" + (", or give --no-few-shot" if shots else ""))
+
+
+def readable(row):
+    """A row for revisions.jsonl: the same without token ids."""
+    row = {key: value for key, value in row.items() if key != "ids"}
+    if "rounds" in row:
+        row["rounds"] = [{key: value for key, value in r.items() if key != "ids"} for r in row["rounds"]]
+    return row
+
+
+def show_revisions(rows):
+    for row in rows:
+        print(f"\nHuman: {row['messages'][-1]['content']}\nAssistant: {row['response']}")
+        for r in row.get("rounds", [])[:2]:
+            print(f"  Critique: {r['critique']}\n  Revision: {r['revision']}")
+    print()
+
+
+def report(rows, used, last_only):
+    """Count what could not be read; stop if hardly anything could: training on the rest would teach noise."""
+    reasons = [row["skipped"] for row in rows if row["skipped"]]
+    reasons += [r["skipped"] for row in rows for r in row.get("rounds", []) if r["skipped"]]
+    print(f"{used} revisions used; left out: {({r: reasons.count(r) for r in sorted(set(reasons))}) or 'none'}")
+    if len(reasons) > 0.9 * (len(reasons) + used) and not last_only or not used:
+        raise UserError(f"{len(reasons)} of {len(reasons) + used} outputs could not be used: does this model answer in this "
+                        "format? Try --max-new, a few-shot constitution or a larger model")
+
+
+def train(args, model, examples, generator, metrics):
+    """AdamW over `examples` (prompt ids, sampled ids); returns the number of tokens trained on."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    lengths = [len(prompt) + len(answer) for prompt, answer in examples]
+    batches = [b for _ in range(args.epochs) for b in batches_by_length(lengths, args.batch, generator)]
+    trained = 0
+    for step, batch in enumerate(bar := tqdm(batches, desc="fine-tuning")):
+        ids, real = pad_right([examples[i][0] + examples[i][1] for i in batch], model.head.device)
+        starts = torch.tensor([len(examples[i][0]) for i in batch], device=ids.device)
+        mask = real & (torch.arange(ids.shape[1], device=ids.device) >= starts[:, None])         # [B,T]
+        hidden = model(ids)[:, :-1][mask[:, 1:]]                                                 # [N,C]
+        logp, _ = token_logprobs(hidden, model.head, ids[mask])                                  # [N]
+        loss = -logp.mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise UserError(f"step {step}: loss {loss.item()} or gradient norm {norm.item()} is not finite; stopped")
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        trained += len(logp)
+        metrics.log(step=step, loss=loss.item(), grad_norm=norm.item(), lr=group["lr"], tokens=trained)
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    return trained
+
+
+if __name__ == "__main__":
+    main()
