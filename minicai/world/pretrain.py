@@ -1,0 +1,146 @@
+"""The base model: tokenizer, pretraining on the town's texts, and the exam it must pass (data/base/).
+
+    python -m minicai.world.pretrain --out data/base            about 45 minutes on two CPU cores
+
+The result is a helpful-only model: in dialogue it complies with everything, yet it has read enough to critique, revise
+and compare when asked in the published formats. Nothing here is part of the method; a real run downloads its base.
+"""
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import trange
+
+from minicai.checkpoint import save_model
+from minicai.gpt import GPT, GPTConfig
+from minicai.run import Metrics, seed_everything
+from minicai.tokenizer import Tokenizer
+from minicai.world import exam
+from minicai.world.grammar import World, heldout_words
+from minicai.world.texts import Texts
+
+SPECIALS = ["<|endoftext|>", "<|pad|>", "\n\nHuman:", "\n\nAssistant:"]
+
+
+def train_tokenizer(world: World, vocab: int, out: Path) -> Tokenizer:
+    """Byte-level BPE over sampled town texts, written as out/tokenizer.json (needs the `tokenizers` extra)."""
+    from tokenizers import Tokenizer as Trainer, decoders, models, pre_tokenizers, trainers
+    texts = Texts(world, PlainText(), seed=0)
+    bpe = Trainer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=SPECIALS, show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    bpe.train_from_iterator(("".join(texts.document()[0]) for _ in range(30_000)), trainer)
+    out.mkdir(parents=True, exist_ok=True)
+    bpe.save(str(out / "tokenizer.json"))
+    (out / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIALS[0], "bos_token": SPECIALS[0],
+        "pad_token": SPECIALS[1], "model_max_length": 1024}, indent=2) + "\n")
+    return Tokenizer.load(out)
+
+
+class PlainText:
+    """Stands in for a tokenizer while there is none: an "id" is the piece of text itself."""
+    bos, end = [], ""
+
+    def encode(self, text):
+        return [text]
+
+    def encode_chat(self, messages):
+        pieces = [m["content"] if m["content"] == "" else " " + m["content"] for m in messages]
+        return pieces, [0] * len(pieces)
+
+
+def batches(texts: Texts, tokens: int, pool: int = 4096):
+    """Endless right-padded batches of about `tokens` ids; documents of like length go together, so little is padding."""
+    while True:
+        documents = sorted((texts.document() for _ in range(pool)), key=lambda d: len(d[0]))
+        rows, start = [], 0
+        while start < pool:
+            end = start + 1
+            while end < pool and (end + 1 - start) * len(documents[end][0]) <= tokens:
+                end += 1
+            rows.append(documents[start:end])
+            start = end
+        texts.rng.shuffle(rows)
+        yield from (padded(r) for r in rows)
+
+
+def padded(documents):
+    """ids, targets [B, T] long and weights [B, T] float of documents, zeros at the right."""
+    T = max(len(d[0]) for d in documents)
+    fill = lambda part, kind: torch.tensor([list(d[part]) + [0] * (T - len(d[part])) for d in documents], dtype=kind)
+    return fill(0, torch.long), fill(1, torch.long), fill(2, torch.float32)
+
+
+def optimizers(model: GPT, muon_lr: float, adam_lr: float):
+    """Muon for the matrices inside the blocks, AdamW for embedding and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "blocks" in n]
+    others = [p for n, p in model.named_parameters() if not (p.dim() == 2 and "blocks" in n)]
+    return [torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0, momentum=0.95),
+            torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def train(model: GPT, data, args, metrics: Metrics) -> None:
+    """The loop: learning rate, batch, loss, clip, step, log; stops by the clock or by the step count."""
+    opts = optimizers(model, args.muon_lr, args.adam_lr)
+    started, seen = time.time(), 0
+    bar = trange(args.steps, desc="pretrain", mininterval=5)
+    for step in bar:
+        done = step / args.steps
+        scale = min(1.0, (step + 1) / 50) * min(1.0, (1 - done) / 0.6)     # warm up, hold, then down to zero
+        for opt, lr in zip(opts, (args.muon_lr, args.adam_lr)):
+            opt.param_groups[0]["lr"] = lr * scale
+        ids, targets, weights = next(data)
+        keep = weights > 0                                                  # only where something is judged
+        logits = model(ids)[keep] @ model.head.T
+        losses = F.cross_entropy(logits, targets[keep], reduction="none")
+        loss = (losses * weights[keep]).sum() / weights[keep].sum()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not math.isfinite(loss.item() + norm.item()):
+            raise SystemExit(f"error: step {step}: loss or gradient is not finite")
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        seen += ids.numel()
+        if step % 20 == 0:
+            metrics.log(step=step, loss=loss.item(), tokens=seen, seconds=time.time() - started)
+            bar.set_postfix(loss=f"{loss.item():.3f}", tokens_s=f"{seen / (time.time() - started):.0f}")
+
+
+def main():
+    """Train the tokenizer and the base, save both, examine the base."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--out", default="data/base", help="model directory to write")
+    p.add_argument("--steps", type=int, default=3600, help="optimizer steps")
+    p.add_argument("--batch-tokens", type=int, default=8192, help="ids a step, padding included")
+    p.add_argument("--vocab", type=int, default=1024, help="tokens of the byte-level BPE")
+    p.add_argument("--layers", type=int, default=6, help="transformer blocks")
+    p.add_argument("--width", type=int, default=128, help="width of the residual stream")
+    p.add_argument("--muon-lr", type=float, default=1e-2, help="learning rate of the matrices (Muon)")
+    p.add_argument("--adam-lr", type=float, default=5e-3, help="learning rate of embedding and norms (AdamW)")
+    p.add_argument("--exam", type=int, default=400, help="cases for each question of the exam")
+    p.add_argument("--seed", type=int, default=0, help="seeds texts, weights and exam")
+    args = p.parse_args()
+    generator, world, out = seed_everything(args.seed), World.load(), Path(args.out)
+    tok = train_tokenizer(world, args.vocab, out)
+    config = GPTConfig(vocab_size=args.vocab, n_layer=args.layers, n_head=args.width // 32, width=args.width,
+                       mlp_width=3 * args.width, max_positions=1024)
+    model = GPT(config).init_weights(generator)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tok.n_vocab} tokens")
+    out_metrics = Path("out") / f"pretrain-{out.name}.jsonl"
+    train(model, batches(Texts(world, tok, args.seed, avoid=heldout_words), args.batch_tokens), args, Metrics(out_metrics))
+    save_model(out, model, tok)
+    report = exam.examine(model, tok, world, cases=args.exam, seed=args.seed)
+    (out / "exam.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(exam.table(report))
+
+
+if __name__ == "__main__":
+    main()
