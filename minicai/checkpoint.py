@@ -23,7 +23,8 @@ LLAMA = {
     "blocks.#.norm2.weight": ["model.layers.#.post_attention_layernorm.weight"],
     "blocks.#.attn.qkv.weight": [f"model.layers.#.self_attn.{x}_proj.weight" for x in "qkv"],
     "blocks.#.attn.out.weight": ["model.layers.#.self_attn.o_proj.weight"],
-    "blocks.#.mlp.up.weight": ["model.layers.#.mlp.gate_proj.weight", "model.layers.#.mlp.up_proj.weight"],
+    "blocks.#.mlp.gate.weight": ["model.layers.#.mlp.gate_proj.weight"],
+    "blocks.#.mlp.up.weight": ["model.layers.#.mlp.up_proj.weight"],
     "blocks.#.mlp.down.weight": ["model.layers.#.mlp.down_proj.weight"],
 }
 
@@ -36,8 +37,6 @@ def names_of(name: str) -> list[str]:
 def row_sizes(config: GPTConfig, name: str) -> list[int] | None:
     if ".attn.qkv." in name:
         return [n * config.head_dim for n in (config.n_head, config.n_kv_head, config.n_kv_head)]
-    if ".mlp.up." in name and config.mlp == "swiglu":
-        return [config.mlp_width] * 2
     return None
 
 

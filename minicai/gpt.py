@@ -122,13 +122,12 @@ class Attention(nn.Module):
     def forward(self, x, rope, mask, cache):                                    # x [B, T, C]
         B, T, _ = x.shape
         H, G, D = self.H, self.G, self.D
-        qkv = self.qkv(x).view(B, T, H + 2 * G, D)
-        qk, v = qkv[:, :, :H + G], qkv[:, :, H + G:]
+        q, k, v = self.qkv(x).view(B, T, H + 2 * G, D).split([H, G, G], dim=2)   # [B, T, heads, D]
         if self.q_norm is not None:
-            qk = torch.cat([self.q_norm(qk[:, :, :H]), self.k_norm(qk[:, :, H:])], 2)
+            q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            qk = rotate(qk, *rope)
-        q, k, v = qk[:, :, :H].transpose(1, 2), qk[:, :, H:].transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)       # [B, heads, T, D]
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                               # [B, G, S, D]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
@@ -137,20 +136,19 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU (arXiv 2002.05202), gate and value from one matrix product, or GPT-2's GELU."""
+    """SwiGLU (arXiv 2002.05202), or GPT-2's GELU, which has no gate."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.gated = config.mlp == "swiglu"
-        self.up = nn.Linear(config.width, config.mlp_width * (2 if self.gated else 1), bias=config.mlp_bias)
-        self.down = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
+        C, M, bias = config.width, config.mlp_width, config.mlp_bias
+        self.gate = nn.Linear(C, M, bias=bias) if config.mlp == "swiglu" else None
+        self.up = nn.Linear(C, M, bias=bias)
+        self.down = nn.Linear(M, C, bias=bias)
 
     def forward(self, x):                                                       # x [B, T, C]
-        h = self.up(x)
-        if self.gated:
-            gate, value = h.chunk(2, -1)                                        # [B, T, M] each
-            return self.down(F.silu(gate) * value)
-        return self.down(F.gelu(h, approximate="tanh"))
+        if self.gate is not None:
+            return self.down(F.silu(self.gate(x)) * self.up(x))                 # [B, T, M] inside
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
 class Block(nn.Module):
