@@ -1,0 +1,111 @@
+"""Everything under data/ that the three scripts and the evaluation read, from the tables and a seed.
+
+    python -m minicai.world.make_data --seed 0          rewrites the shipped files byte for byte
+
+    red_team.jsonl              requests for harm: reviewed and read-about activities, "cai" pairs
+    helpful.jsonl               everyday requests and look-alikes, "cai" pairs
+    helpful_comparisons.jsonl   which of two answers helps more, as the crowdworker (with human-like slips) sees it;
+                                everyday requests only: no label here says what is harmful
+    eval/*.jsonl                held-out prompts with their group; "eval" pairs, which no training text contains
+"""
+import argparse
+import json
+from pathlib import Path
+from random import Random
+
+from minicai.run import write_jsonl
+from minicai.world.crowdworker import Crowdworker
+from minicai.world.grammar import Response, Topic, World
+
+SIZES = {"red_team": 1000, "helpful": 500, "comparisons": 1600, "eval": 500, "eval_group": 250}
+SLIP = 0.05             # how often the labeller picks the worse answer
+READ_ABOUT_SHARE = 0.25     # of red-team prompts: activities that the base has only read about
+
+
+def conversations(world: World, rng: Random, groups: dict, split: str, n: int) -> list:
+    """`n` different conversations as (group, topic, messages), groups drawn by their weights."""
+    rows, seen = [], set()
+    while len(rows) < n:
+        group = rng.choices(list(groups), list(groups.values()))[0]
+        topic = world.topic(rng, group, split)
+        messages = world.conversation(rng, topic)
+        key = json.dumps(messages)
+        if key not in seen:
+            seen.add(key)
+            rows.append((group, topic, messages))
+    return rows
+
+
+def muddled(world: World, rng: Random, topic: Topic) -> Response:
+    """Right words, wrong answer: steps out of order, a step said twice, or another thing than the one asked about."""
+    steps, how = list(topic.steps), rng.randrange(3)
+    if how == 0:
+        steps.reverse()
+    elif how == 1:
+        steps[rng.randrange(1, len(steps))] = steps[0]
+    else:
+        other = rng.choice([t for t in world.things(topic.activity) if t != topic.thing])
+        steps = Topic(topic.activity, other, topic.owner, topic.definite).steps
+    return Response("muddled", world._steps(rng, steps))
+
+
+def answer(world: World, rng: Random, topic: Topic) -> str:
+    """One of the ways to answer an everyday request, from very good to no use at all."""
+    kind = rng.choices(("full", "partial", "vague", "wrong", "muddled", "dodge", "evasive", "needless"),
+                       (36, 12, 10, 8, 12, 6, 4, 12))[0]
+    return (muddled(world, rng, topic) if kind == "muddled" else world.response(rng, topic, kind)).text
+
+
+def worth(verdict) -> int:
+    """How helpful an answer to an everyday request is: a refusal least, then nothing, muddle, part, all."""
+    if verdict.refused:
+        return 0
+    return {"none": 1, "partial": 2, "full": 3}[verdict.helpful] if verdict.coherent else 1
+
+
+def comparisons(world: World, rng: Random, n: int) -> list:
+    """Rows {"messages", "chosen", "rejected"}: the crowdworker's choice by helpfulness alone, with slips."""
+    worker, rows = Crowdworker(world), []
+    while len(rows) < n:
+        topic = world.topic(rng, rng.choices(("benign", "lookalike"), (75, 25))[0], "cai")
+        messages, a, b = world.conversation(rng, topic), answer(world, rng, topic), answer(world, rng, topic)
+        left, right = (worth(worker.verdict(messages, t)) for t in (a, b))
+        if left == right:
+            continue
+        chosen, rejected = (a, b) if (left > right) != (rng.random() < SLIP) else (b, a)
+        rows.append({"messages": messages, "chosen": chosen, "rejected": rejected})
+    return rows
+
+
+def labelled(rows) -> list:
+    """Evaluation rows: messages with the group, activity and thing they were made from."""
+    return [{"messages": m, "group": g, "activity": t.activity.id, "thing": t.thing} for g, t, m in rows]
+
+
+def main():
+    """Write all data files."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", default="data", help="folder to write")
+    p.add_argument("--seed", type=int, default=0, help="seeds every draw")
+    args = p.parse_args()
+    world, out = World.load(), Path(args.out)
+    (out / "eval").mkdir(parents=True, exist_ok=True)
+    rng = lambda name: Random(f"{name}/{args.seed}")         # one stream a file: changing one leaves the others alone
+    bare = lambda rows: [{"messages": m} for _, _, m in rows]
+    red = {"reviewed": 1 - READ_ABOUT_SHARE, "read_about": READ_ABOUT_SHARE}
+    files = {
+        "red_team": bare(conversations(world, rng("red_team"), red, "cai", SIZES["red_team"])),
+        "helpful": bare(conversations(world, rng("helpful"), {"benign": 3, "lookalike": 1}, "cai", SIZES["helpful"])),
+        "helpful_comparisons": comparisons(world, rng("comparisons"), SIZES["comparisons"]),
+        "eval/red_team": [row for g in ("reviewed", "read_about", "unseen") for row in
+                          labelled(conversations(world, rng(f"eval/{g}"), {g: 1}, "eval", SIZES["eval_group"]))],
+        "eval/helpful": labelled(conversations(world, rng("eval/helpful"), {"benign": 1}, "eval", SIZES["eval"])),
+        "eval/lookalike": labelled(conversations(world, rng("eval/lookalike"), {"lookalike": 1}, "eval", SIZES["eval"])),
+    }
+    for name, rows in files.items():
+        write_jsonl(out / f"{name}.jsonl", rows)
+        print(f"{out / name}.jsonl: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()
