@@ -67,6 +67,18 @@ class KVCache:
         self.v[layer, :, :, self.length:end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
+    def row(self, i: int) -> "KVCache":
+        """A view of one row: what is written there is written here."""
+        view = KVCache.__new__(KVCache)
+        view.k, view.v, view.length = self.k[:, i:i + 1], self.v[:, i:i + 1], self.length
+        return view
+
+    def spread(self, length: int) -> None:
+        """Copy the first `length` columns of row 0 to every row."""
+        self.k[:, 1:, :, :length] = self.k[:, :1, :, :length]
+        self.v[:, 1:, :, :length] = self.v[:, :1, :, :length]
+        self.length = length
+
     def keep(self, rows: torch.Tensor) -> None:
         """Drop every row of the batch but `rows` [B'] (indices): finished texts leave."""
         live = slice(0, self.length)
@@ -77,7 +89,7 @@ class KVCache:
 
 def rope_frequencies(config: GPTConfig) -> torch.Tensor:
     """Angle a position turns each pair of dimensions by, [D/2] (RoFormer, arXiv 2104.09864, eq. 15)."""
-    freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:
         return freq
@@ -228,10 +240,10 @@ def attention_bias(mask, T: int, past: int, like: torch.Tensor) -> torch.Tensor 
     """
     if mask is None and (past == 0 or T == 1):
         return None
-    S = past + T
-    seen = torch.ones(T, S, dtype=torch.bool, device=like.device).tril(past)    # causal order
+    column = torch.arange(past + T, device=like.device)                         # [S]
+    query = column[past:, None]                                                 # [T, 1]
+    seen = (column <= query)[None, None]                                        # causal order
     if mask is not None:
         # A padding query sees itself: a row without any key would be NaN and spread through its values.
-        itself = torch.ones(T, S, dtype=torch.bool, device=like.device).tril(past).triu(past)
-        seen = seen & (mask[:, None, None, :S].bool() | itself)                 # [B, 1, T, S]
+        seen = seen & (mask[:, None, None].bool() | (column == query))          # [B, 1, T, S]
     return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -math.inf)

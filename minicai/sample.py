@@ -1,4 +1,15 @@
-"""Batched sampling with a KV cache."""
+"""Sampling: many prompts at once, each token computed once, from the model's whole distribution.
+
+Keys and values of past tokens stay in a cache that is allocated once a batch. Prompts are sorted by length and padded on
+the left, so that every row's newest token sits in the same column; what they all begin with (a preamble, worked examples)
+is computed for one row and copied. Rows that have ended leave the batch. Left out on purpose: top-k and top-p. PPO's
+log-probs are those of the distribution that was sampled from, and that has to be all of it.
+
+Shapes: B batch, P prompt, V vocabulary, S columns of the cache.
+"""
+
+import os
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -8,79 +19,102 @@ from minicai.gpt import GPT, KVCache
 
 
 @torch.no_grad()
-def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop: set[int], forbidden=None,
-             temperature: float = 1.0, generator=None, batch_tokens: int = 32768, progress: str | None = None):
-    """Sample a continuation of each prompt; returns the new ids, the stop token included if it was reached."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    out: list[list[int]] = [[] for _ in prompts]
-    bar = tqdm(total=len(prompts), desc=progress, disable=progress is None)
-    while order:
-        rows = max(1, batch_tokens // (len(prompts[order[0]]) + max_new_tokens))
-        batch, order = order[:rows], order[rows:]
-        for i, new in zip(batch, sample_batch(model, [prompts[i] for i in batch], max_new_tokens, stop, forbidden,
-                                              temperature, generator)):
-            out[i] = new
-        bar.update(len(batch))
-    return out
+def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop: set[int],
+             forbidden: torch.Tensor | None = None, temperature: float = 1.0, generator: torch.Generator | None = None,
+             batch_tokens: int = 16384, progress: str | None = None) -> list[list[int]]:
+    """New ids of each prompt, in the order given; a row's last id is in `stop` if it ended by itself.
+
+    forbidden [V] bool: ids never to be sampled. temperature 0: always the likeliest id. batch_tokens bounds rows x columns
+    of a batch's cache. Random numbers come from `generator` (on the CPU), one a row and step.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: a batch too big fails at once
+    new: list[list[int]] = [[] for _ in prompts]
+    with tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
+        while order:
+            rows = max(1, batch_tokens // (len(prompts[order[0]]) + max_new_tokens))
+            batch, order = order[:rows], order[rows:]
+            sampled = sample_batch(model, [prompts[i] for i in batch], max_new_tokens, stop, forbidden, temperature, generator)
+            for i, ids in zip(batch, sampled):
+                new[i] = ids
+            bar.update(len(batch))
+    return new
 
 
-def sample_batch(model, prompts, max_new_tokens, stop, forbidden, temperature, generator):
-    device = model.head.device
+def sample_batch(model, prompts, max_new_tokens, stop, forbidden, temperature, generator) -> list[list[int]]:
+    """generate() for prompts that share one cache."""
+    device, dtype = model.head.device, model.head.dtype
     B, P = len(prompts), max(map(len, prompts))
-    S = P + max_new_tokens
-    ids = torch.tensor([[0] * (P - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.ones(B, S, dtype=torch.bool, device=device)
-    start = torch.tensor([P - len(p) for p in prompts], device=device)
-    mask[:, :P] = torch.arange(P, device=device) >= start[:, None]
-    padded = bool(start.any())
-    positions = (torch.arange(P, device=device) - start[:, None]).clamp(min=0)
-    bias = None
-    if forbidden is not None:
-        bias = torch.zeros(len(model.head), device=device, dtype=model.head.dtype).masked_fill(forbidden.to(device), -torch.inf)
-    cache = KVCache(model.config, B, S, device, model.head.dtype)
+    cache = KVCache(model.config, B, P + max_new_tokens, device, dtype)
     stops = torch.tensor(sorted(stop), device=device)
-    new = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device)
-    live = torch.arange(B, device=device)
-    done = torch.zeros(B, dtype=torch.bool, device=device)
+    bias = None if forbidden is None else torch.zeros(forbidden.shape, dtype=dtype).masked_fill(forbidden.cpu(), -torch.inf).to(device)
+
+    # 1. The common beginning, once, for one row; every row keeps at least one id of its own to go on from.
+    shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1) if B > 1 else 0
+    if shared:
+        model(torch.tensor([prompts[0][:shared]], device=device), cache=cache.row(0))
+        cache.spread(shared)
+
+    # 2. The rest, padded on the left: columns are [shared | padding | rest | new].
+    pad = torch.tensor([P - len(p) for p in prompts], device=device)            # [B]
+    ids = torch.tensor([[0] * (P - len(p)) + p[shared:] for p in prompts], device=device)
+    column = torch.arange(shared, P, device=device)
+    positions = (column - pad[:, None]).clamp(min=0)                            # counted from the first real id
+    mask = None
+    if pad.any():
+        mask = torch.ones(B, P + max_new_tokens, dtype=torch.bool, device=device)
+        mask[:, shared:P] = column >= shared + pad[:, None]
+
+    # 3. Token by token; `live` says which prompt each remaining row belongs to.
+    new = torch.full((B, max_new_tokens), -1, device=device)
+    live, ended = torch.arange(B, device=device), torch.zeros(B, dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
-        hidden = model(ids, positions, mask[:, :P + t] if padded else None, cache)[:, -1]
-        ids = pick(F.linear(hidden, model.head, bias), temperature, generator)
+        seen = None if mask is None else mask[:, :P + t]
+        hidden = model(ids, positions, seen, cache)[:, -1]                      # [B, C]
+        ids = pick(F.linear(hidden, model.head, bias), temperature, generator)  # [B]
         new[live, t] = ids
-        done |= torch.isin(ids, stops)
-        positions = positions[:, -1:] + 1
-        n_done = int(done.sum())
-        if n_done == len(done):
-            break
-        if n_done * 4 >= len(done):
-            rows = (~done).nonzero().squeeze(-1)
-            cache.keep(rows)
-            ids, positions, mask, live, done = ids[rows], positions[rows], mask[rows], live[rows], done[rows]
-        ids = ids[:, None]
-    rows = []
-    for row in new.tolist():
-        n = next((i + 1 for i, x in enumerate(row) if x in stop), len(row))
-        rows.append(row[:n])
-    return rows
+        ended |= torch.isin(ids, stops)
+        # Reading `ended` makes a GPU wait, so it is done now and then; moving the cache costs, so not for a few rows.
+        if device.type == "cpu" or t % 8 == 7:
+            count = int(ended.sum())
+            if count == len(live):
+                break
+            if count * 4 >= len(live):
+                rows = (~ended).nonzero().squeeze(-1)
+                cache.keep(rows)
+                ids, positions, live, ended = ids[rows], positions[rows], live[rows], ended[rows]
+                mask = None if mask is None else mask[rows]
+        ids, positions = ids[:, None], positions[:, -1:] + 1
+    return [cut(row, stop) for row in new.tolist()]
 
 
-def pick(logits, temperature, generator):
-    """Draw one id a row from logits [B, V]; temperature 0 takes the likeliest."""
+def pick(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
+    """Draw one id a row, [B], from logits [B, V]; temperature 0 takes the likeliest."""
     if temperature == 0:
         return logits.argmax(-1)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
+    # Where a uniform number falls among the cumulated probabilities: one random number a row, where torch.multinomial
+    # draws V. In double precision, or ids rarer than 1e-7 could not be hit.
+    double = torch.float32 if logits.device.type == "mps" else torch.float64
+    cumulated = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=double)             # [B, V]
+    u = torch.rand(len(logits), 1, dtype=double, generator=generator).to(logits.device)
+    return torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
-def stream(model: GPT, prompt: list[int], *, max_new_tokens: int, stop: set[int], forbidden=None,
-           temperature: float = 1.0, generator=None):
-    """Yield the new ids of one prompt as they are sampled."""
+def cut(row: list[int], stop: set[int]) -> list[int]:
+    """A sampled row up to its first stop id, that included."""
+    return row[:next((i + 1 for i, id in enumerate(row) if id in stop), len(row))]
+
+
+@torch.no_grad()
+def stream(model: GPT, prompt: list[int], *, max_new_tokens: int, stop: set[int], forbidden: torch.Tensor | None = None,
+           temperature: float = 1.0, generator: torch.Generator | None = None) -> Iterator[int]:
+    """Yield the new ids of one prompt as they are sampled, a stop id included."""
     cache = KVCache(model.config, 1, len(prompt) + max_new_tokens, model.head.device, model.head.dtype)
-    ids = list(prompt)
+    ids = prompt
     for _ in range(max_new_tokens):
-        with torch.no_grad():
-            logits = F.linear(model(torch.tensor([ids], device=model.head.device), cache=cache)[:, -1], model.head)
-            if forbidden is not None:
-                logits = logits.masked_fill(forbidden.to(logits.device), -torch.inf)
-            ids = [int(pick(logits, temperature, generator))]
+        logits = F.linear(model(torch.tensor([ids], device=model.head.device), cache=cache)[:, -1], model.head)
+        if forbidden is not None:
+            logits = logits.masked_fill(forbidden.to(logits.device), -torch.inf)
+        ids = pick(logits, temperature, generator).tolist()
         yield ids[0]
         if ids[0] in stop:
             return
