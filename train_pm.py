@@ -10,6 +10,7 @@ import random
 import time
 from pathlib import Path
 
+import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -79,13 +80,14 @@ def main(argv=None):
     drawn = drawn[:args.comparisons]
     both = respond(ask, tok, drawn + drawn, progress="pairs of responses")
     pairs = list(zip(both[:len(drawn)], both[len(drawn):]))
-    reference = both + respond(ask, tok, [m for m, _, _ in human[:len(drawn)]], progress="helpful responses")
+    n = min(512, len(human), len(both))
+    reference = both[:n] + respond(ask, tok, [m for m, _, _ in human[:n]], progress="helpful responses")
 
     # 3. One principle a pair, drawn at random: over many labels this is an ensemble of all of them.
     judge, _ = load_model(args.feedback_model, device)
     rows = ai_labels(args, judge.eval(), tok, constitution, pairs, rng, generator)
     write_jsonl(out / "comparisons.jsonl", rows)
-    show_labels([row for row in rows if not row["skipped"]][:3])
+    report(args, rows)
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
     ai = [(row["messages"], row["a"], row["b"], row["p_a"]) for row in rows if not row["skipped"]]
@@ -122,17 +124,18 @@ def ai_labels(args, judge, tok, constitution, pairs, rng, generator):
                       args.both_orders, prefix, think, args.clamp)
     for row, p, m in zip(good, p_a.tolist(), mass.tolist()):
         row.update(p_a=round(p, 5), mass=round(m, 5), skipped=None if m >= args.min_mass else "no choice")
-    reasons = [row["skipped"] for row in rows if row["skipped"]]
-    print(f"{len(rows) - len(reasons)} pairs labelled; left out: "
-          f"{({r: reasons.count(r) for r in sorted(set(reasons))}) or 'none'}")
-    if len(reasons) > 0.9 * len(rows):
-        raise UserError(f"{len(reasons)} of {len(rows)} pairs could not be used: does {args.model} end its answers, and "
-                        f"does {args.feedback_model} answer with (A) or (B)? Try a few-shot constitution or a larger model")
     return rows
 
 
-def show_labels(rows):
-    for row in rows:
+def report(args, rows):
+    """Print some labels and count what could not be used; stop if that is nearly everything."""
+    reasons = [row["skipped"] for row in rows if row["skipped"]]
+    counts = {r: reasons.count(r) for r in sorted(set(reasons))}
+    print(f"{len(rows) - len(reasons)} pairs labelled; left out: {counts or 'none'}")
+    if len(reasons) > 0.9 * len(rows):
+        raise UserError(f"{len(reasons)} of {len(rows)} pairs could not be used ({counts}): does {args.model} end and vary its "
+                        f"answers, and does {args.feedback_model} answer with (A) or (B)? See comparisons.jsonl")
+    for row in [row for row in rows if not row["skipped"]][:3]:
         print(f"\nHuman: {row['messages'][-1]['content']}\n  (A) {row['a']}\n  (B) {row['b']}\n"
               f"  {row['principle'].strip()}  ->  P(A) = {row['p_a']:.2f}")
     print()

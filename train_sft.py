@@ -11,6 +11,7 @@ import random
 import time
 from pathlib import Path
 
+import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 from tqdm import tqdm
 

@@ -39,6 +39,13 @@ def read_answer(tok, ids: list):
     return text, None if ended and text else "empty" if ended else "no end token"
 
 
+def read_critique(tok, ids: list):
+    """read_answer, but a critique also ends where the model goes on to the next request by itself."""
+    text, reason = read_answer(tok, ids)
+    critique, went_on, _ = text.partition("\n\nRevisionRequest:")
+    return (critique.strip(), None) if went_on and critique.strip() else (text, reason)
+
+
 def respond(ask, tok, conversations: list, progress=None) -> list:
     """One sampled answer to each dialogue, as rows {"messages", "response", "ids", "skipped": reason or None}."""
     answers = ask([tok.encode_chat(m, generation=True)[0] for m in conversations], progress=progress)
@@ -66,7 +73,7 @@ def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=
         judged = [row["messages"] + [{"role": "assistant", "content": text}] for row, text in zip(rows, current)]
         critiques = ask([critique_prompt(tok, constitution, m, p, shots) for m, p in zip(judged, drawn)],
                         progress=f"round {n}: critiques")
-        critiques = [read_answer(tok, ids) for ids in critiques]
+        critiques = [read_critique(tok, ids) for ids in critiques]
         revisions = ask([revision_prompt(tok, constitution, m, p, text, shots)
                          for m, p, (text, _) in zip(judged, drawn, critiques)], progress=f"round {n}: revisions")
         for i, ids in enumerate(revisions):

@@ -1,0 +1,189 @@
+"""PPO: the invariants it stands on, the numbers of a second implementation, and a toy that must learn."""
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from minicai.critique import sampler
+from minicai.gae import masked_mean
+from minicai.ppo import (PPOConfig, Rollout, collect, policy_logprobs, policy_loss, ppo_loss, state_values, summary,
+                         update, value_loss)
+from minicai.preference import PreferenceModel
+from minicai.run import UserError
+
+TRL = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(Path(__file__).parent / "data/trl_1.12_ppo_numbers.npz").items()}
+
+
+class CountEven:
+    """A reward model without weights: how many tokens of a response have an even id; a random model says about half."""
+    def __init__(self, sign=1.0):
+        self.sign = sign
+
+    def score(self, ids, mask):
+        return self.sign * ((ids % 2 == 0) & mask).sum(1).float()
+
+
+class Setup:
+    """Policy, reference, value model and prompts of a toy PPO."""
+    def __init__(self, model, tok, score, seed=0, max_new=6, **config):
+        torch.manual_seed(seed)
+        self.tok, self.score, self.config = tok, score, PPOConfig(**{"minibatch": 16, "micro": 4, **config})
+        self.policy, self.reference = model, copy.deepcopy(model).requires_grad_(False)
+        self.value = PreferenceModel(copy.deepcopy(model), nn.Linear(model.config.width, 1, bias=False))
+        nn.init.zeros_(self.value.head.weight)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.ask = sampler(model, tok, max_new, self.config.temperature, self.generator)
+        self.forbidden = tok.forbidden(model.config.vocab_size)
+        self.prompts = [tok.bos + tok.encode(text) for text in ("burn", "wash the boat", "a", "paint my lamp now")] * 4
+        self.optimizer = torch.optim.Adam([*self.policy.parameters(), *self.value.parameters()], lr=0.0, eps=1e-5)
+
+    def collect(self):
+        return collect(self.ask, self.policy, self.reference, self.score, self.value, self.prompts, self.tok.stop,
+                       self.forbidden, self.config)
+
+    def update(self, rollout, lr, step=0):
+        self.optimizer.param_groups[0]["lr"] = lr
+        return update(self.policy, self.value, self.optimizer, rollout, self.forbidden, self.config, self.generator, step)
+
+
+@pytest.fixture
+def setup(tiny_model, tok):
+    return Setup(tiny_model, tok, CountEven())
+
+
+def test_before_any_update_the_kl_is_0_and_the_ratio_1(setup):
+    rollout = setup.collect()
+    assert summary(rollout)["kl"] == 0 and torch.equal(rollout.logp, rollout.ref_logp)
+    assert (rollout.logp[rollout.mask] < 0).all()                       # and these are log-probs, not zeros
+    info = setup.update(rollout, lr=0.0)
+    assert info["ratio"] == pytest.approx(1, abs=1e-5) and info["clip_fraction"] == 0 and info["approx_kl"] < 1e-7
+
+
+def test_an_old_log_prob_of_another_kind_is_caught_at_the_first_minibatch(setup):
+    rollout = setup.collect()
+    with pytest.raises(AssertionError, match="before any update"):
+        setup.update(rollout._replace(logp=rollout.logp / 0.7), lr=0.0)
+
+
+def test_the_mask_is_on_exactly_the_sampled_tokens_end_included(setup, tok):
+    answers = []
+    plain = setup.ask
+    setup.ask = lambda prompts: answers.extend(plain(prompts)) or answers
+    rollout = setup.collect()
+    assert int(rollout.mask.sum()) == sum(map(len, answers))
+    pairs = sorted(p + a for p, a in zip(setup.prompts, answers))
+    assert sorted(ids[:int(mask.nonzero()[-1]) + 1].tolist() for ids, mask in zip(rollout.ids, rollout.mask)) == pairs
+    for ids, mask, ended in zip(rollout.ids, rollout.mask, rollout.ended):
+        assert bool(ended) == (ids[mask][-1].item() in tok.stop)
+
+
+def test_log_probs_and_values_ignore_padding_and_the_rest_of_the_batch(setup):
+    rollout = setup.collect()
+    ids, mask = rollout.ids, rollout.mask
+    last = mask.int().cumsum(1).argmax(1)                               # the last sampled token of each row
+    padding = torch.arange(ids.shape[1]) > last[:, None]
+    assert padding.any()
+    value = setup.value
+    nn.init.normal_(value.head.weight)                                  # it starts at zero, which would prove nothing
+    garbage = torch.where(padding, torch.randint_like(ids, 300), ids)
+    for fn in (lambda i, m: policy_logprobs(setup.policy, i, m, setup.config, setup.forbidden)[0],
+               lambda i, m: state_values(value, i, m)):
+        whole = fn(ids, mask)
+        torch.testing.assert_close(fn(garbage, mask), whole)
+        alone = torch.cat([fn(ids[b:b + 1, :last[b] + 1], mask[b:b + 1, :last[b] + 1]) for b in range(len(ids))])
+        torch.testing.assert_close(alone, whole)
+
+
+def test_gradients_do_not_depend_on_the_size_of_a_forward(tiny_model, tok):
+    grads = []
+    for micro in (3, 16):
+        setup = Setup(copy.deepcopy(tiny_model), tok, CountEven(), micro=micro, epochs=1)
+        setup.optimizer.zero_grad = lambda set_to_none=True: None       # keep the gradients to look at them
+        setup.update(setup.collect(), lr=0.0)
+        grads.append(torch.cat([p.grad.flatten() for p in (*setup.policy.parameters(), *setup.value.parameters())]))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-5)
+    assert grads[0].norm() > 0.1
+
+
+def test_a_response_without_end_token_is_paid_less(tiny_model, tok):
+    rollouts = [Setup(copy.deepcopy(tiny_model), tok, CountEven(), end_penalty=p, lam=1.0).collect() for p in (0., 5.)]
+    ended = rollouts[0].ended
+    assert not ended.all() and torch.equal(rollouts[0].ids, rollouts[1].ids)
+    first = [int(mask.int().argmax()) for mask in rollouts[0].mask]
+    lost = torch.stack([(a - b)[t] for a, b, t in zip(rollouts[0].returns, rollouts[1].returns, first)])
+    torch.testing.assert_close(lost, torch.where(ended, 0.0, 5.0))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(setup):
+    rollout = setup.collect()
+    before = [p.clone() for p in setup.policy.parameters()]
+    broken = rollout._replace(advantages=rollout.advantages.clone())
+    broken.advantages[rollout.mask.nonzero(as_tuple=True)[0][0], rollout.mask[0].int().argmax()] = float("nan")
+    with pytest.raises(UserError, match="step 7"):
+        setup.update(broken, lr=0.1, step=7)
+    assert all(torch.equal(a, b) for a, b in zip(before, setup.policy.parameters()))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_toy_policy_learns_what_is_rewarded_and_the_opposite_if_the_sign_is_flipped(tiny_model, tok, sign):
+    setup = Setup(tiny_model, tok, CountEven(sign), kl_coef=0.01, minibatch=32, micro=32)
+    setup.prompts = setup.prompts * 2
+    said = []
+    for step in range(22):
+        rollout = setup.collect()
+        said.append(sign * rollout.scores.mean().item())                # even ids a response, whatever they are worth
+        setup.update(rollout, lr=5e-3, step=step)
+    start, end = sum(said[:2]) / 2, sum(said[-2:]) / 2
+    assert 2 < start < 4 and (end > start + 1.5 if sign > 0 else end < start - 1.5), said
+
+
+def test_policy_loss_by_hand():
+    """Worked example at clip 0.2: gains stop growing outside the band, losses never do."""
+    old = torch.zeros(4)
+    new = torch.log(torch.tensor([1.5, 0.5, 1.5, 0.5]))
+    advantage = torch.tensor([1., 1., -1., -1.])
+    torch.testing.assert_close(policy_loss(new, old, advantage, 0.2), torch.tensor([-1.2, -0.5, 1.5, 0.8]))
+
+
+@pytest.mark.parametrize("case", ["ppo_k1", "ppo_k3", "ppo_white", "ppo_pen_g99"])
+def test_losses_and_gradients_equal_the_reference_numbers(case):
+    out = {k.split("/")[-1]: v for k, v in TRL.items() if k.startswith(f"{case}/out/")}
+    loss = {k.split("/")[-1]: v for k, v in TRL.items() if k.startswith(f"{case}/loss/")}
+    mask, mask_p1 = ~out["padding_mask"], ~out["padding_mask_p1"]       # TRL's value loss reaches one token further
+    logp = loss["new_logprobs"].clone().requires_grad_()
+    values = loss["vpred_raw"].clone().requires_grad_()
+    policy = policy_loss(logp[mask], out["logprobs"][mask], out["advantages"][mask], 0.2).mean()
+    value = value_loss(values[mask_p1], out["values"][mask_p1], out["returns"][mask_p1], 0.2).mean()
+    torch.testing.assert_close(policy, loss["pg_loss"])
+    torch.testing.assert_close(value, loss["vf_loss"])
+    total = policy + 0.1 * value
+    torch.testing.assert_close(total, loss["loss"])
+    total.backward()
+    torch.testing.assert_close(logp.grad, loss["grad_new_logprobs"])
+    torch.testing.assert_close(values.grad, loss["grad_vpred"])
+
+
+def test_ppo_loss_adds_up_over_parts():
+    g = torch.Generator().manual_seed(0)
+    arrays, config = torch.randn(6, 10, generator=g), PPOConfig()
+    whole, info = ppo_loss(*arrays, config, tokens=10)
+    parts = [ppo_loss(*arrays[:, part], config, tokens=10) for part in (slice(0, 3), slice(3, 10))]
+    torch.testing.assert_close(whole, parts[0][0] + parts[1][0])
+    for key in info:
+        torch.testing.assert_close(info[key], parts[0][1][key] + parts[1][1][key])
+
+
+def test_summary_sums_the_kl_of_a_sequence_and_measures_the_value_model():
+    mask = torch.tensor([[0, 1, 1], [0, 1, 0]]).bool()
+    zeros, returns = torch.zeros(2, 3), torch.tensor([[9., 1, 2], [9, 3, 9]])
+    logp = torch.tensor([[7., -1, -1], [7, -2, 7]])
+    rollout = Rollout(zeros.long(), mask, logp, logp - 0.5, returns.clone(), zeros, returns, torch.tensor([1., 3]),
+                      torch.tensor([True, False]))
+    facts = summary(rollout)
+    assert facts["kl"] == pytest.approx((2 * 0.5 + 0.5) / 2) and facts["explained_variance"] == pytest.approx(1)
+    assert facts["score"] == 2 and facts["ended"] == 0.5 and facts["response_length"] == 1.5
+    blind = summary(rollout._replace(values=torch.full((2, 3), float(masked_mean(returns, mask)))))
+    assert blind["explained_variance"] == pytest.approx(0)
