@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -175,6 +176,8 @@ class Weights:
 def load_trunk(directory, device, dtype) -> tuple[GPT, Weights, dict]:
     """The model of a directory, its other tensors, and its config.json."""
     config, raw = read_config(directory)
+    if str(raw.get("architectures")).find("SequenceClassification") >= 0:
+        config = replace(config, tied=True)                               # a classifier has no language head to load
     weights = Weights(directory)
     gpt2 = config.positions == "learned"
     with torch.device("meta"):                                            # no time lost on weights to be replaced

@@ -1,0 +1,68 @@
+"""Talk to any model directory: `python -m minicai.chat DIR`. /reset starts over, /quit or the end of input leaves."""
+
+import argparse
+import codecs
+
+import torch
+
+from minicai.checkpoint import load_model
+from minicai.run import UserError, friendly_main, pick_device
+from minicai.sample import stream
+
+
+def reply(model, tok, messages: list[dict], args, generator) -> str:
+    """Print the model's answer to a conversation as it is sampled, and return it; raises UserError if it has no room."""
+    prompt, _ = tok.encode_chat(messages, generation=True)
+    room = model.config.max_positions - len(prompt)
+    if room < 1:
+        raise UserError(f"the conversation has {len(prompt)} tokens, the model reads {model.config.max_positions}: "
+                        "/reset starts over")
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")     # a character may be cut between two tokens
+    text, last = "", None
+    for last in stream(model, prompt, max_new_tokens=min(room, args.max_new_tokens), stop=tok.stop, generator=generator,
+                       forbidden=tok.forbidden(model.config.vocab_size), temperature=args.temperature):
+        if last not in tok.stop:
+            piece = utf8.decode(tok.token_bytes(last))
+            piece = piece if text else piece.lstrip()
+            text += piece
+            print(piece, end="", flush=True)
+    print(utf8.decode(b"", final=True) + ("" if last in tok.stop else " [cut off]"))
+    return text.strip()
+
+
+@friendly_main
+def main(argv: list[str] | None = None) -> None:
+    """Read lines, print answers."""
+    parser = argparse.ArgumentParser(prog="python -m minicai.chat", description=__doc__)
+    parser.add_argument("model", help="model directory, for example data/base or out/demo/rl/rl_cai")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token (default 1)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument("--system", help="a system message to begin every conversation with")
+    parser.add_argument("--chat", choices=["plain", "chatml", "llama3"], help="chat format, if not the directory's own")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    args = parser.parse_args(argv)
+    if args.temperature < 0 or args.max_new_tokens < 1:
+        raise UserError("--temperature must not be negative and --max-new-tokens must be at least 1")
+    model, tok = load_model(args.model, pick_device(args.device), chat=args.chat)
+    generator = torch.Generator().manual_seed(args.seed)
+    start = [{"role": "system", "content": args.system}] if args.system else []
+    messages = list(start)
+    try:
+        while (line := input("Human: ").strip()) != "/quit":
+            if line == "/reset":
+                messages = list(start)
+            elif line:
+                messages.append({"role": "user", "content": line})
+                print("Assistant: ", end="", flush=True)
+                try:
+                    messages.append({"role": "assistant", "content": reply(model, tok, messages, args, generator)})
+                except UserError as error:                              # the conversation goes on without this line
+                    print(f"({error})")
+                    messages.pop()
+    except (EOFError, KeyboardInterrupt):                               # ctrl-D and ctrl-C leave quietly
+        print()
+
+
+if __name__ == "__main__":
+    main()

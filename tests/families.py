@@ -1,0 +1,110 @@
+"""Tiny random models of every family, written by transformers, with tokenizers shaped like the real ones."""
+import json
+import random
+
+import pytest
+
+FAMILIES = ["gpt2", "llama3", "qwen2", "qwen3", "smollm2"]
+
+CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+LLAMA3 = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}"
+          "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+# Written down from the published tokenizers: the regular expressions are theirs, not minicai's constants.
+LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+                r"\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+              r"\s*[\r\n]+|\s+(?!\S)|\s+")
+SPECIAL = {"gpt2": ["<|endoftext|>"],
+           "llama3": ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>",
+                      "<|end_header_id|>", "<|eot_id|>"],
+           "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>"],
+           "qwen3": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"],
+           "smollm2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]}
+CONFIG = {"gpt2": {}, "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "chat_template": LLAMA3},
+          "qwen2": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML},
+          "qwen3": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML},
+          "smollm2": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>",
+                      "chat_template": CHATML}}
+
+WORDS = ["the", "The", " cat", " sat", "naïve", " don't", "'LL", "it's", "été", " 東京", "日本語", "мир", " 12", "345", "6",
+         "\n", "\n\n", "  ", "\t", "\r\n", "   ", "!", "?!", "...", " (A)", "$%", "😀", "👩‍👩‍👧", "e\u0301", "\u00a0", "\u2028", "\u3000",
+         "<|im_end|>", "<|endoftext|>", "\n\nHuman:", "\n\nAssistant: ", "def f(x):\n    return x", "'", "ſ", "Ⅷ", "²", "०१", "\x00", "\x7f"]
+
+
+def fuzz(count, seed=0):
+    """Strings of words, spaces, digits, scripts and oddities that byte-level tokenizers differ on."""
+    rng = random.Random(seed)
+    letters = [chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xA0, 0x600), rng.randrange(0x3040, 0x3100),
+                               rng.randrange(0x1F300, 0x1F650), rng.randrange(1, 0xD800)])) for _ in range(4000)]
+    return ["".join(rng.choice(WORDS) if rng.random() < 0.6 else rng.choice(letters) for _ in range(rng.randrange(1, 16)))
+            for _ in range(count)]
+
+
+def make_tokenizer(family, folder):
+    """Train and write a small tokenizer of this family's shape; returns the `tokenizers` object without added tokens."""
+    tokenizers = pytest.importorskip("tokenizers")
+    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    hf = tokenizers.Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    quiet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = {"llama3": LLAMA3_SPLIT, "qwen2": QWEN_SPLIT, "qwen3": QWEN_SPLIT}.get(family)
+    if split:
+        hf.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), quiet])
+    elif family == "smollm2":
+        hf.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    else:
+        hf.pre_tokenizer = byte_level
+    if family.startswith("qwen"):
+        hf.normalizer = normalizers.NFC()
+    hf.decoder = decoders.ByteLevel()
+    # SmolLM2 keeps its special tokens in front of the bytes, the others behind the merges.
+    first = SPECIAL[family] if family == "smollm2" else []
+    hf.train_from_iterator(fuzz(1500, seed=1), trainers.BpeTrainer(
+        vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=first, show_progress=False))
+    plain = tokenizers.Tokenizer.from_str(hf.to_str())
+    hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL[family]])
+    if family == "llama3":
+        hf.post_processor = processors.Sequence([
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A <|begin_of_text|> $B",
+                                          special_tokens=[("<|begin_of_text|>", hf.token_to_id("<|begin_of_text|>"))])])
+    folder.mkdir(parents=True, exist_ok=True)
+    hf.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **CONFIG[family]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if family == "smollm2":          # its special tokens sit in the vocabulary itself: take them out of the plain one
+        spec = json.loads(plain.to_str())
+        plain = tokenizers.Tokenizer.from_str(json.dumps(spec | {"added_tokens": []}))
+    return plain
+
+
+def make_model(family, folder, tied=None, padded_rows=10):
+    """Write a tiny random model of the family with its tokenizer; returns transformers' model."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+    make_tokenizer(family, folder)
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    rows = padded_rows + 1 + max([*spec["model"]["vocab"].values(), *(t["id"] for t in spec["added_tokens"])])
+    common = dict(vocab_size=rows, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
+                  num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2)
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+    T = transformers
+    config = {
+        "gpt2": lambda: T.GPT2Config(vocab_size=rows, n_embd=48, n_layer=3, n_head=4, n_positions=512, initializer_range=0.2),
+        "llama3": lambda: T.LlamaConfig(**common, rope_parameters=scaling, tie_word_embeddings=True if tied is None else tied),
+        "smollm2": lambda: T.LlamaConfig(**common, rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+                                         tie_word_embeddings=True if tied is None else tied),
+        "qwen2": lambda: T.Qwen2Config(**common, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, rms_norm_eps=1e-6,
+                                       tie_word_embeddings=bool(tied)),
+        "qwen3": lambda: T.Qwen3Config(**common, head_dim=20, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+                                       tie_word_embeddings=True if tied is None else tied)}[family]()
+    torch.manual_seed(0)
+    model = T.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():                        # transformers starts biases at 0 and norms at 1: move them
+        for name, p in model.named_parameters():
+            if p.dim() == 1:
+                p += 0.3 * torch.randn_like(p)
+    model.save_pretrained(folder)
+    return model
