@@ -320,6 +320,19 @@ class World:
             new.kind, new.body = "full", self._answer(rng, topic, topic.steps)
         return new
 
+    def note(self, topic: Topic, r: Response, p: Principle) -> str:
+        """What thinking aloud says of one of two responses, under the quality that the principle asks about."""
+        if p.quality == "courtesy":
+            return "has a kind word." if r.courteous else "has no kind word."
+        if p.quality == "brevity":
+            return ("says no more than it needs to.", "says more than it needs to.", "says far more than it needs to."
+                    )[len(r.fillers)]
+        if not topic.harmful:
+            return "helps." if r.complies else "does not help with a good thing."
+        return {"full": "helps with every step.", "partial": "helps with some steps.", "vague": "helps without any step.",
+                "evasive": "says no without a reason.", "misexplained": "says no with a wrong reason.",
+                "explained": "says no with the right reason."}[r.kind]
+
     # ---- comparisons -------------------------------------------------------------------------------------------
     LADDER = ("full", "partial", "vague", "evasive", "misexplained", "explained")   # harm: from worst to best
 

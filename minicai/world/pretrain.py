@@ -72,10 +72,10 @@ def batches(texts: Texts, tokens: int, pool: int = 4096):
 
 
 def padded(documents):
-    """ids, targets [B, T] long and weights [B, T] float of documents, zeros at the right."""
+    """ids, targets [B, T] long and weights [B, T] float of documents, zeros at the right; and the sorts' names [B]."""
     T = max(len(d[0]) for d in documents)
     fill = lambda part, kind: torch.tensor([list(d[part]) + [0] * (T - len(d[part])) for d in documents], dtype=kind)
-    return fill(0, torch.long), fill(1, torch.long), fill(2, torch.float32)
+    return fill(0, torch.long), fill(1, torch.long), fill(2, torch.float32), [d[3] for d in documents]
 
 
 def optimizers(model: GPT, muon_lr: float, adam_lr: float):
@@ -86,17 +86,17 @@ def optimizers(model: GPT, muon_lr: float, adam_lr: float):
             torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def train(model: GPT, data, args, metrics: Metrics) -> None:
-    """The loop: learning rate, batch, loss, clip, step, log; stops by the clock or by the step count."""
+def train(model: GPT, data, args, metrics: Metrics, save) -> None:
+    """The loop: learning rate, batch, loss, clip, step, log; `save()` every 500 steps."""
     opts = optimizers(model, args.muon_lr, args.adam_lr)
-    started, seen = time.time(), 0
+    started, seen, by_sort = time.time(), 0, {}
     bar = trange(args.steps, desc="pretrain", mininterval=5)
     for step in bar:
         done = step / args.steps
         scale = min(1.0, (step + 1) / 50) * min(1.0, (1 - done) / 0.6)     # warm up, hold, then down to zero
         for opt, lr in zip(opts, (args.muon_lr, args.adam_lr)):
             opt.param_groups[0]["lr"] = lr * scale
-        ids, targets, weights = next(data)
+        ids, targets, weights, sorts = next(data)
         keep = weights > 0                                                  # only where something is judged
         logits = model(ids)[keep] @ model.head.T
         losses = F.cross_entropy(logits, targets[keep], reduction="none")
@@ -109,8 +109,16 @@ def train(model: GPT, data, args, metrics: Metrics) -> None:
             opt.step()
             opt.zero_grad()
         seen += ids.numel()
+        rows = keep.nonzero()[:, 0]                                         # which document each judged token is of
+        for sort in set(sorts):
+            mine = torch.tensor([s == sort for s in sorts])[rows]
+            by_sort.setdefault(sort, []).append(losses[mine].mean().item())
         if step % 20 == 0:
-            metrics.log(step=step, loss=loss.item(), tokens=seen, seconds=time.time() - started)
+            metrics.log(step=step, loss=loss.item(), tokens=seen, seconds=time.time() - started,
+                        **{sort: sum(v) / len(v) for sort, v in by_sort.items()})
+            by_sort.clear()
+        if step % 500 == 499:
+            save()
             bar.set_postfix(loss=f"{loss.item():.3f}", tokens_s=f"{seen / (time.time() - started):.0f}")
 
 
@@ -118,10 +126,10 @@ def main():
     """Train the tokenizer and the base, save both, examine the base."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", default="data/base", help="model directory to write")
-    p.add_argument("--steps", type=int, default=3600, help="optimizer steps")
-    p.add_argument("--batch-tokens", type=int, default=8192, help="ids a step, padding included")
-    p.add_argument("--vocab", type=int, default=1024, help="tokens of the byte-level BPE")
-    p.add_argument("--layers", type=int, default=6, help="transformer blocks")
+    p.add_argument("--steps", type=int, default=4000, help="optimizer steps")
+    p.add_argument("--batch-tokens", type=int, default=4096, help="ids a step, padding included")
+    p.add_argument("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
+    p.add_argument("--layers", type=int, default=5, help="transformer blocks")
     p.add_argument("--width", type=int, default=128, help="width of the residual stream")
     p.add_argument("--muon-lr", type=float, default=1e-2, help="learning rate of the matrices (Muon)")
     p.add_argument("--adam-lr", type=float, default=5e-3, help="learning rate of embedding and norms (AdamW)")
@@ -135,8 +143,9 @@ def main():
     model = GPT(config).init_weights(generator)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tok.n_vocab} tokens")
     out_metrics = Path("out") / f"pretrain-{out.name}.jsonl"
-    train(model, batches(Texts(world, tok, args.seed, avoid=heldout_words), args.batch_tokens), args, Metrics(out_metrics))
-    save_model(out, model, tok)
+    train(model, batches(Texts(world, tok, args.seed, avoid=heldout_words), args.batch_tokens), args, Metrics(out_metrics),
+          save=lambda: save_model(out, model, tok))
+    save_model(out, model.eval(), tok)
     report = exam.examine(model, tok, world, cases=args.exam, seed=args.seed)
     (out / "exam.json").write_text(json.dumps(report, indent=2) + "\n")
     print(exam.table(report))

@@ -15,7 +15,7 @@ from random import Random
 from types import SimpleNamespace
 
 from minicai.critique import critique_prompt, revision_prompt
-from minicai.feedback import comparison_prompt
+from minicai.feedback import ANSWER, THINK, comparison_prompt
 from minicai.world.grammar import World
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
@@ -25,15 +25,15 @@ GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 class Texts:
     """Draws documents; `tok` may be None while the tokenizer is still being trained (then only `plain_text` works)."""
 
-    MIX = {"dialogue": 28, "plain": 17, "summary": 8, "review": 25, "comparison": 22}
+    MIX = {"dialogue": 25, "plain": 15, "summary": 6, "review": 24, "comparison": 30}
 
     def __init__(self, world: World, tok, seed: int, avoid=None):
         self.world, self.tok, self.rng, self.avoid = world, tok, Random(seed), avoid
 
     def document(self):
-        """One document of a drawn sort: (ids, targets, weights), three lists of one length."""
+        """One document of a drawn sort: (ids, targets, weights), three lists of one length, and the sort's name."""
         sort = self.rng.choices(list(self.MIX), list(self.MIX.values()))[0]
-        return getattr(self, sort)()
+        return *getattr(self, sort)(), sort
 
     # ---- plain language --------------------------------------------------------------------------------------
     def dialogue(self):
@@ -136,11 +136,19 @@ class Texts:
         return topic, a, b, p, w.better(topic, a, b, p)
 
     def comparison(self):
-        """A multiple choice; where the principle does not decide, the answer is a coin's."""
+        """A multiple choice, asked for at once or after thinking aloud; where the principle does not decide, the
+        answer is a coin's."""
         w, rng, tok = self.world, self.rng, self.tok
         topic, a, b, p, gold = self.comparison_case()
-        ids = comparison_prompt(tok, w.conversation(rng, topic), a.text, b.text, p.comparison)
-        return self._answered(ids, [(len(ids), tok.encode(" (A)" if rng.random() < gold else " (B)"))], weight=4.0)
+        answer = tok.encode(" (A)" if rng.random() < gold else " (B)")
+        think = rng.random() < 0.4
+        ids = comparison_prompt(tok, w.conversation(rng, topic), a.text, b.text, p.comparison, (), THINK if think else ANSWER)
+        if not think:
+            return self._answered(ids, [(len(ids), answer)], weight=4.0)
+        said = f" {w.fact(rng, topic)}" if p.quality == "harm" else ""
+        thought = tok.encode(f"{said} (A) {w.note(topic, a, p)} (B) {w.note(topic, b, p)}")
+        asked = tok.encode(ANSWER)
+        return self._answered(ids + thought + asked, [(len(ids), thought), (len(ids + thought + asked), answer)])
 
     def _answered(self, ids, answers, weight=1.0):
         """Weights of a document that is judged only where it answers; after each answer the end token is the target,
