@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import sys
 
 import torch
 
@@ -65,4 +66,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdin.reconfigure(errors="replace")                             # a terminal may send bytes that are no UTF-8
     main()

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from minicai.run import UserError
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.norm = make_norm(config, config.width)
         self.unembed = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.checkpointing = False      # True: keep a block's input only, compute the rest again in the backward
         # A plain attribute, not a buffer: model.to(bfloat16) must not round the angles.
         self.freq = None if learned else rope_frequencies(config)
 
@@ -214,8 +218,9 @@ class GPT(nn.Module):
         positions [B, T] or [T]: None counts on from the cache. mask [B, S]: 1 where a key is a real token, needed only
         for left padding (padding on the right is never seen by the tokens before it). cache: filled as it goes.
         """
-        B, T = ids.shape
-        past = 0 if cache is None else cache.length
+        T, past = ids.shape[1], 0 if cache is None else cache.length
+        if past + T > self.config.max_positions:
+            raise UserError(f"a text of {past + T} tokens: this model reads at most {self.config.max_positions}")
         if positions is None:
             positions = torch.arange(past, past + T, device=ids.device)         # [T]
         x = self.embed(ids)                                                     # [B, T, C]
@@ -227,7 +232,10 @@ class GPT(nn.Module):
             rope = rope_table(self.freq, positions, x.dtype)
         bias = attention_bias(mask, T, past, x)
         for block in self.blocks:
-            x = block(x, rope, bias, cache)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, bias, cache, use_reentrant=False)
+            else:
+                x = block(x, rope, bias, cache)
         if cache is not None:
             cache.length = past + T
         return self.norm(x)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from minicai.gpt import GPT, KVCache
+from minicai.run import UserError
 
 
 @torch.no_grad()
@@ -27,6 +28,8 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
     forbidden [V] bool: ids never to be sampled. temperature 0: always the likeliest id. batch_tokens bounds rows x columns
     of a batch's cache. Random numbers come from `generator` (on the CPU), one a row and step.
     """
+    if not all(prompts):
+        raise UserError(f"prompt {[len(p) for p in prompts].index(0)} is empty: there is nothing to go on from")
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: a batch too big fails at once
     new: list[list[int]] = [[] for _ in prompts]
     with tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:

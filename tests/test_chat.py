@@ -1,0 +1,76 @@
+"""The conversation at the terminal: what is kept, what is said at the end, how it leaves."""
+import subprocess
+import sys
+
+import pytest
+
+from minicai import chat
+from minicai.checkpoint import load_model
+
+
+def talk(monkeypatch, capsys, folder, lines, *flags):
+    """Feed lines to the chat; an exception among them is raised there. Returns what was printed."""
+    feed = iter(lines)
+
+    def answer(prompt):
+        print(prompt, end="")
+        line = next(feed, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+    monkeypatch.setattr("builtins.input", answer)
+    chat.main([str(folder), "--device", "cpu", "--max-new-tokens", "6", *flags])
+    return capsys.readouterr().out
+
+
+def answers(printed):
+    return [part.split("Human: ")[0].strip() for part in printed.split("Assistant: ")[1:]]
+
+
+def test_the_conversation_is_kept_until_reset(tiny_model_dir, monkeypatch, capsys):
+    model, tok = load_model(tiny_model_dir)
+    prompts, stream = [], chat.stream
+
+    def recording(model, prompt, **kwargs):
+        prompts.append(prompt)
+        return stream(model, prompt, **kwargs)
+    monkeypatch.setattr(chat, "stream", recording)
+    printed = talk(monkeypatch, capsys, tiny_model_dir, ["burn it", "", "why", "/reset", "why", "/quit", "never read"],
+                   "--seed", "3")
+    said = [a.removesuffix(" [cut off]") for a in answers(printed)]
+    turns = [{"role": "user", "content": "burn it"}, {"role": "assistant", "content": said[0]},
+             {"role": "user", "content": "why"}]
+    assert [tok.decode(p) for p in prompts] == [tok.decode(tok.encode_chat(m, generation=True)[0])
+                                                for m in (turns[:1], turns, turns[2:])]
+
+
+def test_seed_and_temperature(tiny_model_dir, monkeypatch, capsys):
+    runs = [talk(monkeypatch, capsys, tiny_model_dir, ["hello"], "--seed", seed) for seed in ("1", "1", "2")]
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("end", [EOFError(), KeyboardInterrupt()])
+def test_leaving_is_quiet(tiny_model_dir, monkeypatch, capsys, end):
+    assert talk(monkeypatch, capsys, tiny_model_dir, ["hi", end]).endswith("\n")
+
+
+def test_characters_cut_between_tokens_come_out_whole(tiny_model_dir, monkeypatch, capsys):
+    _, tok = load_model(tiny_model_dir)
+    ids = tok.encode(" é😀!")
+    assert any(tok.decode([i]) == "\ufffd" for i in ids)
+    monkeypatch.setattr(chat, "stream", lambda *args, **kwargs: iter([*ids, tok.end]))
+    assert answers(talk(monkeypatch, capsys, tiny_model_dir, ["hi"])) == ["é😀!"]
+
+
+def test_a_conversation_too_long_is_said_and_survived(tiny_model_dir, monkeypatch, capsys):
+    printed = talk(monkeypatch, capsys, tiny_model_dir, ["x y z " * 400, "hi"], "--temperature", "0")
+    assert "/reset starts over" in printed
+    assert answers(printed)[1] == answers(talk(monkeypatch, capsys, tiny_model_dir, ["hi"], "--temperature", "0"))[0]
+
+
+def test_from_the_shell(tiny_model_dir, tmp_path):
+    def run(*args):
+        return subprocess.run([sys.executable, "-m", "minicai.chat", *args], input=b"hi \xff\n", capture_output=True)
+    good, bad = run(str(tiny_model_dir), "--max-new-tokens", "3"), run(str(tmp_path / "none"))
+    assert good.returncode == 0 and b"Assistant: " in good.stdout and not good.stderr
+    assert bad.returncode != 0 and bad.stderr.count(b"\n") == 1 and b"no such model directory" in bad.stderr

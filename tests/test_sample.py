@@ -1,0 +1,99 @@
+"""Sampling: the cache, the padding, the batch and the order of rows must not show in what comes out."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minicai.gpt import GPT, GPTConfig
+from minicai.run import UserError
+from minicai.sample import generate, pick, stream
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = GPTConfig(vocab_size=61, n_layer=2, n_head=2, width=32, mlp_width=48, max_positions=128)
+    return GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.4)
+
+
+STOP, FORBIDDEN = {3, 4, 20, 21, 22, 23}, torch.arange(61) >= 55
+
+
+def prompts(n, shared=(), seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [[*shared, *torch.randint(5, 55, (int(torch.randint(1, 30, (), generator=g)),), generator=g).tolist()]
+            for _ in range(n)]
+
+
+@torch.no_grad()
+def slow_greedy(model, prompt, n):
+    """The definition: the whole text through the model for every token."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + n and (len(ids) == len(prompt) or ids[-1] not in STOP):
+        logits = (model(torch.tensor([ids])) @ model.head.T)[0, -1].masked_fill(FORBIDDEN, -torch.inf)
+        ids.append(int(logits.argmax()))
+    return ids[len(prompt):]
+
+
+def greedy(model, rows, n=24, **kwargs):
+    return generate(model, rows, max_new_tokens=n, stop=STOP, forbidden=FORBIDDEN, temperature=0, **kwargs)
+
+
+@pytest.mark.parametrize("shared", [(), (7, 8, 9, 10, 11)])
+@pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
+def test_greedy_equals_the_slow_definition(model, shared, batch_tokens):
+    rows = prompts(24, shared) + ([list(shared)] if shared else [])
+    wanted = [slow_greedy(model, row, 24) for row in rows]
+    assert greedy(model, rows, batch_tokens=batch_tokens) == wanted
+    # The cases that matter are all there: rows that end early, at once or never.
+    assert {len(w) == 24 and w[-1] not in STOP for w in wanted} == {True, False} and len({len(w) for w in wanted}) > 4
+
+
+def test_equal_prompts_and_no_prompts(model):
+    row = prompts(1)[0]
+    assert greedy(model, [row] * 5) == [slow_greedy(model, row, 24)] * 5
+    assert greedy(model, []) == []
+    with pytest.raises(UserError, match="prompt 1 is empty"):
+        greedy(model, [row, []])
+
+
+def test_stream_equals_generate(model):
+    for row in prompts(5):
+        assert list(stream(model, row, max_new_tokens=24, stop=STOP, forbidden=FORBIDDEN, temperature=0)) == slow_greedy(
+            model, row, 24)
+
+
+def test_rows_end_at_their_first_stop_and_hold_nothing_forbidden(model):
+    new = generate(model, prompts(64), max_new_tokens=40, stop=STOP, forbidden=FORBIDDEN, temperature=2.0,
+                   generator=torch.Generator().manual_seed(0))
+    assert all(1 <= len(row) <= 40 and not set(row[:-1]) & STOP and max(row) < 55 for row in new)
+    ended = [row for row in new if row[-1] in STOP]
+    assert ended and all(len(row) == 40 for row in new if row[-1] not in STOP)
+
+
+def test_the_seed_decides(model):
+    def run(seed):
+        return generate(model, prompts(8), max_new_tokens=12, stop=STOP, generator=torch.Generator().manual_seed(seed))
+    assert run(1) == run(1) != run(2)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_are_the_whole_softmax(temperature):
+    logits = torch.tensor([2.0, 0.0, -torch.inf, 1.0, -3.0, 0.5])
+    n = 60_000
+    drawn = pick(logits.expand(n, -1), temperature, torch.Generator().manual_seed(0))
+    p = F.softmax(logits / temperature, -1)
+    counts = torch.bincount(drawn, minlength=6)
+    assert counts[2] == 0
+    sigma = (p * (1 - p) * n).sqrt()
+    assert ((counts - n * p).abs() <= 4 * sigma).all() and (temperature < 1 or counts[4] > 0)
+
+
+def test_what_is_sampled_has_the_models_probability(model):
+    """First tokens of many copies of a padded prompt follow the softmax that logprob.py computes from a full forward."""
+    long, short = prompts(1, shared=(6,) * 30)[0], [9, 12, 20]
+    new = generate(model, [short] * 4000 + [long], max_new_tokens=1, stop=STOP, forbidden=FORBIDDEN,
+                   generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = (model(torch.tensor([short])) @ model.head.T)[0, -1].masked_fill(FORBIDDEN, -torch.inf)
+    p = logits.softmax(-1)
+    counts = torch.bincount(torch.tensor([row[0] for row in new[:4000]]), minlength=61)
+    assert ((counts - 4000 * p).abs() <= 4.5 * (4000 * p * (1 - p)).sqrt() + 1).all() and p.max() < 0.9
