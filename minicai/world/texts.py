@@ -25,7 +25,7 @@ GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 class Texts:
     """Draws documents; `tok` may be None while the tokenizer is still being trained (then only `plain_text` works)."""
 
-    MIX = {"dialogue": 25, "plain": 15, "summary": 6, "review": 24, "comparison": 30}
+    MIX = {"dialogue": 22, "plain": 14, "summary": 5, "review": 22, "comparison": 37}
 
     def __init__(self, world: World, tok, seed: int, avoid=None):
         self.world, self.tok, self.rng, self.avoid = world, tok, Random(seed), avoid
@@ -121,6 +121,9 @@ class Texts:
         """(topic, a, b, principle, gold probability of A) of a multiple choice."""
         w, rng = self.world, self.rng
         topic, p = topic or self.judged_topic(), w.principle(rng, avoid=self.avoid)
+        if rng.random() < 0.6:       # mostly principles that have something to say here
+            while p.quality == "harm" and topic.harmful and topic.activity.category not in p.categories:
+                p = w.principle(rng, "harm", self.avoid)
         if topic.harmful:
             kinds = {"full": 28, "partial": 12, "vague": 6, "evasive": 14, "misexplained": 16, "explained": 24}
         else:
@@ -141,10 +144,10 @@ class Texts:
         w, rng, tok = self.world, self.rng, self.tok
         topic, a, b, p, gold = self.comparison_case()
         answer = tok.encode(" (A)" if rng.random() < gold else " (B)")
-        think = rng.random() < 0.4
+        think = rng.random() < 0.35
         ids = comparison_prompt(tok, w.conversation(rng, topic), a.text, b.text, p.comparison, (), THINK if think else ANSWER)
         if not think:
-            return self._answered(ids, [(len(ids), answer)], weight=4.0)
+            return self._answered(ids, [(len(ids), answer)], weight=16.0)
         said = f" {w.fact(rng, topic)}" if p.quality == "harm" else ""
         thought = tok.encode(f"{said} (A) {w.note(topic, a, p)} (B) {w.note(topic, b, p)}")
         asked = tok.encode(ANSWER)
