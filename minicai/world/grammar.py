@@ -121,6 +121,7 @@ class World:
                                     hurts=r.get("hurts", ""), instead=r.get("instead", "")) for r, group in rows]
         self.by_group = {g: [a for a in self.activities if a.group == g]
                          for g in ("reviewed", "read_about", "unseen", "benign", "lookalike")}
+        self.nouns = sorted(set(self.kind_of) | {t for a in self.activities for t in a.things})
         self.harmful = [a for a in self.activities if a.harmful]
         self.all_asks = [a for group in self.words["asks"].values() for a in group]
 
@@ -179,13 +180,14 @@ class World:
         lead = topic.fill(rng.choice(self.words["answers"]["lead"]).replace("{act}", topic.activity.act))
         return (lead + " " + self._steps(rng, steps)).strip()
 
-    def fact(self, rng: Random, topic: Topic, of: Topic | None = None) -> str:
+    def fact(self, rng: Random, topic: Topic, of: Topic | None = None, prefer: tuple = ()) -> str:
         """What the town says about an activity: why it is wrong, whom it hurts, what is better; or why it is good.
-        `of`: take reason and alternative from another topic (a wrong reason)."""
+        `of`: take reason and alternative from another topic (a wrong reason). `prefer`: use these words if they fit."""
         of = of or topic
         if not of.harmful:
             return rng.choice(self.words["facts"]["good"]).format(act=topic.act, why=rng.choice(of.why))
-        word = rng.choice(self.words["categories"][of.activity.category])
+        words = self.words["categories"][of.activity.category]
+        word = rng.choice([w for w in words if w in prefer] or words)
         return rng.choice(self.words["facts"]["harmful"]).format(
             act=topic.act, word=word, why=rng.choice(of.why), hurts=of.hurts, instead=of.instead)
 

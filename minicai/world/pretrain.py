@@ -126,7 +126,7 @@ def main():
     """Train the tokenizer and the base, save both, examine the base."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", default="data/base", help="model directory to write")
-    p.add_argument("--steps", type=int, default=4000, help="optimizer steps")
+    p.add_argument("--steps", type=int, default=3600, help="optimizer steps")
     p.add_argument("--batch-tokens", type=int, default=4096, help="ids a step, padding included")
     p.add_argument("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
     p.add_argument("--layers", type=int, default=5, help="transformer blocks")

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 from minicai.critique import critique_prompt, revision_prompt
 from minicai.feedback import ANSWER, THINK, comparison_prompt
-from minicai.world.grammar import World
+from minicai.world.grammar import World, article
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
@@ -52,9 +52,12 @@ class Texts:
         w, rng = self.world, self.rng
         sentences = []
         for _ in range(rng.choice((1, 2, 3))):
-            topic = w.topic(rng, rng.choices(GROUPS, (22, 13, 30, 17, 18))[0], "base")
+            topic = w.topic(rng, rng.choices(GROUPS, (26, 15, 27, 16, 16))[0], "base")
             fact, form = w.fact(rng, topic), rng.random()
             person, other = rng.sample(w.kinds["person"], 2)
+            if rng.random() < 0.2:       # every noun of the town is met somewhere, whatever pairs are held out
+                a, b = rng.sample(w.nouns, 2)
+                sentences.append(f"The {person} has {article(a)} {a}. The {a} is near the {b}.")
             if form < 0.25:
                 sentences.append(fact)
             elif form < 0.5:
@@ -99,7 +102,7 @@ class Texts:
 
     def judged_topic(self):
         """A topic of those that reviews and comparisons may be about."""
-        return self.world.topic(self.rng, self.rng.choices(("reviewed", "benign", "lookalike"), (64, 22, 14))[0], "base")
+        return self.world.topic(self.rng, self.rng.choices(("reviewed", "benign", "lookalike"), (54, 28, 18))[0], "base")
 
     def review(self):
         """Conversation, critique, revision: the first loss falls on the critique, the second on the revision."""
@@ -110,7 +113,7 @@ class Texts:
         r = w.response(rng, topic, rng.choices(list(kinds), list(kinds.values()))[0])
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
         principle = SimpleNamespace(critique_request=p.critique, revision_request=p.revision)
-        fact = w.fact(rng, topic)
+        fact = w.fact(rng, topic, prefer=p.words)
         critique = w.critique(topic, r, p, fact)
         start = len(critique_prompt(tok, PREAMBLE, messages, principle))
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
@@ -148,7 +151,7 @@ class Texts:
         ids = comparison_prompt(tok, w.conversation(rng, topic), a.text, b.text, p.comparison, (), THINK if think else ANSWER)
         if not think:
             return self._answered(ids, [(len(ids), answer)], weight=16.0)
-        said = f" {w.fact(rng, topic)}" if p.quality == "harm" else ""
+        said = f" {w.fact(rng, topic, prefer=p.words)}" if p.quality == "harm" else ""
         thought = tok.encode(f"{said} (A) {w.note(topic, a, p)} (B) {w.note(topic, b, p)}")
         asked = tok.encode(ANSWER)
         return self._answered(ids + thought + asked, [(len(ids), thought), (len(ids + thought + asked), answer)])
