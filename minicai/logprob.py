@@ -1,72 +1,105 @@
-"""Log-probability and entropy of chosen tokens, straight from hidden states.
+"""Log-probability and entropy of chosen tokens, straight from hidden states: every stage asks for them here.
 
-Shapes: N tokens, D width, V vocabulary.
+A policy's logits are the largest thing in RLHF: 8,192 tokens of a 152k vocabulary are 5 GB in float32, and autograd keeps
+two of them. But of each row only two numbers are wanted. So the fused version takes some rows at a time, reduces their
+logits at once, and in the backward computes them again: 8/6 of the products, and nothing of size [N, V] ever exists.
+
+Shapes: N tokens, D width, V vocabulary, n rows of a chunk.
 """
 
 import torch
+import torch.nn.functional as F
 
 
-def logprob_reference(hidden, weight, targets, temperature: float = 1.0, forbidden=None):
-    """The definition: hidden [N, D], weight [V, D], targets [N] -> logp [N], entropy [N] (nats).
+def logprob_reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0,
+                      forbidden: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition: hidden [N, D], weight [V, D], targets [N] -> logp [N], entropy [N], in nats.
 
-    forbidden [V] bool: ids that are never sampled and so take no part in the normalisation.
+    forbidden [V] bool: ids that are never sampled, so they take no part in the normalisation.
     """
-    logits = hidden @ weight.T / temperature                                    # [N, V]
+    logits = (hidden @ weight.T).to(at_least_float32(hidden.dtype)) / temperature               # [N, V]
     if forbidden is not None:
         logits = logits.masked_fill(forbidden, -torch.inf)
     logp = logits.log_softmax(-1)
-    entropy = -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0)).sum(-1)   # 0 log 0 = 0
+    entropy = -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0)).sum(-1)                   # 0 log 0 = 0
     return logp.gather(-1, targets[:, None]).squeeze(-1), entropy
 
 
+def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0,
+                   forbidden: torch.Tensor | None = None, entropy: bool = False,
+                   scratch_bytes: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """logprob_reference in chunks: logp [N] and, if asked for, entropy [N] (else None), at least float32.
+
+    Differentiable in hidden and weight. Products are taken in hidden's type (autocast's, where that is on), everything
+    else in float32. scratch_bytes bounds a chunk's logits; by default they stay near a CPU's cache, or take 256 MB.
+    """
+    kind, row = hidden.device.type, 4 * len(weight)
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    if scratch_bytes is None:       # fewer than 64 rows make slow products: each one reads all of the weight
+        scratch_bytes = max(64 * row, 2 * 2**20) if kind == "cpu" else 256 * 2**20
+    return ChunkedLogprob.apply(hidden, weight, targets, temperature, forbidden, entropy, max(1, scratch_bytes // row))
+
+
 class ChunkedLogprob(torch.autograd.Function):
-    """The same numbers without ever holding [N, V]: a chunk of rows at a time, computed again in the backward."""
+    """`rows` tokens at a time; nothing but the inputs and the entropies is kept for the backward."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, forbidden, want_entropy, chunk):
-        logp = hidden.new_empty(len(hidden), dtype=torch.float32)
-        entropy = torch.empty_like(logp) if want_entropy else None
-        lse = torch.empty_like(logp)
-        for i in range(0, len(hidden), chunk):
-            rows = slice(i, i + chunk)
-            z = chunk_logits(hidden[rows], weight, temperature, forbidden)      # [n, V]
-            lse[rows] = z.logsumexp(-1)
-            logp[rows] = z.gather(-1, targets[rows, None]).squeeze(-1) - lse[rows]
+    def forward(ctx, hidden, weight, targets, temperature, forbidden, want_entropy, rows):
+        low, bias = weight.to(hidden.dtype), forbidding_bias(forbidden, hidden.dtype)
+        logp, entropy = (hidden.new_empty(len(hidden), dtype=at_least_float32(hidden.dtype)) for _ in range(2))
+        for i in range(0, len(hidden), rows):
+            part = slice(i, i + rows)
+            z = chunk_logits(hidden[part], low, bias, temperature)              # [n, V]
+            all_logp = z.log_softmax(-1)
+            logp[part] = all_logp.gather(-1, targets[part, None]).squeeze(-1)
             if want_entropy:
-                z -= lse[rows, None]                                            # log p
-                entropy[rows] = -torch.where(z == -torch.inf, 0, z.exp() * z).sum(-1)
-        ctx.save_for_backward(hidden, weight, targets, lse, forbidden, entropy)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        return logp, entropy
+                entropy[part] = -torch.linalg.vecdot(z.softmax(-1), all_logp)
+        ctx.save_for_backward(hidden, weight, targets, entropy, bias)
+        ctx.temperature, ctx.rows = temperature, rows
+        return logp, entropy if want_entropy else None
 
     @staticmethod
     def backward(ctx, g_logp, g_entropy):
-        hidden, weight, targets, lse, forbidden, entropy = ctx.saved_tensors
+        hidden, weight, targets, entropy, bias = ctx.saved_tensors
+        low = weight.to(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for i in range(0, len(hidden), ctx.chunk):
-            rows = slice(i, i + ctx.chunk)
-            logp = chunk_logits(hidden[rows], weight, ctx.temperature, forbidden) - lse[rows, None]
-            p = logp.exp()
-            d = p * -g_logp[rows, None]                                         # g (onehot - p)
-            d.scatter_add_(-1, targets[rows, None], g_logp[rows, None])
-            if entropy is not None and g_entropy is not None:
-                logp = logp.masked_fill_(logp == -torch.inf, 0)
-                d -= g_entropy[rows, None] * p * (logp + entropy[rows, None])   # - g_ent p (log p + H)
-            d = (d / ctx.temperature).to(hidden.dtype)
+        # In float32 whatever the type of the products: small terms would be lost in a bfloat16 sum of thousands.
+        d_weight = torch.zeros_like(weight, dtype=entropy.dtype) if ctx.needs_input_grad[1] else None
+        g = (g_logp / ctx.temperature)[:, None]                                 # [N, 1]
+        ge = None if g_entropy is None else (g_entropy / ctx.temperature)[:, None]
+        for i in range(0, len(hidden), ctx.rows):
+            part = slice(i, i + ctx.rows)
+            z = chunk_logits(hidden[part], low, bias, ctx.temperature)          # [n, V]
+            d = z.softmax(-1)                                                   # p; d loss / d logits is
+            if ge is None:                                                      # g (onehot - p)
+                d *= -g[part]
+            else:                                                               #   - ge p (log p + H)
+                d *= z.log_softmax(-1).add_(entropy[part, None]).mul_(-ge[part]).sub_(g[part])
+            d = d.scatter_add_(-1, targets[part, None], g[part]).to(hidden.dtype)
             if d_hidden is not None:
-                d_hidden[rows] = d @ weight
-            if d_weight is not None:
-                d_weight += d.T @ hidden[rows]
+                torch.mm(d, low, out=d_hidden[part])
+            if d_weight is not None and d.dtype == d_weight.dtype:
+                d_weight.addmm_(d.T, hidden[part])
+            elif d_weight is not None:
+                d_weight += d.T @ hidden[part]
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None, None
 
 
-def chunk_logits(hidden, weight, temperature, forbidden):
-    z = (hidden @ weight.T).float() / temperature
-    return z if forbidden is None else z.masked_fill_(forbidden, -torch.inf)
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The type of everything but the products: half precision has too few digits for a sum over a vocabulary."""
+    return torch.promote_types(dtype, torch.float32)
 
 
-def token_logprobs(hidden, weight, targets, temperature: float = 1.0, forbidden=None, entropy: bool = False):
-    """logp [N] (and entropy [N] if asked, else None) of targets [N], differentiable in hidden and weight."""
-    chunk = max(16, 2 ** 22 // len(weight))
-    return ChunkedLogprob.apply(hidden, weight, targets, temperature, forbidden, entropy, chunk)
+def forbidding_bias(forbidden: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """What to add to the logits, [V]: so low that exp() leaves nothing, yet finite, since 0 x inf is NaN."""
+    if forbidden is None:
+        return None
+    low = -min(1e30, torch.finfo(dtype).max / 2)
+    return torch.zeros(forbidden.shape, dtype=dtype, device=forbidden.device).masked_fill_(forbidden, low)
+
+
+def chunk_logits(hidden, weight, bias, temperature: float) -> torch.Tensor:
+    """Logits [n, V] of rows [n, D]."""
+    z = F.linear(hidden, weight, bias).to(at_least_float32(hidden.dtype))
+    return z if temperature == 1 else z.div_(temperature)
