@@ -2,7 +2,7 @@
 
     SL-CAI samples two responses -> a principle, a multiple choice -> P(A) as a soft label -> Bradley-Terry
 
-(Bai et al. 2022, section 4.1.) Writes comparisons.jsonl, pm/ (a model directory with a scalar head), metrics.jsonl and
+(Bai et al. 2022, section 4.1.) Writes comparisons.jsonl, pm/ (a model directory with a scalar head), metrics.jsonl,
 config.json. Shapes: B batch of comparisons, T time.
 """
 import argparse
@@ -21,8 +21,8 @@ from minicai.critique import respond, sampler
 from minicai.data import batches_by_length, fitting, pad_right, read_comparisons, read_prompts
 from minicai.feedback import few_shot_prefix, label
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
-from minicai.run import (Metrics, UserError, friendly_main, lr_schedule, pick_device, seed_everything, write_config,
-                         write_jsonl)
+from minicai.run import (Metrics, UserError, descend, friendly_main, lr_schedule, pick_device, seed_everything,
+                         write_config, write_jsonl)
 from minicai.tokenizer import Tokenizer
 
 
@@ -32,16 +32,16 @@ def arguments(argv=None):
     a("--model", default="out/demo/sft/sl_cai", help="model directory that samples the pairs (SL-CAI)")
     a("--feedback-model", default="data/base", help="model directory that answers the multiple choice")
     a("--init", default="data/base", help="model directory the preference model starts from")
-    a("--constitution", default="constitutions/harmlessness.json", help="JSON file, or directory in the published format")
+    a("--constitution", default="constitutions/harmlessness.json", help="JSON, or directory in the published format")
     a("--red-team", default="data/red_team.jsonl", help='JSONL of {"messages": [..., user turn]}')
-    a("--human", default="data/helpful_comparisons.jsonl", help='JSONL of {"messages", "chosen", "rejected"}, by people')
+    a("--human", default="data/helpful_comparisons.jsonl", help='JSONL of {"messages", "chosen", "rejected"}')
     a("--out", default="out/demo/pm", help="directory of everything this script writes")
-    a("--comparisons", type=int, default=1500, help="pairs to sample and label; prompts are used again when they run out")
+    a("--comparisons", type=int, default=1500, help="pairs to sample and label; prompts are reused when they run out")
     a("--human-limit", type=int, default=1500, help="use at most this many human comparisons")
     a("--both-orders", action="store_true", help="ask with the responses swapped too and average")
     a("--chain-of-thought", action="store_true", help="let the feedback model think first and clamp its label")
     a("--clamp", type=float, nargs=2, default=(0.4, 0.6), help="bounds of a label after a chain of thought")
-    a("--min-mass", type=float, default=0.1, help="leave a label out if P(A) + P(B) is less: the question was not understood")
+    a("--min-mass", type=float, default=0.1, help="leave a label out if P(A) + P(B) is less: not understood")
     a("--no-few-shot", action="store_true", help="leave the constitution's worked comparisons out of the question")
     a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
     a("--max-new", type=int, default=96, help="most tokens of a response")
@@ -49,7 +49,7 @@ def arguments(argv=None):
     a("--held-out", type=float, default=0.1, help="share of the dialogues kept for measuring")
     a("--epochs", type=int, default=1, help="passes over the comparisons (1 in the paper)")
     a("--batch", type=int, default=32, help="comparisons an optimizer step")
-    a("--lr", type=float, default=1e-3, help="AdamW's peak learning rate; about 1e-5 for a model of a billion parameters")
+    a("--lr", type=float, default=1e-3, help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
     a("--warmup", type=float, default=0.05, help="share of the steps in which the learning rate rises")
     a("--seed", type=int, default=0, help="decides every draw and shuffle")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
@@ -133,8 +133,8 @@ def report(args, rows):
     counts = {r: reasons.count(r) for r in sorted(set(reasons))}
     print(f"{len(rows) - len(reasons)} pairs labelled; left out: {counts or 'none'}")
     if len(reasons) > 0.9 * len(rows):
-        raise UserError(f"{len(reasons)} of {len(rows)} pairs could not be used ({counts}): does {args.model} end and vary its "
-                        f"answers, and does {args.feedback_model} answer with (A) or (B)? See comparisons.jsonl")
+        raise UserError(f"{len(reasons)} of {len(rows)} pairs could not be used ({counts}): does {args.model} end and "
+                        f"vary its answers, does {args.feedback_model} answer (A) or (B)? See comparisons.jsonl")
     for row in [row for row in rows if not row["skipped"]][:3]:
         print(f"\nHuman: {row['messages'][-1]['content']}\n  (A) {row['a']}\n  (B) {row['b']}\n"
               f"  {row['principle'].strip()}  ->  P(A) = {row['p_a']:.2f}")
@@ -161,15 +161,9 @@ def train(args, pm, comparisons, generator, metrics):
         score_a, score_b = pm.score(ids, mask).chunk(2)                                          # [B] each
         p_a = torch.tensor([p for _, _, p in chosen], device=device)
         loss = bt_loss(score_a, score_b, p_a)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(pm.parameters(), 1.0)
-        if not (loss.isfinite() and norm.isfinite()):
-            raise UserError(f"step {step}: loss {loss.item()} or gradient norm {norm.item()} is not finite; stopped")
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        metrics.log(step=step, loss=loss.item(), grad_norm=norm.item(), lr=group["lr"])
+        lr = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
+        norm = descend(loss, pm, optimizer, step, lr)
+        metrics.log(step=step, loss=loss.item(), grad_norm=norm, lr=lr)
         bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
@@ -184,7 +178,7 @@ def measure(pm, held_out):
         facts |= {f"{name}_agreement": share, f"{name}_decided": decided, f"{name}_ece": error}
         print(f"\nheld out, {name}: agrees on {share:.1%} of {decided} decided pairs, calibration error {error:.3f}")
         for low, high, count, said, true in table:
-            print(f"   predicted {low:.1f}-{high:.1f}: {count:5d} pairs, mean prediction {said:.2f}, mean label {true:.2f}")
+            print(f"   predicted {low:.1f}-{high:.1f}: {count:5d} pairs, said {said:.2f}, true {true:.2f}")
     return facts
 
 

@@ -28,8 +28,8 @@ from minicai.tokenizer import Tokenizer
 def arguments(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a, ppo = p.add_argument, PPOConfig()
-    a("--model", default="out/demo/sft/sl_cai", help="model directory to start from; also the fixed reference of the KL")
-    a("--pm", default="out/demo/pm/pm", help="preference model directory: the reward, and where the value model starts")
+    a("--model", default="out/demo/sft/sl_cai", help="model directory to start from, and the KL's reference")
+    a("--pm", default="out/demo/pm/pm", help="preference model directory: the reward, and the value model's start")
     a("--red-team", default="data/red_team.jsonl", help='JSONL of {"messages": [..., user turn]}')
     a("--helpful", default="data/helpful.jsonl", help="JSONL of the same kind")
     a("--red-team-share", type=float, default=0.5, help="share of red-team prompts in a batch")
@@ -41,8 +41,8 @@ def arguments(argv=None):
     a("--epochs", type=int, default=ppo.epochs, help="passes over each rollout")
     a("--lr", type=float, default=5e-4, help="Adam's learning rate for the policy, decaying linearly to 0")
     a("--value-lr", type=float, default=1e-3, help="the same for the value model")
-    a("--kl-coef", type=float, default=ppo.kl_coef, help="reward lost for a nat of KL to the reference; scores have std 1")
-    a("--end-penalty", type=float, default=ppo.end_penalty, help="taken off the score of a response without end token")
+    a("--kl-coef", type=float, default=ppo.kl_coef, help="reward lost for a nat of KL; scores have std 1")
+    a("--end-penalty", type=float, default=ppo.end_penalty, help="taken off the score if the end token is missing")
     a("--gamma", type=float, default=ppo.gamma, help="discount a token")
     a("--lam", type=float, default=ppo.lam, help="GAE's lambda: 1 trusts rewards only, 0 the value model only")
     a("--clip", type=float, default=ppo.clip, help="how far the ratio may move before its gain is cut off")
@@ -95,7 +95,7 @@ def main(argv=None):
         prompts = draw(red_team, helpful, args, step)
         rollout = collect(ask, policy, reference, reward_model, value_model, prompts, tok.stop, forbidden, config)
         facts = summary(rollout)
-        assert step > 0 or facts["kl"] == 0, f"KL is {facts['kl']} before any update: policy and reference differ in kind"
+        assert step > 0 or facts["kl"] == 0, f"KL {facts['kl']} before any update: policy and reference differ"
         facts |= update(policy, value_model, optimizer, rollout, forbidden, config, generator, step)
         metrics.log(step=step, lr=optimizer.param_groups[0]["lr"], **facts)
         bar.set_postfix({key: f"{facts[key]:.2f}" for key in ("score", "kl", "entropy", "ended")})
@@ -124,8 +124,9 @@ def show(tok, rollout, step, file, shown=2):
     rows = []
     for ids, mask, score, logp, ref in zip(rollout.ids, rollout.mask, rollout.scores, rollout.logp, rollout.ref_logp):
         start, end = int(mask.int().argmax()), int(mask.nonzero()[-1]) + 1
-        rows.append({"step": step, "prompt": tok.decode(ids[:start].tolist()), "response": tok.decode(ids[start:end].tolist()),
-                     "score": round(score.item(), 3), "kl": round(((logp - ref) * mask).sum().item(), 3)})
+        rows.append({"step": step, "prompt": tok.decode(ids[:start].tolist()),
+                     "response": tok.decode(ids[start:end].tolist()), "score": round(score.item(), 3),
+                     "kl": round(((logp - ref) * mask).sum().item(), 3)})
         file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
     file.flush()
     for row in random.Random(step).sample(rows, min(shown, len(rows))):

@@ -20,17 +20,17 @@ from minicai.constitution import load_constitution
 from minicai.critique import critique_revise, respond, revision_prompt, sampler
 from minicai.data import batches_by_length, fitting, pad_right, read_prompts
 from minicai.logprob import token_logprobs
-from minicai.run import (Metrics, UserError, friendly_main, lr_schedule, pick_device, seed_everything, write_config,
-                         write_jsonl)
+from minicai.run import (Metrics, UserError, descend, friendly_main, lr_schedule, pick_device, seed_everything,
+                         write_config, write_jsonl)
 from minicai.tokenizer import Tokenizer
 
 
 def arguments(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a = p.add_argument
-    a("--model", default="data/base", help="helpful-only model directory: it answers, criticises, revises, is fine-tuned")
-    a("--constitution", default="constitutions/harmlessness.json", help="JSON file, or directory in the published format")
-    a("--red-team", default="data/red_team.jsonl", help='JSONL of {"messages": [..., user turn]} to answer and revise')
+    a("--model", default="data/base", help="helpful-only model directory: answers, criticises, revises, is tuned")
+    a("--constitution", default="constitutions/harmlessness.json", help="JSON, or directory in the published format")
+    a("--red-team", default="data/red_team.jsonl", help='JSONL of {"messages": [..., user turn]}')
     a("--helpful", default="data/helpful.jsonl", help="JSONL of the same kind, answered without revision")
     a("--out", default="out/demo/sft", help="directory of everything this script writes")
     a("--red-team-limit", type=int, default=1000, help="use at most this many red-team prompts")
@@ -44,7 +44,7 @@ def arguments(argv=None):
     a("--temperature", type=float, default=1.0, help="of all sampling; 0 takes the likeliest token")
     a("--epochs", type=int, default=1, help="passes over the training examples (1 in the paper)")
     a("--batch", type=int, default=32, help="examples an optimizer step")
-    a("--lr", type=float, default=1e-3, help="AdamW's peak learning rate; about 1e-5 for a model of a billion parameters")
+    a("--lr", type=float, default=1e-3, help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
     a("--warmup", type=float, default=0.05, help="share of the steps in which the learning rate rises")
     a("--seed", type=int, default=0, help="decides every draw and shuffle")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
@@ -76,10 +76,9 @@ def main(argv=None):
     show_revisions(rows[:3])
 
     # 3. Training examples: a dialogue and the ids that were sampled for it, never decoded and encoded again.
-    last = -1 if args.last_only else None
     revised = [[(row["messages"], r["ids"]) for r in row.get("rounds", []) if not r["skipped"]] for row in rows]
-    examples = [example for row in revised for example in (row[last:] if last else row)]
-    report(rows, len(examples), args.last_only)
+    examples = [example for row in revised for example in (row[-1:] if args.last_only else row)]
+    report(rows, len(examples))
     examples += [(row["messages"], row["ids"]) for row in answers if not row["skipped"]]
     encoded = [(tok.encode_chat(messages, generation=True)[0], ids) for messages, ids in examples]
 
@@ -111,8 +110,8 @@ def check_context(args, tok, constitution, shots):
     asked = max(len(revision_prompt(tok, constitution, turn, p, "?", shots)) for p in constitution.critiques)
     need, have = asked + args.max_prompt + 3 * args.max_new, read_config(args.model)[0].max_positions
     if need > have:
-        raise UserError(f"a revision may need {need} tokens of context, {args.model} has {have}: lower --max-prompt or "
-                        "--max-new" + (", or give --no-few-shot" if shots else ""))
+        raise UserError(f"a revision may need {need} tokens of context, {args.model} has {have}: lower --max-prompt "
+                        "or --max-new" + (", or give --no-few-shot" if shots else ""))
 
 
 def readable(row):
@@ -131,14 +130,15 @@ def show_revisions(rows):
     print()
 
 
-def report(rows, used, last_only):
-    """Count what could not be read; stop if hardly anything could: training on the rest would teach noise."""
-    reasons = [row["skipped"] for row in rows if row["skipped"]]
-    reasons += [r["skipped"] for row in rows for r in row.get("rounds", []) if r["skipped"]]
-    print(f"{used} revisions used; left out: {({r: reasons.count(r) for r in sorted(set(reasons))}) or 'none'}")
-    if len(reasons) > 0.9 * (len(reasons) + used) and not last_only or not used:
-        raise UserError(f"{len(reasons)} of {len(reasons) + used} outputs could not be used: does this model answer in this "
-                        "format? Try --max-new, a few-shot constitution or a larger model")
+def report(rows, used):
+    """Count what could not be read; stop if that is nearly everything: training on the rest would teach noise."""
+    outputs = rows + [r for row in rows for r in row.get("rounds", [])]
+    reasons = [output["skipped"] for output in outputs if output["skipped"]]
+    counts = {r: reasons.count(r) for r in sorted(set(reasons))}
+    print(f"{used} revisions used; left out: {counts or 'none'}")
+    if len(reasons) > 0.9 * len(outputs):
+        raise UserError(f"{len(reasons)} of {len(outputs)} outputs could not be used ({counts}): does this model know "
+                        "the format? See revisions.jsonl; try --max-new, a few-shot constitution, a larger model")
 
 
 def train(args, model, examples, generator, metrics):
@@ -155,16 +155,10 @@ def train(args, model, examples, generator, metrics):
         hidden = model(ids)[:, :-1][mask[:, 1:]]                                                 # [N,C]
         logp, _ = token_logprobs(hidden, model.head, ids[mask])                                  # [N]
         loss = -logp.mean()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not (loss.isfinite() and norm.isfinite()):
-            raise UserError(f"step {step}: loss {loss.item()} or gradient norm {norm.item()} is not finite; stopped")
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        lr = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
+        norm = descend(loss, model, optimizer, step, lr)
         trained += len(logp)
-        metrics.log(step=step, loss=loss.item(), grad_norm=norm.item(), lr=group["lr"], tokens=trained)
+        metrics.log(step=step, loss=loss.item(), grad_norm=norm, lr=lr, tokens=trained)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return trained
 

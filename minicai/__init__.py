@@ -2,5 +2,5 @@
 
 import os
 
-# Torch's idle threads spin; on a shared machine that can slow a step thirty times. Must be set before torch is loaded.
+# Torch's idle threads spin; on a shared machine that can slow a step thirty times. To be set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

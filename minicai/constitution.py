@@ -14,7 +14,7 @@ from minicai.run import UserError
 
 @dataclass(frozen=True)
 class Principle:
-    """One request to criticise and the matching request to revise, as bare sentences without the format around them."""
+    """One request to criticise and the matching request to revise: bare sentences, without the format around them."""
     critique_request: str
     revision_request: str
 
@@ -40,7 +40,7 @@ SHOT = {"conversation": (list, True), "principle": (str, True), "better": (str, 
 
 
 def load_constitution(path) -> Constitution:
-    """Read our JSON file, or a directory with the paper's published files; raises UserError saying what is wrong where."""
+    """Read our JSON file, or a directory with the paper's published files; UserError says what is wrong."""
     path = Path(path)
     if path.is_dir():
         return _load_published(path)
@@ -64,13 +64,13 @@ def load_constitution(path) -> Constitution:
 
 
 def _load_published(folder: Path) -> Constitution:
-    """The paper's own files: their strings come wrapped in the wire format, which is taken off here (see critique.py)."""
+    """The paper's own files: their strings come wrapped in the wire format, which critique.py puts on again."""
     pairs = _read_json(folder / "CritiqueRevisionInstructions.json")
     comparisons = _read_json(folder / "RLMadisonInstructions.json")
     try:
         critiques = [Principle(_between(p["prompt"][0], "CritiqueRequest:", "Critique:"),
                                _between(p["edit_request"], "RevisionRequest:", "Revision:")) for p in pairs.values()]
-        comparisons = [c.strip() for c in comparisons]          # they end in "Options:", which feedback.py then leaves off
+        comparisons = [c.strip() for c in comparisons]          # ending in "Options:", as feedback.py allows
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{folder}: not in the published format ({type(error).__name__}: {error})") from None
     return Constitution(folder.name, "", critiques, comparisons, [], [])

@@ -10,7 +10,7 @@ from minicai.sample import generate
 
 
 def critique_prompt(tok, constitution, messages: list, principle, shots=()) -> list:
-    """Ids that ask for a critique of the last assistant turn: preamble, worked examples `shots`, dialogue, request."""
+    """Ids that ask for a critique of the last assistant turn: preamble, worked `shots`, dialogue, request."""
     ids = tok.bos + tok.encode(constitution.preamble)
     for shot in shots:
         # Published examples carry the next one's "Human:" at their end; here each marker belongs to its own dialogue.

@@ -1,7 +1,7 @@
 """Rewards, advantages and whitening of PPO as pure functions of arrays.
 
-Shapes: B batch, T time. Index t of every [B,T] array is about token t: `mask` is 1 where the policy sampled that token
-(its end token included), 0 on the prompt and on padding; values[:, t] is the value of the state just *before* token t.
+Shapes: B batch, T time. Index t of every [B,T] array is about token t: `mask` is 1 where the policy sampled that
+token (the end token included), 0 on the prompt and on padding; values[:, t] is the value of the state *before* token t.
 """
 import torch
 
@@ -35,8 +35,8 @@ def kl_rewards(logp, ref_logp, scores, mask, kl_coef: float):
     """Reward of each token [B,T]: -kl_coef * (logp - ref_logp), plus scores [B] on the row's last sampled token.
 
     log p - log p_ref of a *sampled* token is the k1 estimate of KL(policy, reference): unbiased, so its sum over a
-    sequence is what RLHF subtracts from the score (Bai et al. 2022b, arXiv 2204.05862, section 4.1). It is part of the
-    reward, not of the loss: no gradient flows through it, PPO's advantages carry it.
+    sequence is what RLHF subtracts from the score (Bai et al. 2022b, arXiv 2204.05862, section 4.1). It belongs to
+    the reward, not to the loss: no gradient flows through it, PPO's advantages carry it.
     """
     rewards = -kl_coef * (logp - ref_logp) * mask               # [B,T]
     rows = torch.arange(len(scores), device=scores.device)

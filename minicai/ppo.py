@@ -6,6 +6,7 @@ What decides whether it works: old, new and reference log-probs come from the sa
 (the sampler's own numbers are not used), so the first minibatch has ratio 1 exactly and step 0 has KL 0; the score
 sits on the last real token; padding is never inferred from ids. Left out: early stopping on KL, an entropy bonus.
 """
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,13 +49,13 @@ class Rollout(NamedTuple):
 
 
 def policy_logprobs(model, ids, mask, config, forbidden, entropy: bool = False):
-    """Log-probs [N] (and entropies [N]) of the tokens of ids [B,T] picked by mask: THE forward of old, new, reference."""
+    """Log-probs [N] (and entropies [N]) of the tokens that mask picks: the forward of old, new and reference."""
     hidden = model(ids)[:, :-1][mask[:, 1:]]                            # [N,C]: token t is predicted at t - 1
     return token_logprobs(hidden, model.head, ids[mask], config.temperature, forbidden, entropy)
 
 
 def state_values(model, ids, mask):
-    """Values [N] of the states before the tokens that mask picks; model is a PreferenceModel used as a value model."""
+    """Values [N] of the states before the tokens that mask picks; model is a PreferenceModel with its own head."""
     return model(ids)[:, :-1][mask[:, 1:]]
 
 
@@ -68,7 +69,7 @@ def chunks(rollout_or_arrays, size: int):
 
 @torch.no_grad()
 def collect(ask, policy, reference, reward_model, value_model, prompts, stop, forbidden, config) -> Rollout:
-    """Sample a response to each of `prompts` (lists of ids) with `ask` and work out what every token of it was worth."""
+    """Sample a response to each of `prompts` (lists of ids) with `ask`; work out what every token of it was worth."""
     rows = sorted(zip(prompts, ask(prompts)), key=lambda row: len(row[0]) + len(row[1]))
     device = policy.head.device
     ids, real = pad_right([prompt + response for prompt, response in rows], device)
@@ -140,10 +141,10 @@ def update(policy, value_model, optimizer, rollout: Rollout, forbidden, config, 
                     assert off < 1e-3, f"log-probs changed by {off} before any update: old and new differ in kind"
                 total = {key: total.get(key, 0) + value.item() for key, value in info.items()}
             # The two networks are clipped apart: a large value gradient must not shrink the policy's.
-            norms = [torch.nn.utils.clip_grad_norm_(m.parameters(), config.max_grad_norm) for m in (policy, value_model)]
-            total["policy_grad"], total["value_grad"] = (norm.item() for norm in norms)
-            if not all(map(torch.isfinite, [*map(torch.tensor, total.values())])):
-                raise UserError(f"step {step}: loss or gradient is not finite ({total}); stopped before it was applied")
+            for name, model in (("policy_grad", policy), ("value_grad", value_model)):
+                total[name] = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
+            if not all(map(math.isfinite, total.values())):
+                raise UserError(f"step {step}: loss or gradient not finite, stopped before applying it ({total})")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             infos.append(total)
@@ -151,9 +152,9 @@ def update(policy, value_model, optimizer, rollout: Rollout, forbidden, config, 
 
 
 def summary(rollout: Rollout) -> dict:
-    """What a person watches, of one rollout: scores, KL summed over a sequence (nats), lengths, the value model's fit."""
+    """What a person watches of a rollout: scores, KL summed over a sequence (nats), lengths, the value model's fit."""
     mask, length = rollout.mask, rollout.mask.sum(1).float()
-    unexplained = masked_var(rollout.returns - rollout.values, mask) / masked_var(rollout.returns, mask).clamp(min=1e-8)
+    unexplained = masked_var(rollout.returns - rollout.values, mask) / (masked_var(rollout.returns, mask) + 1e-8)
     return {"score": rollout.scores.mean().item(), "score_std": rollout.scores.std().item(),
             "kl": ((rollout.logp - rollout.ref_logp) * mask).sum(1).mean().item(),
             "explained_variance": 1 - unexplained.item(), "value": masked_mean(rollout.values, mask).item(),

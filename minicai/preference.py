@@ -24,7 +24,7 @@ class PreferenceModel(nn.Module):
         return self.head(self.trunk(ids)).squeeze(-1) + self.shift
 
     def score(self, ids, mask):
-        """The score [B] of each row of ids [B,T], read at the last token where mask [B,T] is 1; padding plays no part."""
+        """The score [B] of each row of ids [B,T], read at the last token where mask [B,T] is 1."""
         rows = torch.arange(len(ids), device=ids.device)
         hidden = self.trunk(ids)[rows, last_index(mask)]                 # [B,C]: the head sees one token a row
         return self.head(hidden).squeeze(-1) + self.shift
@@ -41,7 +41,7 @@ class PreferenceModel(nn.Module):
     def normalise(self, scores):
         """Fold a scale and a shift into the model so that the samples that gave `scores` [N] get mean 0 and std 1.
 
-        Bradley-Terry fixes differences only: the zero is arbitrary and the scale depends on how long training went on.
+        Bradley-Terry fixes differences only: the zero is arbitrary, the scale depends on how long training went on.
         PPO's KL coefficient is a price in units of score, and means nothing until the unit is fixed.
         """
         mean, std = scores.mean().item(), scores.std().clamp(min=1e-6).item()
@@ -56,7 +56,7 @@ def load_preference_model(directory, device="cpu", dtype=torch.float32):
 
 
 def bt_loss(score_a, score_b, p_a):
-    """Bradley-Terry loss on soft labels, a scalar: scores [B] of both responses, p_a [B] the probability that a is better.
+    """Bradley-Terry loss on soft labels: scores [B] of both responses, p_a [B] the probability that a is better.
 
     P(a better) = sigmoid(score_a - score_b) and the loss is its cross-entropy against p_a; p_a = 1 is the usual loss.
     """

@@ -113,3 +113,19 @@ def write_config(out, args, started: float, **facts):
 def lr_schedule(step: int, total: int, warmup: int) -> float:
     """Learning-rate factor of `step` (from 0): linear warm-up over `warmup` steps, then linear decay towards 0."""
     return min((step + 1) / max(1, warmup), (total - step) / max(1, total - warmup), 1.0)
+
+
+def descend(loss, model, optimizer, step: int, lr: float, max_norm: float = 1.0) -> float:
+    """Backward, clip, one optimizer step at learning rate `lr`; returns the gradient's norm before clipping.
+
+    Raises UserError if the loss or the norm is not finite, *before* the step: the weights stay usable.
+    """
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    if not (loss.isfinite() and norm.isfinite()):
+        raise UserError(f"step {step}: loss {loss.item()} or gradient norm {norm.item()} not finite; stopped before it")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.item()
