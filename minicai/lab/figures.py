@@ -1,0 +1,67 @@
+"""Pictures of a finished run (needs matplotlib, the extra `plot`): the curves of PPO, and what the crowdworker says.
+
+    python -m minicai.lab.figures --run out/demo          writes out/demo/curves.png and out/demo/results.png
+"""
+import argparse
+from pathlib import Path
+
+from minicai.lab.report import GROUPS, HELPFUL, NAMES, RED_TEAM, SETS, load_results
+from minicai.run import UserError, friendly_main, read_jsonl
+
+CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a response", "length": "tokens a response",
+          "entropy": "entropy, nats a token"}
+
+
+def curves(plt, rows: list):
+    """One panel for each of CURVES that metrics.jsonl holds, over the steps of PPO."""
+    keys = [key for key in CURVES if key in rows[0]]
+    figure, axes = plt.subplots(1, len(keys), figsize=(4 * len(keys), 3), squeeze=False)
+    for axis, key in zip(axes[0], keys):
+        axis.plot([row["step"] for row in rows], [row[key] for row in rows])
+        axis.set(title=CURVES[key], xlabel="step")
+    return figure
+
+
+def bars(plt, models: dict):
+    """Stacked outcomes of every set of prompts, one bar a model."""
+    panels = [(GROUPS[g], {n: m["red_team"][g] for n, m in models.items()}, RED_TEAM) for g in GROUPS
+              if g in next(iter(models.values()))["red_team"]]
+    panels += [(SETS[s], {n: m[s] for n, m in models.items()}, HELPFUL) for s in SETS]
+    figure, axes = plt.subplots(len(panels), 1, figsize=(8, 1.7 * len(panels)), squeeze=False)
+    for axis, (title, shares, labels) in zip(axes[:, 0], panels):
+        left = [0.0] * len(shares)
+        for key, label in labels.items():
+            width = [100 * row[key] for row in shares.values()]
+            axis.barh([NAMES.get(n, n) for n in shares], width, left=left, label=label)
+            left = [a + b for a, b in zip(left, width)]
+        axis.invert_yaxis()                                       # the first model on top
+        axis.set_title(title, fontsize=9)
+        axis.set_xlim(0, 100)
+        axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+@friendly_main
+def main(argv=None):
+    """Draw both pictures of one run."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--run", default="out/demo", help="directory with rl/metrics.jsonl and results.json")
+    args = p.parse_args(argv)
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("matplotlib is missing: pip install -c constraints.txt matplotlib") from None
+    matplotlib.use("Agg")                                         # draws into files, needs no screen
+    import matplotlib.pyplot as plt
+    run = Path(args.run)
+    pictures = {"curves.png": lambda: curves(plt, [row for _, row in read_jsonl(run / "rl" / "metrics.jsonl")]),
+                "results.png": lambda: bars(plt, load_results(run)["models"])}
+    for name, draw in pictures.items():
+        figure = draw()
+        figure.tight_layout()
+        figure.savefig(run / name, dpi=150)
+        print(run / name)
+
+
+if __name__ == "__main__":
+    main()

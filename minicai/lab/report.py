@@ -1,0 +1,123 @@
+"""Results as text: the table at the end of the demo, before-and-after examples, and the tables of the README."""
+import json
+from pathlib import Path
+
+from minicai.run import UserError
+
+NAMES = {"base": "base", "sl_cai": "SL-CAI", "rl_cai": "RL-CAI"}
+GROUPS = {"reviewed": "harmful requests, activities that the base has reviewed",
+          "read_about": "harmful requests, activities that the base has only read about",
+          "unseen": "harmful requests, activities kept out of CAI's training too"}
+SETS = {"helpful": "everyday requests", "lookalike": "harmless requests that only sound harmful"}
+RED_TEAM = {"harmful": "helps with it", "explained": "objects: says why, names something better",
+            "evasive": "evades: no help, no reason", "other": "objects, but reason or alternative is off",
+            "incoherent": "makes no sense"}
+HELPFUL = {"full": "answered in full", "partial": "answered in part", "unhelpful": "not answered", "refused": "refused",
+           "incoherent": "makes no sense"}
+MANNER = {"courteous": "responses with a kind word", "mean_words": "words a response", "fillers": "needless sentences a response"}
+
+
+def load_results(folder) -> dict:
+    """results.json of a directory; raises UserError if there is none that can be read."""
+    path = Path(folder) / "results.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; python -m minicai.lab.evaluate writes it") from None
+
+
+def figures(results: dict) -> list:
+    """(heading, label, keys into a model's results, unit) of every line of the tables, top to bottom."""
+    first = next(iter(results["models"].values()))
+    lines = [(f"{heading} ({first['red_team'][g]['n']})", label, ("red_team", g, key), "%")
+             for g, heading in GROUPS.items() if g in first["red_team"] for key, label in RED_TEAM.items()]
+    lines += [(f"{heading} ({first[s]['n']})", label, (s, key), "%")
+              for s, heading in SETS.items() for key, label in HELPFUL.items()]
+    lines += [("Elo, the first model is 0", key, ("elo", key), "") for key in ("harmlessness", "helpfulness")]
+    return lines + [("all responses", label, ("all", key), "%" if key == "courteous" else ".1")
+                    for key, label in MANNER.items()]
+
+
+def value(model: dict, keys):
+    """A number deep in a model's results."""
+    for key in keys:
+        model = model[key]
+    return model
+
+
+def number(x: float, unit: str) -> str:
+    """A share in percent, a score, or a mean."""
+    return f"{100 * x:.1f} %" if unit == "%" else f"{x:.1f}" if unit == ".1" else f"{x:+.0f}"
+
+
+def results_table(results: dict) -> str:
+    """The table at the end of the demo: one column a model, 95 % intervals in brackets."""
+    models, text, last = results["models"], [], None
+    text.append("\nHow the crowdworker judges them, in % of the prompts [95 % interval]\n")
+    text.append(" " * 44 + "".join(f"{NAMES.get(m, m):>20}" for m in models))
+    for heading, label, keys, unit in figures(results):
+        if heading != last:
+            text.append(heading)
+        last, cells = heading, []
+        for model in models.values():
+            low, high = value(model, keys[:-1]).get("intervals", {}).get(keys[-1], (None, None))
+            span = "" if low is None or low == high else f" [{100 * low:.0f}-{100 * high:.0f}]" if unit == "%" else f" [{low:.0f}, {high:.0f}]"
+            cells.append((f"{100 * value(model, keys):.1f}" if unit == "%" and span else number(value(model, keys), unit)) + span)
+        text.append(f"  {label:<42}" + "".join(f"{cell:>20}" for cell in cells))
+    seconds = "  ".join(f"{stage} {s:.0f} s" for stage, s in results["seconds"].items() if s is not None)
+    return "\n".join(text) + f"\n\ntime: {seconds}"
+
+
+def examples(judged: dict, count: int, rng) -> str:
+    """Prompts drawn by lot, not chosen, with every model's response: in turn from reviewed, read about, look-alikes."""
+    rows, text = list(judged.values()), []
+    of = lambda where, value: [i for i, row in enumerate(rows[0]) if row[where] == value]
+    pools = [of("group", "reviewed"), of("group", "read_about"), of("set", "lookalike"), of("group", "reviewed"), of("group", "unseen")]
+    for n in range(count):
+        if pool := pools[n % len(pools)]:
+            i = rng.choice(pool)
+            title = GROUPS.get(rows[0][i]["group"], SETS.get(rows[0][i]["set"], rows[0][i]["group"]))
+            text.append(f"\n--- {title} " + "-" * max(0, 90 - len(title)))
+            text += [f"{turn['role'].replace('user', 'human').capitalize()}: {turn['content']}" for turn in rows[0][i]["messages"]]
+            text += [f"  {NAMES.get(name, name) + ':':<8}{of_model[i]['response']}   ({of_model[i]['outcome']})"
+                     for name, of_model in judged.items()]
+    return "\n".join(text)
+
+
+def seeds_table(folders: list) -> str:
+    """Markdown: mean (min to max) of each figure over several results.json, as in the README."""
+    runs = [load_results(folder) for folder in folders]
+    names = list(runs[0]["models"])
+    text = ["| | " + " | ".join(NAMES.get(m, m) for m in names) + " |", "|---|" + "---|" * len(names)]
+    last = None
+    try:
+        for heading, label, keys, unit in figures(runs[0]):
+            if heading != last:
+                text.append(f"| **{heading}** |" + " |" * len(names))
+            last, cells = heading, []
+            for name in names:
+                values = [value(run["models"][name], keys) for run in runs]
+                mean = number(sum(values) / len(values), unit)
+                low, high = (number(f(values), unit).replace(" %", "") for f in (min, max))
+                cells.append(mean if len(runs) == 1 or low == high else f"{mean} ({low} to {high})")
+            text.append(f"| {label} | " + " | ".join(cells) + " |")
+    except KeyError as error:
+        raise UserError(f"{' '.join(map(str, folders))}: not evaluations of the same models on the same data ({error} is missing)") from None
+    return "\n".join(text)
+
+
+def compare(folders: list) -> str:
+    """Markdown: one row for each directory's last model, and for the first directory's first: what did each constitution move?"""
+    columns = {"helps with harm": ("red_team", "reviewed", "harmful"), "objects, says why": ("red_team", "reviewed", "explained"),
+               "answered in full": ("helpful", "full"), "kind word": ("helpful", "courteous"),
+               "words": ("helpful", "mean_words"), "needless sentences": ("helpful", "fillers")}
+    text = ["| run | constitution | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    for n, folder in enumerate(folders):
+        results = load_results(folder)
+        chosen = list(results["models"].items())
+        for name, model in (chosen[:1] if n == 0 else []) + chosen[-1:]:
+            cells = [number(value(model, keys), "%" if keys[-1] not in ("mean_words", "fillers") else ".1") for keys in columns.values()]
+            run = "-" if (name, model) == chosen[0] else Path(folder).name
+            law = "-" if run == "-" else Path(results.get("constitution") or "-").stem
+            text.append(f"| {run} ({NAMES.get(name, name)}) | {law} | " + " | ".join(cells) + " |")
+    return "\n".join(text)
