@@ -78,6 +78,8 @@ def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=
                          for m, p, (text, _) in zip(judged, drawn, critiques)], progress=f"round {n}: revisions")
         for i, ids in enumerate(revisions):
             (critique, bad_critique), (revision, bad_revision) = critiques[i], read_answer(tok, ids)
+            if tok.chat != "plain":         # there an answer starts without the space that follows "Revision:"
+                ids = tok.encode(revision) + [tok.end]
             reason = f"critique: {bad_critique}" if bad_critique else bad_revision and f"revision: {bad_revision}"
             rows[i]["rounds"].append({
                 "principle": numbers[i], "critique_request": drawn[i].critique_request, "critique": critique,
