@@ -22,15 +22,17 @@ from minicai.run import UserError
 @torch.no_grad()
 def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop: set[int],
              forbidden: torch.Tensor | None = None, temperature: float = 1.0, generator: torch.Generator | None = None,
-             batch_tokens: int = 16384, progress: str | None = None) -> list[list[int]]:
+             batch_tokens: int | None = None, progress: str | None = None) -> list[list[int]]:
     """New ids of each prompt, in the order given; a row's last id is in `stop` if it ended by itself.
 
     forbidden [V] bool: ids never to be sampled. temperature 0: always the likeliest id. batch_tokens bounds rows x columns
-    of a batch's cache. Random numbers come from `generator` (on the CPU), one a row and step.
+    of a batch's cache (default: 16k on a CPU, whose caches are small; 128k elsewhere). Random numbers come from `generator`
+    (on the CPU), one a row and step. Raises UserError for an empty prompt or a text longer than the model reads.
     """
     if not all(prompts):
         raise UserError(f"prompt {[len(p) for p in prompts].index(0)} is empty: there is nothing to go on from")
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: a batch too big fails at once
+    batch_tokens = batch_tokens or (2**14 if model.head.device.type == "cpu" else 2**17)
     new: list[list[int]] = [[] for _ in prompts]
     with tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
         while order:
@@ -45,11 +47,12 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
 
 def sample_batch(model, prompts, max_new_tokens, stop, forbidden, temperature, generator) -> list[list[int]]:
     """generate() for prompts that share one cache."""
-    device, dtype = model.head.device, model.head.dtype
-    B, P = len(prompts), max(map(len, prompts))
-    cache = KVCache(model.config, B, P + max_new_tokens, device, dtype)
+    device, B, P = model.head.device, len(prompts), max(map(len, prompts))
+    cache = new_cache(model, B, P + max_new_tokens)
     stops = torch.tensor(sorted(stop), device=device)
-    bias = None if forbidden is None else torch.zeros(forbidden.shape, dtype=dtype).masked_fill(forbidden.cpu(), -torch.inf).to(device)
+    bias = None
+    if forbidden is not None:
+        bias = torch.zeros(len(forbidden), device=device, dtype=model.head.dtype).masked_fill_(forbidden.to(device), -torch.inf)
 
     # 1. The common beginning, once, for one row; every row keeps at least one id of its own to go on from.
     shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1) if B > 1 else 0
@@ -90,6 +93,13 @@ def sample_batch(model, prompts, max_new_tokens, stop, forbidden, temperature, g
     return [cut(row, stop) for row in new.tolist()]
 
 
+def new_cache(model: GPT, rows: int, columns: int) -> KVCache:
+    """An empty cache in the type that the model computes in: its weights', or autocast's."""
+    kind = model.head.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.head.dtype
+    return KVCache(model.config, rows, columns, model.head.device, dtype)
+
+
 def pick(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
     """Draw one id a row, [B], from logits [B, V]; temperature 0 takes the likeliest."""
     if temperature == 0:
@@ -111,8 +121,7 @@ def cut(row: list[int], stop: set[int]) -> list[int]:
 def stream(model: GPT, prompt: list[int], *, max_new_tokens: int, stop: set[int], forbidden: torch.Tensor | None = None,
            temperature: float = 1.0, generator: torch.Generator | None = None) -> Iterator[int]:
     """Yield the new ids of one prompt as they are sampled, a stop id included."""
-    cache = KVCache(model.config, 1, len(prompt) + max_new_tokens, model.head.device, model.head.dtype)
-    ids = prompt
+    cache, ids = new_cache(model, 1, len(prompt) + max_new_tokens), prompt
     for _ in range(max_new_tokens):
         logits = F.linear(model(torch.tensor([ids], device=model.head.device), cache=cache)[:, -1], model.head)
         if forbidden is not None:

@@ -98,7 +98,7 @@ def test_untied_heads_and_attention_biases_come_back(tmp_path):
     model, weights, _ = checkpoint.load_trunk(tmp_path, "cpu", torch.float32)
     ids = random_ids(60, (2, 12))
     same(model(ids) @ model.head.T, theirs(ids).logits)
-    assert not model.config.tied and model.config.out_bias and not weights.unused
+    assert not model.config.tied and model.config.out_bias and set(weights) == {n for p in model.state_dict() for n in checkpoint.their_names(model.config, p)}
 
 
 @torch.no_grad()

@@ -97,3 +97,14 @@ def test_what_is_sampled_has_the_models_probability(model):
     p = logits.softmax(-1)
     counts = torch.bincount(torch.tensor([row[0] for row in new[:4000]]), minlength=61)
     assert ((counts - 4000 * p).abs() <= 4.5 * (4000 * p * (1 - p)).sqrt() + 1).all() and p.max() < 0.9
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_runs_with_a_half_precision_cache(model, autocast):
+    """bfloat16 weights, or autocast over float32 ones; far from ties, greedy ids are those of the full forward."""
+    import copy
+    low = model if autocast else copy.deepcopy(model).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        new = greedy(low, prompts(12), n=8)
+        agree = [slow_greedy(low, row, 8)[0] == ids[0] for row, ids in zip(prompts(12), new)]
+    assert sum(agree) >= 11 and all(1 <= len(ids) <= 8 for ids in new)

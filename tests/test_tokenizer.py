@@ -172,15 +172,15 @@ def swap_ids(spec):
 @pytest.mark.parametrize("change, message", [
     (drop_byte, "1 of the 256 bytes"),
     (swap_ids, "not in merge order"),
-    (lambda s: s.update(pre_tokenizer={"type": "Metaspace"}), "unknown pre-tokenizer"),
-    (lambda s: s["pre_tokenizer"].update(add_prefix_space=True), "unknown pre-tokenizer"),
-    (lambda s: s.update(pre_tokenizer=None), "unknown pre-tokenizer"),
-    (lambda s: s.update(normalizer={"type": "Lowercase"}), "unknown normalizer 'Lowercase'"),
+    (lambda s: s.update(pre_tokenizer={"type": "Metaspace"}), "unknown pre_tokenizer"),
+    (lambda s: s["pre_tokenizer"].update(add_prefix_space=True), "unknown pre_tokenizer"),
+    (lambda s: s.update(pre_tokenizer=None), "unknown pre_tokenizer"),
+    (lambda s: s.update(normalizer={"type": "Lowercase"}), 'unknown normalizer "Lowercase"'),
     (lambda s: s["model"].update(type="Unigram"), "not a byte-level BPE"),
     (lambda s: s["model"].update(byte_fallback=True), "not a byte-level BPE"),
     (lambda s: s["model"]["vocab"].update({"▁the": 5000}), "stands for no byte"),
-    (lambda s: s.update(added_tokens=[]), "no token ends a turn"),
-    (lambda s: s.pop("model"), "not a tokenizer file"),
+    (lambda s: s.update(added_tokens=[]), "plain format needs the token"),
+    (lambda s: s.pop("model"), "not a tokenizer's file"),
 ])
 def test_tokenizers_that_would_be_misread_are_refused(tiny_tokenizer_dir, tmp_path, change, message):
     spec = json.loads((tiny_tokenizer_dir / "tokenizer.json").read_text("utf-8"))
