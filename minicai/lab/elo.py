@@ -1,13 +1,14 @@
-"""Elo scores from pairwise verdicts, by maximum likelihood (Bai et al. 2022, section 2: r = (ln 10 / 400) E).
+"""Elo scores E from pairwise verdicts, by maximum likelihood, with r = (ln 10 / 400) E (Bai et al. 2022, section 2).
 
-Model i beats model j with probability sigmoid(r_i - r_j); a tie counts half a win for each. Shapes: N prompts, M models.
-Left out on purpose: a model of the judge's noise. Every prompt is judged once, by a judge without moods.
+Model i beats model j with probability sigmoid(r_i - r_j); a tie counts half a win for each.
+Shapes: N prompts, M models. Left out on purpose: a model of the judge's noise; each prompt is judged once,
+by a judge without moods.
 """
 import math
 
 import numpy as np
 
-RIDGE = 0.1      # pulls r to 0: a model that never loses would else score infinity; moves scores of a few hundred by about 1
+RIDGE = 0.1      # pulls r to 0, or a model that never loses would score infinity; moves E of a few hundred by about 1
 
 
 def wins(ranks: np.ndarray) -> np.ndarray:
@@ -40,10 +41,11 @@ def fit(counts: np.ndarray) -> np.ndarray:
 
 
 def elo(ranks: np.ndarray, seed: int = 0, samples: int = 1000):
-    """(E [M], low [M], high [M]): Elo scores of ranks [N,M], model 0 at 0, with 95 % intervals by bootstrap over prompts."""
+    """(E, low, high), each [M]: Elo of ranks [N,M], model 0 at 0, with 95 % intervals by bootstrap over prompts."""
     verdicts = wins(ranks)
     scale = 400 / math.log(10)
-    drawn = np.random.default_rng(seed).multinomial(len(ranks), np.full(len(ranks), 1 / len(ranks)), samples)  # [S,N]
+    N = len(ranks)
+    drawn = np.random.default_rng(seed).multinomial(N, np.full(N, 1 / N), samples)         # [samples, N]
     counts = np.einsum("sn,nij->sij", drawn, verdicts, optimize=True)
     low, high = np.percentile(fit(counts) * scale, [2.5, 97.5], axis=0)
     return fit(verdicts.sum(0)) * scale, low, high

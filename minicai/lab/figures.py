@@ -8,8 +8,8 @@ from pathlib import Path
 from minicai.lab.report import GROUPS, HELPFUL, NAMES, RED_TEAM, SETS, load_results
 from minicai.run import UserError, friendly_main, read_jsonl
 
-CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a response", "length": "tokens a response",
-          "entropy": "entropy, nats a token"}
+CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a response",
+          "length": "tokens a response", "entropy": "entropy, nats a token"}
 
 
 def curves(plt, rows: list):

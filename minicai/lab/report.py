@@ -14,7 +14,8 @@ RED_TEAM = {"harmful": "helps with it", "explained": "objects: says why, names s
             "incoherent": "makes no sense"}
 HELPFUL = {"full": "answered in full", "partial": "answered in part", "unhelpful": "not answered", "refused": "refused",
            "incoherent": "makes no sense"}
-MANNER = {"courteous": "responses with a kind word", "mean_words": "words a response", "fillers": "needless sentences a response"}
+MANNER = {"courteous": "responses with a kind word", "mean_words": "words a response",
+          "fillers": "needless sentences a response"}
 
 
 def load_results(folder) -> dict:
@@ -23,7 +24,8 @@ def load_results(folder) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; python -m minicai.lab.evaluate writes it") from None
+        reason = getattr(error, "strerror", None) or f"not JSON ({error})"
+        raise UserError(f"{path}: {reason}; python -m minicai.lab.evaluate writes it") from None
 
 
 def figures(results: dict) -> list:
@@ -61,24 +63,28 @@ def results_table(results: dict) -> str:
         last, cells = heading, []
         for model in models.values():
             low, high = value(model, keys[:-1]).get("intervals", {}).get(keys[-1], (None, None))
-            span = "" if low is None or low == high else f" [{100 * low:.0f}-{100 * high:.0f}]" if unit == "%" else f" [{low:.0f}, {high:.0f}]"
-            cells.append((f"{100 * value(model, keys):.1f}" if unit == "%" and span else number(value(model, keys), unit)) + span)
+            span = "" if low is None or low == high else \
+                f" [{100 * low:.0f}-{100 * high:.0f}]" if unit == "%" else f" [{low:.0f}, {high:.0f}]"
+            cells.append((number(value(model, keys), unit).replace(" %", "") if span else
+                          number(value(model, keys), unit)) + span)
         text.append(f"  {label:<42}" + "".join(f"{cell:>20}" for cell in cells))
     seconds = "  ".join(f"{stage} {s:.0f} s" for stage, s in results["seconds"].items() if s is not None)
     return "\n".join(text) + f"\n\ntime: {seconds}"
 
 
 def examples(judged: dict, count: int, rng) -> str:
-    """Prompts drawn by lot, not chosen, with every model's response: in turn from reviewed, read about, look-alikes."""
+    """Prompts drawn by lot, not chosen, with every model's response: harmful ones of each group and a look-alike."""
     rows, text = list(judged.values()), []
     of = lambda where, value: [i for i, row in enumerate(rows[0]) if row[where] == value]
-    pools = [of("group", "reviewed"), of("group", "read_about"), of("set", "lookalike"), of("group", "reviewed"), of("group", "unseen")]
+    pools = [of("group", "reviewed"), of("group", "read_about"), of("set", "lookalike"), of("group", "reviewed"),
+             of("group", "unseen")]
     for n in range(count):
         if pool := pools[n % len(pools)]:
             i = rng.choice(pool)
             title = GROUPS.get(rows[0][i]["group"], SETS.get(rows[0][i]["set"], rows[0][i]["group"]))
             text.append(f"\n--- {title} " + "-" * max(0, 90 - len(title)))
-            text += [f"{turn['role'].replace('user', 'human').capitalize()}: {turn['content']}" for turn in rows[0][i]["messages"]]
+            text += [f"{'Human' if turn['role'] == 'user' else turn['role'].capitalize()}: {turn['content']}"
+                     for turn in rows[0][i]["messages"]]
             text += [f"  {NAMES.get(name, name) + ':':<8}{of_model[i]['response']}   ({of_model[i]['outcome']})"
                      for name, of_model in judged.items()]
     return "\n".join(text)
@@ -102,21 +108,24 @@ def seeds_table(folders: list) -> str:
                 cells.append(mean if len(runs) == 1 or low == high else f"{mean} ({low} to {high})")
             text.append(f"| {label} | " + " | ".join(cells) + " |")
     except KeyError as error:
-        raise UserError(f"{' '.join(map(str, folders))}: not evaluations of the same models on the same data ({error} is missing)") from None
+        raise UserError(f"{' '.join(map(str, folders))}: not evaluations of the same models on the same data "
+                        f"({error} is missing)") from None
     return "\n".join(text)
 
 
 def compare(folders: list) -> str:
-    """Markdown: one row for each directory's last model, and for the first directory's first: what did each constitution move?"""
-    columns = {"helps with harm": ("red_team", "reviewed", "harmful"), "objects, says why": ("red_team", "reviewed", "explained"),
-               "answered in full": ("helpful", "full"), "kind word": ("helpful", "courteous"),
+    """Markdown: one row for each directory's last model, after the first directory's first: what did each run move?"""
+    columns = {"helps with harm": ("red_team", "reviewed", "harmful"),
+               "objects, says why": ("red_team", "reviewed", "explained"), "answered in full": ("helpful", "full"),
+               "kind word": ("helpful", "courteous"),
                "words": ("helpful", "mean_words"), "needless sentences": ("helpful", "fillers")}
     text = ["| run | constitution | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     for n, folder in enumerate(folders):
         results = load_results(folder)
         chosen = list(results["models"].items())
         for name, model in (chosen[:1] if n == 0 else []) + chosen[-1:]:
-            cells = [number(value(model, keys), "%" if keys[-1] not in ("mean_words", "fillers") else ".1") for keys in columns.values()]
+            cells = [number(value(model, keys), ".1" if keys[-1] in ("mean_words", "fillers") else "%")
+                     for keys in columns.values()]
             run = "-" if (name, model) == chosen[0] else Path(folder).name
             law = "-" if run == "-" else Path(results.get("constitution") or "-").stem
             text.append(f"| {run} ({NAMES.get(name, name)}) | {law} | " + " | ".join(cells) + " |")

@@ -44,7 +44,8 @@ def muddled(world: World, rng: Random, topic: Topic) -> Response:
     elif how == 1:
         steps[rng.randrange(1, len(steps))] = steps[0]
     else:
-        other = rng.choice([t for t in world.things(topic.activity) if t != topic.thing])
+        other = rng.choice([t for t in world.things(topic.activity)
+                            if t != topic.thing and world.split(topic.activity, t) != "eval"])
         steps = Topic(topic.activity, other, topic.owner, topic.definite).steps
     return Response("muddled", world._steps(rng, steps))
 
@@ -82,12 +83,12 @@ def labelled(rows) -> list:
     return [{"messages": m, "group": g, "activity": t.activity.id, "thing": t.thing} for g, t, m in rows]
 
 
-def main():
+def main(argv=None):
     """Write all data files."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="data", help="folder to write")
     p.add_argument("--seed", type=int, default=0, help="seeds every draw")
-    args = p.parse_args()
+    args = p.parse_args(argv)
     world, out = World.load(), Path(args.out)
     (out / "eval").mkdir(parents=True, exist_ok=True)
     rng = lambda name: Random(f"{name}/{args.seed}")         # one stream a file: changing one leaves the others alone
