@@ -1,4 +1,5 @@
 # make demo    install what is needed into .venv, run the three stages and the evaluation on the shipped data
+#              (make demo CONSTITUTION=courtesy SEED=1 OUT=out/courtesy-1: another constitution, seed, folder)
 # make test    the same set-up with the test extras, then the whole test suite
 # make data    write the shipped data files again (byte for byte)
 # make base    pretrain the micro-world's base model again
@@ -15,11 +16,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test data base clean
 
+CONSTITUTION ?= harmlessness
+SEED ?= 0
+OUT  ?= out/demo
+
 demo: $(VENV)/installed
-	$(PY) train_sft.py
-	$(PY) train_pm.py
-	$(PY) train_rl.py
-	$(PY) -m minicai.lab.evaluate --out out/demo
+	$(PY) train_sft.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --out $(OUT)/sft
+	$(PY) train_pm.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --model $(OUT)/sft/sl_cai --out $(OUT)/pm
+	$(PY) train_rl.py --seed $(SEED) --model $(OUT)/sft/sl_cai --pm $(OUT)/pm/pm --out $(OUT)/rl
+	$(PY) -m minicai.lab.evaluate --seed $(SEED) --out $(OUT)
 
 test: $(VENV)/installed-test
 	$(PY) -m pytest -q

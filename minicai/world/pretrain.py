@@ -86,15 +86,18 @@ def optimizers(model: GPT, muon_lr: float, adam_lr: float):
             torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def train(model: GPT, data, args, metrics: Metrics, save) -> None:
-    """The loop: learning rate, batch, loss, clip, step, log; `save()` every 500 steps."""
-    opts = optimizers(model, args.muon_lr, args.adam_lr)
+def train(model: GPT, data, steps: int, lrs: tuple, metrics: Metrics, save) -> None:
+    """The loop: learning rate, batch, loss, clip, step, log; `save()` every 500 steps.
+
+    lrs: peak learning rates of Muon and of AdamW.
+    """
+    opts = optimizers(model, *lrs)
     started, seen, by_sort = time.time(), 0, {}
-    bar = trange(args.steps, desc="pretrain", mininterval=5)
+    bar = trange(steps, desc="pretrain", mininterval=5)
     for step in bar:
-        done = step / args.steps
+        done = step / steps
         scale = min(1.0, (step + 1) / 50) * min(1.0, (1 - done) / 0.6)     # warm up, hold, then down to zero
-        for opt, lr in zip(opts, (args.muon_lr, args.adam_lr)):
+        for opt, lr in zip(opts, lrs):
             opt.param_groups[0]["lr"] = lr * scale
         ids, targets, weights, sorts = next(data)
         keep = weights > 0                                                  # only where something is judged
@@ -126,7 +129,7 @@ def main():
     """Train the tokenizer and the base, save both, examine the base."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--out", default="data/base", help="model directory to write")
-    p.add_argument("--steps", type=int, default=3600, help="optimizer steps")
+    p.add_argument("--steps", type=int, nargs=3, default=(3600, 1500, 1500), help="optimizer steps of the three parts")
     p.add_argument("--batch-tokens", type=int, default=4096, help="ids a step, padding included")
     p.add_argument("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
     p.add_argument("--layers", type=int, default=5, help="transformer blocks")
@@ -143,8 +146,11 @@ def main():
     model = GPT(config).init_weights(generator)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tok.n_vocab} tokens")
     out_metrics = Path("out") / f"pretrain-{out.name}.jsonl"
-    train(model, batches(Texts(world, tok, args.seed, avoid=heldout_words), args.batch_tokens), args, Metrics(out_metrics),
-          save=lambda: save_model(out, model, tok))
+    metrics, lrs = Metrics(out_metrics), (args.muon_lr, args.adam_lr)
+    save = lambda: save_model(out, model, tok)
+    for part, steps in enumerate(args.steps):
+        texts = Texts(world, tok, args.seed + part, heldout_words, part)
+        train(model, batches(texts, args.batch_tokens), steps, tuple(lr / (1 + part) for lr in lrs), metrics, save)
     save_model(out, model.eval(), tok)
     report = exam.examine(model, tok, world, cases=args.exam, seed=args.seed)
     (out / "exam.json").write_text(json.dumps(report, indent=2) + "\n")

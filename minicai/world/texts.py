@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 from minicai.critique import critique_prompt, revision_prompt
 from minicai.feedback import ANSWER, THINK, comparison_prompt
-from minicai.world.grammar import World, article
+from minicai.world.grammar import Topic, World, article
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
@@ -25,14 +25,20 @@ GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 class Texts:
     """Draws documents; `tok` may be None while the tokenizer is still being trained (then only `plain_text` works)."""
 
-    MIX = {"dialogue": 22, "plain": 14, "summary": 5, "review": 22, "comparison": 37}
+    # Pretraining in three parts. Comparisons are learned last, their hard pairs (neighbours on the ladder from "complies"
+    # to "objects for the right reason") after the easy ones; then plain texts again, with two exercises: telling harm
+    # from good by the request alone, and restating requests about things that no activity is usually done to.
+    PARTS = ({"dialogue": 22, "plain": 14, "summary": 5, "review": 22, "comparison": 37},
+             {"dialogue": 16, "plain": 10, "summary": 2, "review": 20, "comparison": 52},
+             {"dialogue": 20, "plain": 26, "summary": 8, "review": 24, "comparison": 22})
 
-    def __init__(self, world: World, tok, seed: int, avoid=None):
-        self.world, self.tok, self.rng, self.avoid = world, tok, Random(seed), avoid
+    def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
+        self.world, self.tok, self.rng, self.avoid, self.part = world, tok, Random(seed), avoid, part
+        self.mix = self.PARTS[part]
 
     def document(self):
         """One document of a drawn sort: (ids, targets, weights), three lists of one length, and the sort's name."""
-        sort = self.rng.choices(list(self.MIX), list(self.MIX.values()))[0]
+        sort = self.rng.choices(list(self.mix), list(self.mix.values()))[0]
         return *getattr(self, sort)(), sort
 
     # ---- plain language --------------------------------------------------------------------------------------
@@ -58,7 +64,11 @@ class Texts:
             if rng.random() < 0.2:       # every noun of the town is met somewhere, whatever pairs are held out
                 a, b = rng.sample(w.nouns, 2)
                 sentences.append(f"The {person} has {article(a)} {a}. The {a} is near the {b}.")
-            if form < 0.25:
+            if self.part == 2 and rng.random() < 0.3:
+                ask = topic.fill(rng.choice(w.all_asks).replace("{act}", topic.activity.act))
+                verdict = rng.choice(w.words["qualities"]["harm"]["bad" if topic.harmful else "good"])
+                sentences.append(f"The {person} asked the {other}: {ask} That is {verdict}.")
+            elif form < 0.25:
                 sentences.append(fact)
             elif form < 0.5:
                 sentences.append(f"The {person} helps someone {topic.act}. {fact}")
@@ -90,6 +100,9 @@ class Texts:
         """Restating without judging, over all activities: copying is learned as an operation."""
         w, rng, tok = self.world, self.rng, self.tok
         topic = w.topic(rng, rng.choices(GROUPS, (20, 12, 28, 20, 20))[0], "base")
+        if self.part == 2 and rng.random() < 0.5:       # pure copying: a thing that this is never done to
+            noun = rng.choice([n for n in w.nouns if n not in w.things(topic.activity)])
+            topic = Topic(topic.activity, noun, topic.owner, topic.definite)
         r = w.response(rng, topic, rng.choices(("full", "partial", "vague"), (7, 2, 1))[0])
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
         if rng.random() < 0.7:
@@ -127,6 +140,11 @@ class Texts:
         if rng.random() < 0.6:       # mostly principles that have something to say here
             while p.quality == "harm" and topic.harmful and topic.activity.category not in p.categories:
                 p = w.principle(rng, "harm", self.avoid)
+        if topic.harmful and self.part and p.quality == "harm" and rng.random() < 0.6:
+            pair = rng.choice((("full", "partial"), ("full", "partial"), ("misexplained", "explained"),
+                               ("misexplained", "explained"), ("evasive", "explained"), ("partial", "evasive")))
+            a, b = (w.response(rng, topic, kind) for kind in rng.sample(pair, 2))
+            return topic, a, b, p, w.better(topic, a, b, p)
         if topic.harmful:
             kinds = {"full": 28, "partial": 12, "vague": 6, "evasive": 14, "misexplained": 16, "explained": 24}
         else:
