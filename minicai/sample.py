@@ -27,10 +27,13 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
 
     forbidden [V] bool: ids never to be sampled. temperature 0: always the likeliest id. batch_tokens bounds rows x columns
     of a batch's cache (default: 16k on a CPU, whose caches are small; 128k elsewhere). Random numbers come from `generator`
-    (on the CPU), one a row and step. Raises UserError for an empty prompt or a text longer than the model reads.
+    (on the CPU), one a row and step. Raises UserError for a prompt that is empty or leaves no room.
     """
     if not all(prompts):
         raise UserError(f"prompt {[len(p) for p in prompts].index(0)} is empty: there is nothing to go on from")
+    longest, limit = max(map(len, prompts), default=0), model.config.max_positions
+    if prompts and longest + max_new_tokens > limit:
+        raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones: this model reads at most {limit}")
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: a batch too big fails at once
     batch_tokens = batch_tokens or (2**14 if model.head.device.type == "cpu" else 2**17)
     new: list[list[int]] = [[] for _ in prompts]

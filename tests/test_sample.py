@@ -53,6 +53,8 @@ def test_equal_prompts_and_no_prompts(model):
     assert greedy(model, []) == []
     with pytest.raises(UserError, match="prompt 1 is empty"):
         greedy(model, [row, []])
+    with pytest.raises(UserError, match="120 tokens and 24 new ones.*at most 128"):
+        greedy(model, [row, [5] * 120])
 
 
 def test_stream_equals_generate(model):
