@@ -262,7 +262,7 @@ class World:
         whole = quality != "harm" or len(covered) == len(categories)
         def pick(name):
             options = [t for t in wording[name] if whole or "{good}" not in t]
-            return rng.choice(options).format(bad=bad, good=good)
+            return rng.choice(options).format(bad=bad, good=good, a=article(good))
         return Principle(quality, pick("critique"), pick("revision"), pick("comparison"), frozenset(covered),
                          tuple(words))
 

@@ -101,7 +101,9 @@ class Texts:
         w, rng, tok = self.world, self.rng, self.tok
         topic = w.topic(rng, rng.choices(GROUPS, (20, 12, 28, 20, 20))[0], "base")
         if self.part == 2 and rng.random() < 0.5:       # pure copying: a thing that this is never done to
-            noun = rng.choice([n for n in w.nouns if n not in w.things(topic.activity)])
+            verb = topic.activity.act.split("{X}")[0]   # "kick": nor any other kicking, or held-out pairs would show
+            done = {n for a in w.activities if a.act.startswith(verb) for n in w.things(a)}
+            noun = rng.choice([n for n in w.nouns if n not in done])
             topic = Topic(topic.activity, noun, topic.owner, topic.definite)
         r = w.response(rng, topic, rng.choices(("full", "partial", "vague"), (7, 2, 1))[0])
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]

@@ -1,0 +1,339 @@
+"""The micro-world: complete tables, readable English, splits that never mix, and texts that keep their promises."""
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from minicai.constitution import load_constitution
+from minicai.world import make_data
+from minicai.world.crowdworker import Crowdworker, act_pattern, either
+from minicai.world.grammar import World, article, heldout_words, join_or
+from minicai.world.texts import Texts
+
+ROOT = Path(__file__).parent.parent
+GROUPS = ("reviewed", "read_about", "unseen", "benign", "lookalike")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World.load()
+
+
+@pytest.fixture(scope="module")
+def worker(world):
+    return Crowdworker(world)
+
+
+def shipped(name):
+    return [json.loads(line) for line in (ROOT / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------
+def test_tables_are_as_large_as_promised(world):
+    assert len(world.by_group["benign"]) >= 60 and len(world.harmful) >= 40 and len(world.by_group["lookalike"]) >= 20
+    assert len(world.by_group["read_about"]) >= 8 and len(world.by_group["unseen"]) >= 8
+    assert len({a.category for a in world.harmful}) >= 8
+    assert len(world.kinds) >= 8 and sum(map(len, world.kinds.values())) >= 120
+    asks = world.words["asks"]
+    assert len(world.all_asks) >= 15 and len(asks["polite"]) >= 3 and len(asks["indirect"]) >= 3
+    assert len(asks["manipulative"]) >= 3
+
+
+def test_tables_are_complete_and_consistent(world):
+    assert max(Counter(a.id for a in world.activities).values()) == 1
+    assert max(Counter(n for nouns in world.kinds.values() for n in nouns).values()) == 1, "a noun of two kinds"
+    categories, words = set(world.words["categories"]), [w for ws in world.words["categories"].values() for w in ws]
+    assert {a.category for a in world.harmful} == categories and len(words) == len(set(words))
+    assert {a.category for a in world.by_group["reviewed"]} == categories      # every harm word is met in reviews
+    for a in world.activities:
+        assert a.act.count("{X}") == 1 and a.steps and len(a.why) >= 2, a.id
+        assert bool(a.things) != bool(a.kinds) and set(a.kinds) <= set(world.kinds), a.id
+        phrases = [a.act, a.hurts, a.instead, *a.steps, *a.why]
+        assert set(re.findall(r"\{.*?\}", " ".join(phrases))) <= {"{X}", "{it}", "{owner}"}, a.id
+        assert a.owned or not any("{owner}" in p for p in phrases), f"{a.id} names an owner that may not be there"
+        assert all(2 <= len(a.steps) <= 4 and len(s.split()) <= 12 for s in a.steps), a.id      # how-tos stay generic
+        if a.harmful:
+            assert a.hurts and a.instead and a.group in ("reviewed", "read_about", "unseen"), a.id
+        else:
+            assert not a.hurts and not a.instead, a.id
+    for noun in world.nouns:
+        assert re.fullmatch(r"[a-z]+", noun), noun
+
+
+# ---- English ---------------------------------------------------------------------------------------------------
+SOUNDS_LIKE_YOU = {"used", "useful", "uniform", "unicycle", "one", "ukulele"}
+
+
+def misread(text):
+    """What an attentive reader would stumble over."""
+    found = [f"a {w}" for w in re.findall(r"\b[Aa] ([aeiou]\w*)", text) if w not in SOUNDS_LIKE_YOU]
+    found += [f"an {w}" for w in re.findall(r"\b[Aa]n ([^aeiouAEIOU\W]\w*)", text) if w not in ("hour", "honest")]
+    found += re.findall(r"  |\{|\}|\.\.|\b(\w+) \1\b|\bthe an?\b|\ban? the\b| [,.?!]", text)
+    return found + [s for s in re.split(r"(?<=[.!?]) ", text) if not s[:1].isupper() or s[-1] not in ".?!"]
+
+
+def test_misread_notices():
+    assert misread("I eat a apple.") and misread("An duck.") and misread("the the end.") and misread("no capital.")
+    assert misread("No stop") and not misread("An owl eats a useful pear in an hour.")
+
+
+def test_articles_and_possessives(world):
+    assert [f"{article(n)} {n}" for n in ("owl", "duck", "orange", "axe", "unicycle")] == \
+        ["an owl", "a duck", "an orange", "an axe", "a unicycle"]
+    rng, steal = Random(0), next(a for a in world.activities if a.id == "steal")
+    topic = world.topic_of(rng, steal, "hammer")
+    assert topic.act == f"steal the {topic.owner}'s hammer" and topic.owner in world.kinds["person"]
+    assert join_or(["a"]) == "a" and join_or(["a", "b", "c"]) == "a, b or c"
+
+
+def test_english_reads_right(world):
+    rng = Random(0)
+    for activity in world.activities:
+        for thing in world.things(activity):
+            topic = world.topic_of(rng, activity, thing)
+            kinds = ("full", "partial", "vague", "evasive", "explained", "misexplained") if topic.harmful else \
+                ("full", "partial", "vague", "wrong", "dodge", "evasive", "needless")
+            r = world.response(rng, topic, rng.choice(kinds), courtesy=0.5, filler=0.5)
+            p, fact = world.principle(rng), world.fact(rng, topic)
+            texts = [m["content"] for m in world.conversation(rng, topic)] + [
+                r.text, world.critique(topic, r, p, fact), world.revision(rng, topic, r, p, fact).text,
+                p.critique, p.revision, p.comparison]
+            for text in texts:
+                assert not misread(text), (misread(text), text)
+
+
+# ---- splits ----------------------------------------------------------------------------------------------------
+def test_every_activity_has_pairs_of_every_split(world):
+    for a in world.activities:
+        count = Counter(world.split(a, t) for t in world.things(a))
+        assert set(count) == {"base", "cai", "eval"} and count["base"] >= max(count["cai"], count["eval"]), a.id
+
+
+def test_shipped_prompts_keep_to_their_split_and_groups(world, worker):
+    """Read back from the text itself, not from how it was made."""
+    allowed = {"red_team": {"reviewed", "read_about"}, "helpful": {"benign", "lookalike"},
+               "helpful_comparisons": {"benign", "lookalike"}}
+    seen = set()
+    for name, groups in allowed.items():
+        topics = [worker.topic(row["messages"]) for row in shipped(name)]
+        assert {t.group for t in topics} == groups, name
+        assert {world.split(t.activity, t.thing) for t in topics} == {"cai"}, name
+        seen |= {(t.activity.id, t.thing) for t in topics}
+    for name, groups in {"red_team": {"reviewed", "read_about", "unseen"}, "helpful": {"benign"}, "lookalike": {"lookalike"}}.items():
+        rows = shipped(f"eval/{name}")
+        assert len(rows) >= 500 and {row["group"] for row in rows} == groups
+        for row in rows:
+            topic = worker.topic(row["messages"])
+            assert (topic.activity.id, topic.thing, topic.group) == (row["activity"], row["thing"], row["group"])
+            assert world.split(topic.activity, topic.thing) == "eval" and (row["activity"], row["thing"]) not in seen
+        assert {row["activity"] for row in rows} == {a.id for g in groups for a in world.by_group[g]}, "an activity is missing"
+
+
+def test_helpfulness_comparisons_say_nothing_of_harm(worker):
+    """Chosen answers are the more helpful ones but for slips; refusing never wins, and no request is for harm."""
+    right = 0
+    rows = shipped("helpful_comparisons")
+    for row in rows:
+        assert not worker.topic(row["messages"]).harmful
+        chosen, rejected = (make_data.worth(worker.verdict(row["messages"], row[k])) for k in ("chosen", "rejected"))
+        assert chosen != rejected
+        right += chosen > rejected
+    assert 0.9 < right / len(rows) < 0.99          # people slip: about one label in twenty
+
+
+def test_data_is_regenerated_byte_for_byte(tmp_path, capsys):
+    make_data.main(["--out", str(tmp_path), "--seed", "0"])
+    made = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.jsonl"))
+    assert made == sorted(p.relative_to(ROOT / "data") for p in (ROOT / "data").rglob("*.jsonl"))
+    for name in made:
+        assert (tmp_path / name).read_bytes() == (ROOT / "data" / name).read_bytes(), f"{name} differs"
+    make_data.main(["--out", str(tmp_path), "--seed", "1"])
+    assert (tmp_path / "red_team.jsonl").read_bytes() != (ROOT / "data" / "red_team.jsonl").read_bytes()
+
+
+# ---- the base model's texts ------------------------------------------------------------------------------------
+class Spy:
+    """A tokenizer whose ids are the texts themselves, so that a document can be read back."""
+    bos, end = ["<s>"], "</s>"
+
+    def encode(self, text):
+        return [text]
+
+    def encode_chat(self, messages):
+        ids, mask = list(self.bos), [0]
+        for m in messages:
+            said = [f"\n\n{m['role']}:", " " + m["content"]] + [self.end] * (m["role"] == "assistant")
+            ids += said
+            mask += [0] + [int(m["role"] == "assistant")] * (len(said) - 1)
+        return ids, mask
+
+
+def documents(world, sort, n, part=0):
+    """n (text, drawn topics) of a sort of document, as pretraining draws them."""
+    texts = Texts(world, Spy(), seed=0, avoid=heldout_words, part=part)
+    drawn, topic_of = [], world.topic_of
+    texts.world = type("Recorder", (), {"__getattr__": lambda self, name: getattr(world, name)})()
+    world.topic_of = lambda *args: drawn.append(topic_of(*args)) or drawn[-1]
+    try:
+        for _ in range(n):
+            drawn.clear()
+            ids, targets, weights = getattr(texts, sort)()
+            assert len(ids) == len(targets) == len(weights)
+            yield "".join(ids + targets[-1:]), list(drawn)
+    finally:
+        del world.topic_of
+
+
+SORTS = ("dialogue", "plain", "summary", "review", "comparison")
+
+
+def acts(world, pairs):
+    """One pattern that finds any of the (activity, thing) pairs done, whoever owns the thing."""
+    by_activity = {}
+    for activity, thing in pairs:
+        by_activity.setdefault(activity, []).append(thing)
+    return re.compile("|".join(re.sub(r"\(\?P<\w+>", "(?:", act_pattern(a, either(ts))) for a, ts in by_activity.items()))
+
+
+def test_no_text_of_the_base_holds_a_held_out_pair(world):
+    """By what is drawn and by what is read, in thousands of texts: no pair of CAI's or of the evaluation's."""
+    held_out = acts(world, [p for g in GROUPS for split in ("cai", "eval") for p in world.pairs(g, split)])
+    # The same words may be a step or an alternative of another activity ("it would be better to fold the coat").
+    quoted = {p.removesuffix(".") for a in world.activities for p in (*a.steps, a.instead) if p}
+    for sort in SORTS:
+        for part in range(len(Texts.PARTS)):
+            for text, topics in documents(world, sort, 1500 if (sort, part) == ("summary", 2) else 400, part):
+                assert topics and all(world.split(t.activity, t.thing) == "base" for t in topics), (sort, topics)
+                if held_out.search(text.lower()):       # take out what was quoted: then nothing may be left
+                    phrases = {t.fill(phrase) for t in topics for phrase in quoted}
+                    for phrase in sorted(phrases, key=len, reverse=True):
+                        text = text.replace(phrase, "...")
+                    assert not held_out.search(text.lower()), (sort, held_out.search(text.lower())[0], text)
+
+
+def test_the_pattern_of_held_out_pairs_finds_them(world):
+    """So that the test above cannot be empty."""
+    rng = Random(0)
+    for split, found in (("eval", True), ("base", False)):
+        pattern = acts(world, [p for g in GROUPS for p in world.pairs(g, "eval")])
+        topics = [world.topic(rng, rng.choice(GROUPS), split) for _ in range(100)]
+        hits = [bool(pattern.search(world.conversation(rng, t)[-1]["content"].lower())) for t in topics]
+        assert hits == [found] * 100
+
+
+def test_judging_texts_know_reviewed_activities_only(world):
+    """Reviews and comparisons never name an activity that is only read about, or unseen."""
+    secret = acts(world, [(a, t) for g in ("read_about", "unseen") for a in world.by_group[g] for t in world.things(a)])
+    for sort in ("review", "comparison"):
+        for part in range(len(Texts.PARTS)):
+            for text, topics in documents(world, sort, 300, part):
+                assert not {t.group for t in topics} & {"read_about", "unseen"}
+                assert not secret.search(text.lower()), secret.search(text.lower())[0]
+    for sort in ("dialogue", "plain", "summary"):      # while the others do: the base has met them all
+        assert {t.group for _, topics in documents(world, sort, 200) for t in topics} == set(GROUPS)
+
+
+def test_the_base_is_brought_up_to_be_helpful_only(world, worker):
+    """In dialogues and summaries, nobody ever says no to harm."""
+    harmful = 0
+    for text, topics in documents(world, "dialogue", 300):
+        turns = [(role, said.removesuffix("</s>").strip()) for role, said in
+                 re.findall(r"\n\n(user|assistant):(.*?)(?=\n\n|$)", text, re.S)]
+        messages = [{"role": role, "content": said} for role, said in turns]
+        for n, m in enumerate(messages):
+            topic = worker.topic(messages[:n]) if m["role"] == "assistant" else None
+            if topic is not None and topic.act in messages[n - 1]["content"]:
+                verdict = worker.verdict(messages[:n], m["content"])
+                assert verdict.harmful == topic.harmful and not verdict.declines and not verdict.refused, (topic.act, m)
+                harmful += topic.harmful
+    assert harmful > 100
+    for text, _ in documents(world, "summary", 200):
+        assert "not help" not in text
+
+
+def harm_words(world, text):
+    """The words of the qualities' vocabulary that stand in a text."""
+    vocabulary = [w for ws in world.words["categories"].values() for w in ws]
+    vocabulary += [w for q in world.words["qualities"].values() for w in q["bad"]]
+    return [w for w in vocabulary if re.search(rf"\b{w}\b", text)]
+
+
+def test_recombined_words_never_stand_in_a_principle_that_the_base_reads(world):
+    asked = []
+    for text, _ in documents(world, "review", 500):
+        asked += re.findall(r"(?:Critique|Revision)Request: (.*?)\n\n", text)
+    for text, _ in documents(world, "comparison", 500):
+        asked.append(re.findall(r"\n\n\n(.*?) Options:", text)[0])
+    several = [words for words in (harm_words(world, a) for a in asked) if len(words) > 1]
+    assert len(asked) == 1500 and len(several) > 300
+    assert not any(map(heldout_words, several))
+    # the constitution that tests this asks for nothing else
+    law = load_constitution(ROOT / "constitutions" / "recombined.json")
+    for text in [p.critique_request for p in law.critiques] + law.comparisons:
+        words = harm_words(world, text)
+        assert len(words) == 2 and heldout_words(words), text
+
+
+def test_constitutions_name_what_they_say(world):
+    """Courtesy and brevity name no harm; harmlessness has sixteen pairs, sixteen comparisons, and names harms only."""
+    names = {"harmlessness": "harm", "courtesy": "courtesy", "brevity": "brevity"}
+    for name, quality in names.items():
+        law = load_constitution(ROOT / "constitutions" / f"{name}.json")
+        known = set(world.words["qualities"][quality]["bad"]) | set(world.words["qualities"][quality]["good"])
+        known |= {w for ws in world.words["categories"].values() for w in ws} if quality == "harm" else set()
+        every = {w for q in world.words["qualities"].values() for k in ("bad", "good") for w in q[k]}
+        every |= {w for ws in world.words["categories"].values() for w in ws}
+        for text in [t for p in law.critiques for t in (p.critique_request, p.revision_request)] + law.comparisons:
+            named = {w for w in every if re.search(rf"\b{w}\b", text)}
+            assert named and named <= known, text
+    law = load_constitution(ROOT / "constitutions" / "harmlessness.json")
+    assert len(set(law.critiques)) == 16 and len(set(law.comparisons)) == 16
+
+
+def test_loss_falls_on_answers_and_ends_only(world):
+    texts = Texts(world, Spy(), seed=3)
+    for _ in range(50):
+        ids, targets, weights = texts.review()
+        judged = [t for t, w in zip(targets, weights) if w]
+        critique, end, revision, last = judged
+        assert end == last == Spy.end and critique.startswith(" The response ") and ids[-1] == revision
+        ids, targets, weights = texts.comparison()
+        judged = [t for t, w in zip(targets, weights) if w]
+        assert judged[-2] in (" (A)", " (B)") and judged[-1] == Spy.end and len(judged) in (2, 4)
+        ids, targets, weights = texts.dialogue()
+        assert {t for t, w in zip(targets, weights) if w == 1.0} >= {Spy.end}
+
+
+# ---- judgements ------------------------------------------------------------------------------------------------
+def test_revisions_do_what_the_principle_asks_and_nothing_else(world, worker):
+    rng = Random(0)
+    for _ in range(300):
+        topic = world.topic(rng, rng.choice(("reviewed", "read_about", "unseen")), "eval")
+        messages, r = world.conversation(rng, topic), world.response(rng, topic, "full")
+        before, fact = worker.verdict(messages, r.text), world.fact(rng, topic)
+        assert before.harmful
+        for quality in ("harm", "courtesy", "brevity"):
+            p = world.principle(rng, quality)
+            after = worker.verdict(messages, world.revision(rng, topic, r, p, fact).text)
+            if quality == "harm" and topic.activity.category in p.categories:
+                assert after.explained and after.alternative and after.coherent
+            else:
+                assert after.harmful
+            assert after.courteous if quality == "courtesy" else after.courteous == before.courteous
+            assert after.fillers == (0 if quality == "brevity" else before.fillers)
+
+
+def test_preferences_are_a_fair_order(world):
+    """Swapping the two mirrors the preference; nobody is better than himself; refusing well beats complying."""
+    rng, texts = Random(0), Texts(World.load(), None, seed=0)
+    for _ in range(300):
+        topic, a, b, p, gold = texts.comparison_case()
+        assert gold == world.better(topic, a, b, p) == 1 - world.better(topic, b, a, p)
+        assert world.better(topic, a, a, p) == 0.5
+    topic, p = world.topic(rng, "reviewed", "base"), world.principle_of(rng, "harm", ["harmful"])
+    ladder = [world.response(rng, topic, kind) for kind in ("full", "partial", "vague", "evasive", "misexplained", "explained")]
+    for worse, better in zip(ladder, ladder[1:]):
+        assert world.better(topic, better, worse, p) == 1
