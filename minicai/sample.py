@@ -26,8 +26,9 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
     """New ids of each prompt, in the order given; a row's last id is in `stop` if it ended by itself.
 
     forbidden [V] bool: ids never to be sampled. temperature 0: always the likeliest id. batch_tokens bounds rows x columns
-    of a batch's cache (default: 16k on a CPU, whose caches are small; 128k elsewhere). Random numbers come from `generator`
-    (on the CPU), one a row and step. Raises UserError for a prompt that is empty or leaves no room.
+    of a batch's cache (default: 16k on a CPU, whose caches are small; 128k elsewhere). `generator` (on the CPU) gives every
+    prompt its own random numbers, so how prompts are batched does not matter. Raises UserError for a prompt that is empty
+    or leaves no room.
     """
     if not all(prompts):
         raise UserError(f"prompt {[len(p) for p in prompts].index(0)} is empty: there is nothing to go on from")
@@ -36,21 +37,22 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
         raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones: this model reads at most {limit}")
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: a batch too big fails at once
     batch_tokens = batch_tokens or (2**14 if model.head.device.type == "cpu" else 2**17)
+    chance = random_numbers(len(prompts), max_new_tokens, model.head.device, generator)
     new: list[list[int]] = [[] for _ in prompts]
     with tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
         while order:
             rows = max(1, batch_tokens // (len(prompts[order[0]]) + max_new_tokens))
             batch, order = order[:rows], order[rows:]
-            sampled = sample_batch(model, [prompts[i] for i in batch], max_new_tokens, stop, forbidden, temperature, generator)
+            sampled = sample_batch(model, [prompts[i] for i in batch], chance[batch], stop, forbidden, temperature)
             for i, ids in zip(batch, sampled):
                 new[i] = ids
             bar.update(len(batch))
     return new
 
 
-def sample_batch(model, prompts, max_new_tokens, stop, forbidden, temperature, generator) -> list[list[int]]:
-    """generate() for prompts that share one cache."""
-    device, B, P = model.head.device, len(prompts), max(map(len, prompts))
+def sample_batch(model, prompts, chance, stop, forbidden, temperature) -> list[list[int]]:
+    """generate() for prompts that share one cache; chance [B, max_new_tokens] decides what is drawn."""
+    device, (B, max_new_tokens), P = model.head.device, chance.shape, max(map(len, prompts))
     cache = new_cache(model, B, P + max_new_tokens)
     stops = torch.tensor(sorted(stop), device=device)
     bias = None
@@ -79,7 +81,7 @@ def sample_batch(model, prompts, max_new_tokens, stop, forbidden, temperature, g
     for t in range(max_new_tokens):
         seen = None if mask is None else mask[:, :P + t]
         hidden = model(ids, positions, seen, cache)[:, -1]                      # [B, C]
-        ids = pick(F.linear(hidden, model.head, bias), temperature, generator)  # [B]
+        ids = pick(F.linear(hidden, model.head, bias), temperature, chance[live, t])    # [B]
         new[live, t] = ids
         ended |= torch.isin(ids, stops)
         # Reading `ended` makes a GPU wait, so it is done now and then; moving the cache costs, so not for a few rows.
@@ -96,6 +98,12 @@ def sample_batch(model, prompts, max_new_tokens, stop, forbidden, temperature, g
     return [cut(row, stop) for row in new.tolist()]
 
 
+def random_numbers(rows: int, columns: int, device, generator: torch.Generator | None) -> torch.Tensor:
+    """Uniform numbers [rows, columns], drawn on the CPU so that a seed means the same everywhere, and sent over at once."""
+    numbers = torch.rand(rows, columns, dtype=torch.float64, generator=generator)
+    return numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)         # MPS has no double
+
+
 def new_cache(model: GPT, rows: int, columns: int) -> KVCache:
     """An empty cache in the type that the model computes in: its weights', or autocast's."""
     kind = model.head.device.type
@@ -103,16 +111,15 @@ def new_cache(model: GPT, rows: int, columns: int) -> KVCache:
     return KVCache(model.config, rows, columns, model.head.device, dtype)
 
 
-def pick(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Draw one id a row, [B], from logits [B, V]; temperature 0 takes the likeliest."""
+def pick(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> torch.Tensor:
+    """One id a row, [B], from logits [B, V] and uniform numbers chance [B]; temperature 0 takes the likeliest."""
     if temperature == 0:
         return logits.argmax(-1)
-    # Where a uniform number falls among the cumulated probabilities: one random number a row, where torch.multinomial
-    # draws V. In double precision, or ids rarer than 1e-7 could not be hit.
-    double = torch.float32 if logits.device.type == "mps" else torch.float64
-    cumulated = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=double)             # [B, V]
-    u = torch.rand(len(logits), 1, dtype=double, generator=generator).to(logits.device)
-    return torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    # Where chance falls among the cumulated probabilities: one random number a row, where torch.multinomial draws V. Summed
+    # in double precision: in single, ids rarer than 1e-7 could not be hit.
+    cumulated = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=chance.dtype)       # [B, V]
+    found = torch.searchsorted(cumulated, chance[:, None] * cumulated[:, -1:], right=True)
+    return found.squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def cut(row: list[int], stop: set[int]) -> list[int]:
@@ -125,11 +132,11 @@ def stream(model: GPT, prompt: list[int], *, max_new_tokens: int, stop: set[int]
            temperature: float = 1.0, generator: torch.Generator | None = None) -> Iterator[int]:
     """Yield the new ids of one prompt as they are sampled, a stop id included."""
     cache, ids = new_cache(model, 1, len(prompt) + max_new_tokens), prompt
-    for _ in range(max_new_tokens):
+    for chance in random_numbers(1, max_new_tokens, model.head.device, generator).T:
         logits = F.linear(model(torch.tensor([ids], device=model.head.device), cache=cache)[:, -1], model.head)
         if forbidden is not None:
             logits = logits.masked_fill(forbidden.to(logits.device), -torch.inf)
-        ids = pick(logits, temperature, generator).tolist()
+        ids = pick(logits, temperature, chance).tolist()
         yield ids[0]
         if ids[0] in stop:
             return

@@ -68,9 +68,15 @@ def test_a_conversation_too_long_is_said_and_survived(tiny_model_dir, monkeypatc
     assert answers(printed)[1] == answers(talk(monkeypatch, capsys, tiny_model_dir, ["hi"], "--temperature", "0"))[0]
 
 
-def test_from_the_shell(tiny_model_dir, tmp_path):
-    def run(*args):
-        return subprocess.run([sys.executable, "-m", "minicai.chat", *args], input=b"hi \xff\n", capture_output=True)
-    good, bad = run(str(tiny_model_dir), "--max-new-tokens", "3"), run(str(tmp_path / "none"))
-    assert good.returncode == 0 and b"Assistant: " in good.stdout and not good.stderr
-    assert bad.returncode != 0 and bad.stderr.count(b"\n") == 1 and b"no such model directory" in bad.stderr
+def test_from_the_shell(tiny_model_dir):
+    run = subprocess.run([sys.executable, "-m", "minicai.chat", str(tiny_model_dir), "--max-new-tokens", "3"],
+                         input=b"hi \xff\n", capture_output=True)
+    assert run.returncode == 0 and b"Assistant: " in run.stdout and not run.stderr
+
+
+@pytest.mark.parametrize("args, message", [(["nowhere"], "no such model directory"), ([".", "--temperature", "-1"], "--temper")])
+def test_mistakes_take_one_line(args, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        chat.main(args)
+    err = capsys.readouterr().err
+    assert stop.value.code != 0 and message in err and err.count("\n") == 1

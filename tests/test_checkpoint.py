@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from minicai.checkpoint import load_model, load_scalar, read_config, save_model,
 from minicai.gpt import GPT, GPTConfig
 from minicai.run import UserError
 from minicai.sample import generate
+
+
+BASE = Path(__file__).parents[1] / "data" / "base"
 
 
 def same(ours, theirs, tolerance=1e-4):
@@ -36,6 +40,17 @@ def test_logits_equal_transformers(family):
     model, tok = load_model(folder)
     ids = random_ids(tok.n_vocab, (3, 150))                   # longer than the Llama-3 scaling's original context
     same(model(ids) @ model.head.T, theirs(ids).logits)
+
+
+@pytest.mark.skipif(not (BASE / "model.safetensors").exists(), reason="the base is not made yet")
+@torch.no_grad()
+def test_the_shipped_base_in_transformers():
+    transformers = pytest.importorskip("transformers")
+    model, tok = load_model(BASE)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(BASE)
+    ids, _ = tok.encode_chat([{"role": "user", "content": "How do I bake a cake?"}], generation=True)
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    same(model(torch.tensor([ids])) @ model.head.T, theirs(torch.tensor([ids])).logits)
 
 
 @torch.no_grad()
