@@ -30,12 +30,12 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
     prompt its own random numbers, so how prompts are batched does not matter. Raises UserError for a prompt that is empty
     or leaves no room.
     """
-    if not all(prompts):
-        raise UserError(f"prompt {[len(p) for p in prompts].index(0)} is empty: there is nothing to go on from")
-    longest, limit = max(map(len, prompts), default=0), model.config.max_positions
-    if prompts and longest + max_new_tokens > limit:
-        raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones: this model reads at most {limit}")
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: a batch too big fails at once
+    if order and not prompts[order[-1]]:
+        raise UserError(f"prompt {order[-1]} is empty: there is nothing to go on from")
+    if order and len(prompts[order[0]]) + max_new_tokens > model.config.max_positions:
+        raise UserError(f"a prompt of {len(prompts[order[0]])} tokens and {max_new_tokens} new ones: "
+                        f"this model reads at most {model.config.max_positions}")
     batch_tokens = batch_tokens or (2**14 if model.head.device.type == "cpu" else 2**17)
     chance = random_numbers(len(prompts), max_new_tokens, model.head.device, generator)
     new: list[list[int]] = [[] for _ in prompts]
@@ -59,8 +59,9 @@ def sample_batch(model, prompts, chance, stop, forbidden, temperature) -> list[l
     if forbidden is not None:
         bias = torch.zeros(len(forbidden), device=device, dtype=model.head.dtype).masked_fill_(forbidden.to(device), -torch.inf)
 
-    # 1. The common beginning, once, for one row; every row keeps at least one id of its own to go on from.
-    shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1) if B > 1 else 0
+    # 1. The common beginning, if it is worth a forward, for one row; every row keeps an id of its own to go on from.
+    shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+    shared = shared if B > 1 and shared >= 16 else 0
     if shared:
         model(torch.tensor([prompts[0][:shared]], device=device), cache=cache.row(0))
         cache.spread(shared)
