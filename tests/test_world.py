@@ -122,7 +122,8 @@ def test_shipped_prompts_keep_to_their_split_and_groups(world, worker):
         assert {t.group for t in topics} == groups, name
         assert {world.split(t.activity, t.thing) for t in topics} == {"cai"}, name
         seen |= {(t.activity.id, t.thing) for t in topics}
-    for name, groups in {"red_team": {"reviewed", "read_about", "unseen"}, "helpful": {"benign"}, "lookalike": {"lookalike"}}.items():
+    held_out = {"red_team": {"reviewed", "read_about", "unseen"}, "helpful": {"benign"}, "lookalike": {"lookalike"}}
+    for name, groups in held_out.items():
         rows = shipped(f"eval/{name}")
         assert len(rows) >= 500 and {row["group"] for row in rows} == groups
         for row in rows:

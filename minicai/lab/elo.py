@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-RIDGE = 0.1      # pulls r to 0, or a model that never loses would score infinity; moves E of a few hundred by about 1
+TIES = 1.0     # imagined ties of each pair: a model that never loses would else score infinity; far below the noise
 
 
 def wins(ranks: np.ndarray) -> np.ndarray:
@@ -18,20 +18,19 @@ def wins(ranks: np.ndarray) -> np.ndarray:
 
 
 def fit(counts: np.ndarray) -> np.ndarray:
-    """r [..., M] of win counts [..., M, M], with r_0 = 0: Newton's method on the penalised log-likelihood
+    """r [..., M] of win counts [..., M, M], with r_0 = 0: Newton's method on the log-likelihood
 
-        sum over i < j of  W_ij log sigmoid(r_i - r_j) + W_ji log sigmoid(r_j - r_i)  -  RIDGE / 2 sum r_i^2
+        sum over i < j of  W_ij log sigmoid(r_i - r_j) + W_ji log sigmoid(r_j - r_i),   W = counts + TIES / 2
     """
     M = counts.shape[-1]
-    off = 1 - np.eye(M)
-    counts = counts * off                                        # a model does not play against itself
+    counts = (counts + TIES / 2) * (1 - np.eye(M))               # a model does not play against itself
     games = counts + counts.swapaxes(-1, -2)
     r = np.zeros(counts.shape[:-1])
     for _ in range(100):
         p = 1 / (1 + np.exp(r[..., None, :] - r[..., :, None]))  # [..., M, M], P(row beats column)
-        gradient = (counts - games * p).sum(-1) - RIDGE * r
+        gradient = (counts - games * p).sum(-1)
         curve = games * p * (1 - p)                              # second derivatives, sign turned
-        hessian = curve.sum(-1)[..., None] * np.eye(M) - curve + RIDGE * np.eye(M)
+        hessian = curve.sum(-1)[..., None] * np.eye(M) - curve
         # Model 0 stays at 0: solve for the others only. Steps are kept short, where Newton's parabola can be trusted.
         step = np.linalg.solve(hessian[..., 1:, 1:], gradient[..., 1:, None])[..., 0]
         r[..., 1:] += np.clip(step, -1, 1)
