@@ -104,7 +104,7 @@ KINDS = {"base": ("full", "full"), "sl_cai": ("evasive", "needless"), "rl_cai": 
 
 
 @pytest.fixture
-def scripted(monkeypatch, tmp_path):
+def scripted(monkeypatch, tmp_path, capsys):
     """Three 'models' that say what the grammar says: one complies, one evades everything, one is as it should be."""
     world, rng, worker = World.load(), Random(0), Crowdworker()
     monkeypatch.setattr(evaluate, "load_model", lambda folder, device: (SimpleNamespace(eval=lambda: folder), None))
@@ -124,10 +124,11 @@ def scripted(monkeypatch, tmp_path):
             {"seconds": 12.5, "args": {"seed": 7, "constitution": "constitutions/courtesy.json"}}))
     models = [f"{name}={tmp_path / name}" for name in KINDS]
     evaluate.main(["--models", *models, "--limit", "20", "--out", str(tmp_path / "out")])
+    (tmp_path / "out" / "printed.txt").write_text(capsys.readouterr().out)
     return tmp_path / "out"
 
 
-def test_results_say_what_was_done(scripted, capsys):
+def test_results_say_what_was_done(scripted):
     results = json.loads((scripted / "results.json").read_text())
     assert set(results["models"]) == set(KINDS) and {"seconds", "seed", "commit"} <= set(results)
     assert results["seconds"] | {"evaluate": 0} == {"sft": 12.5, "pm": 12.5, "rl": 12.5, "evaluate": 0}
@@ -150,7 +151,7 @@ def test_results_say_what_was_done(scripted, capsys):
     rows = [json.loads(line) for line in (scripted / "transcripts.jsonl").read_text().splitlines()]
     assert len(rows) == 3 * 100 and all(row["verdict"]["words"] == len(row["response"].split()) for row in rows)
     # the same lines again, for people
-    printed = capsys.readouterr().out
+    printed = (scripted / "printed.txt").read_text()
     assert all(name in printed for name in ("base", "SL-CAI", "RL-CAI", "Human:", "helps with it", "evaluate"))
 
 
