@@ -52,6 +52,7 @@ class PlainText:
         return [text]
 
     def encode_chat(self, messages):
+        """Contents only: role markers are special tokens, not learned pieces."""
         pieces = [m["content"] if m["content"] == "" else " " + m["content"] for m in messages]
         return pieces, [0] * len(pieces)
 

@@ -1,0 +1,147 @@
+"""The shape of the house: arrows point down, nothing runs in a circle, functions fit on a screen, the method stays small."""
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(p.stem for p in ROOT.glob("train_*.py"))
+METHOD_LINES = 2400      # the three scripts and minicai/*.py; the plan was about 2,000
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(p): p for p in [*sorted((ROOT / "minicai").rglob("*.py")), *(ROOT / f"{s}.py" for s in SCRIPTS)]}
+METHOD = [name for name in FILES if name.count(".") == 1 and FILES[name].name != "__init__.py"] + SCRIPTS
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+
+def imports(name: str, tree=None) -> set:
+    """Full names of everything a module imports, wherever in it; our own modules as keys of FILES."""
+    found = set()
+    for node in ast.walk(tree or TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = name.split(".")[:-node.level] if node.level else []
+            module = ".".join(package + ([node.module] if node.module else []))
+            # "from minicai.world import exam" imports a module, "from minicai.run import UserError" a name in one
+            found |= {full if (full := f"{module}.{alias.name}") in FILES else module for alias in node.names}
+    return found
+
+
+GRAPH = {name: {i for i in imports(name) if i in FILES} for name in FILES}
+
+
+def reachable(name: str, graph=GRAPH) -> set:
+    """Everything that importing a module brings in."""
+    seen, todo = set(), [name]
+    while todo:
+        for other in graph[todo.pop()] - seen:
+            seen.add(other)
+            todo.append(other)
+    return seen
+
+
+def test_the_import_reader_sees_every_form():
+    tree = ast.parse("import minicai.gpt as g\nfrom minicai.world import exam\ndef f():\n    from minicai.run import UserError\n"
+                     "from . import texts\nfrom .grammar import World\nimport torch.nn as nn")
+    assert imports("minicai.world.pretrain", tree) == {
+        "minicai.gpt", "minicai.world.exam", "minicai.run", "minicai.world.texts", "minicai.world.grammar", "torch.nn"}
+    assert "minicai.world.crowdworker" in reachable("minicai.lab.evaluate")      # and the graph is not empty
+    assert len(SCRIPTS) == 3 and "minicai.ppo" in reachable("train_rl") and "minicai.gpt" in METHOD
+
+
+@pytest.mark.parametrize("name", METHOD)
+def test_the_method_never_sees_the_gold_truth(name):
+    """Neither directly nor through anything it imports; nor by a name put together at run time."""
+    outside = {other for other in reachable(name) if other.startswith(("minicai.world", "minicai.lab"))}
+    assert not outside, f"{name} imports {outside}"
+    source = FILES[name].read_text(encoding="utf-8")
+    assert not re.search(r"importlib|__import__|runpy|\bexec\(|\beval\((?!\))", source)
+
+
+def test_nothing_of_the_world_is_loaded_by_the_scripts():
+    """The same, asked of Python itself."""
+    code = f"import sys; import {', '.join(SCRIPTS)}, minicai.chat; " \
+        "print([m for m in sys.modules if m.startswith(('minicai.world', 'minicai.lab'))], 'minicai.ppo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[] True", done.stderr
+
+
+def test_arrows_only_point_down():
+    for name in FILES:
+        if name.startswith("minicai.world"):
+            assert not any(other.startswith("minicai.lab") for other in reachable(name)), name
+        assert not any(other in SCRIPTS for other in reachable(name)), f"{name} imports a script"
+
+
+def test_nothing_imports_in_a_circle():
+    circles = [name for name in FILES if name in reachable(name)]
+    assert not circles, circles
+    assert "a" in reachable("a", {"a": {"b"}, "b": {"c"}, "c": {"a"}})
+
+
+# ---- files and functions ---------------------------------------------------------------------------------------
+def functions():
+    """(module, qualified name, node) of every function and class that is not inside a function."""
+    for name, tree in TREES.items():
+        todo = [(node, "") for node in tree.body]
+        while todo:
+            node, prefix = todo.pop()
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield name, prefix + node.name, node
+                if isinstance(node, ast.ClassDef):
+                    todo += [(child, f"{node.name}.") for child in node.body]
+
+
+def test_functions_fit_on_a_screen():
+    long = {f"{module}.{name}": node.end_lineno - node.lineno + 1 for module, name, node in functions()
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 >= 60}
+    assert not long, long
+
+
+def test_public_functions_say_what_they_do():
+    """Every module, every public function and class of the package. One-line methods, the forward and backward of a
+    class that says what it is, and a script's own parts may go without."""
+    for name, tree in TREES.items():
+        assert ast.get_docstring(tree) or not tree.body, f"{name} has no docstring"
+    silent = [f"{module}.{name}" for module, name, node in functions()
+              if module not in SCRIPTS and not any(part.startswith("_") for part in name.split(".")) and name != "arguments"
+              and not ast.get_docstring(node) and not ("." in name and (len(node.body) == 1 or name.endswith((".forward", ".backward"))))]
+    assert not silent, silent
+
+
+def test_the_method_stays_small():
+    lines = {name: len(FILES[name].read_text(encoding="utf-8").splitlines()) for name in METHOD}
+    print("\n" + "\n".join(f"{n:5} {name}" for name, n in lines.items()) + f"\n{sum(lines.values()):5} together")
+    assert sum(lines.values()) <= METHOD_LINES, f"{sum(lines.values())} lines: what can go?"
+    assert all(lines[script] <= 210 for script in SCRIPTS)
+
+
+# ---- packaging -------------------------------------------------------------------------------------------------
+def listed(pattern: str, text: str) -> set:
+    """Bare package names in the bracket or line that a pattern finds."""
+    found = re.search(pattern, text, re.M)[1]
+    return {re.match(r"[A-Za-z0-9_-]+", part)[0] for part in re.findall(r"[A-Za-z][^\s\",]*", found)}
+
+
+def test_dependencies_are_the_same_everywhere():
+    """What the method imports = pyproject = Makefile; every one is pinned in constraints.txt."""
+    project, make = ((ROOT / name).read_text() for name in ("pyproject.toml", "Makefile"))
+    run, test = listed(r"^dependencies = \[(.*)\]", project), listed(r"^test = \[(.*)\]", project)
+    foreign = {i.split(".")[0] for name in METHOD for i in imports(name)} - {"minicai"} - set(sys.stdlib_module_names)
+    assert foreign <= run == {"torch", "tiktoken", "numpy", "tqdm", "safetensors"}
+    assert listed(r"^RUN +:= (.*)", make) == run and listed(r"^TEST +:= (.*)", make) == test
+    pinned = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            package, version = re.fullmatch(r'([A-Za-z0-9_.-]+)==([0-9.]+)(?: ; python_version >= "3\.11")?', line).groups()
+            pinned[package] = version
+    assert run | test | {"matplotlib"} <= set(pinned)
