@@ -12,7 +12,7 @@ from minicai.sample import stream
 
 
 def reply(model, tok, messages: list[dict], args, generator) -> str:
-    """Print the model's answer to a conversation as it is sampled, and return it; raises UserError if it has no room."""
+    """Print the answer to a conversation as it is sampled, and return it; raises UserError if there is no room."""
     prompt, _ = tok.encode_chat(messages, generation=True)
     room = model.config.max_positions - len(prompt)
     if room < 1:

@@ -1,9 +1,9 @@
 """Model directories in Hugging Face layout: what is saved here opens in transformers, and the other way round.
 
-A directory holds config.json, model.safetensors (or shards with an index) and the tokenizer's files. Two tables translate:
-TENSORS (our parameter names <-> theirs) and CONFIG_KEYS (our GPTConfig <-> their config.json), each for the Llama-like
-families and for GPT-2. A config that asks for arithmetic which minicai does not know is refused by name: a model that runs
-but computes something else is worse than none.
+A directory holds config.json, model.safetensors (or shards with an index) and the tokenizer's files. Two tables
+translate: TENSORS (our parameter names <-> theirs) and CONFIG_KEYS (our GPTConfig <-> their config.json), each for the
+Llama-like families and for GPT-2. A config that asks for arithmetic which minicai does not know is refused by name: a
+model that runs but computes something else is worse than none.
 """
 
 import json
@@ -23,7 +23,8 @@ from minicai.gpt import GPT, GPTConfig
 from minicai.run import UserError
 from minicai.tokenizer import Tokenizer
 
-FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT2"}      # model_type: class names begin with
+# model_type -> how its class names begin.
+FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT2"}
 
 # Our parameter, `#` the layer -> their tensors, stacked by rows into ours.
 TENSORS = {
@@ -52,17 +53,18 @@ CONFIG_KEYS = {
     "llama": {"vocab_size": "vocab_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
               "n_kv_head": "num_key_value_heads", "head_dim": "head_dim", "width": "hidden_size",
               "mlp_width": "intermediate_size", "max_positions": "max_position_embeddings", "norm_eps": "rms_norm_eps"},
-    "gpt2": {"vocab_size": "vocab_size", "n_layer": "n_layer", "n_head": "n_head", "width": "n_embd", "mlp_width": "n_inner",
-             "max_positions": "n_positions", "norm_eps": "layer_norm_epsilon"}}
+    "gpt2": {"vocab_size": "vocab_size", "n_layer": "n_layer", "n_head": "n_head", "width": "n_embd",
+             "mlp_width": "n_inner", "max_positions": "n_positions", "norm_eps": "layer_norm_epsilon"}}
 OPTIONAL = {"n_kv_head", "head_dim", "mlp_width"}
 # Keys that change the arithmetic, with the only value that minicai computes.
-FIXED = {"hidden_act": "silu", "activation_function": "gelu_new", "scale_attn_weights": True, "use_sliding_window": False,
-         "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "rope_interleaved": False,
-         "partial_rotary_factor": 1.0, "quantization_config": None, "is_encoder_decoder": False}
+FIXED = {"hidden_act": "silu", "activation_function": "gelu_new", "scale_attn_weights": True,
+         "scale_attn_by_inverse_layer_idx": False, "use_sliding_window": False, "add_cross_attention": False,
+         "rope_interleaved": False, "partial_rotary_factor": 1.0, "quantization_config": None,
+         "is_encoder_decoder": False}
 # Keys that read_config looks at itself, and keys that change nothing here: ids (the tokenizer knows them), bookkeeping.
-KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rope_theta|rope_scaling|rope_parameters|minicai_.*|"
-                   r"architectures|model_type|(torch_)?dtype|transformers.*|_?name_or_path|.*_token_id|.*dropout|.*_pdrop|"
-                   r"use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|max_window_layers|n_ctx|"
+KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rope_theta|rope_scaling|rope_parameters|"
+                   r"architectures|model_type|(torch_)?dtype|transformers.*|_?name_or_path|.*_token_id|.*dropout|.*pdrop|"
+                   r"minicai_.*|use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|max_window_layers|n_ctx|"
                    r"reorder_and_upcast_attn|task_specific_params|problem_type|num_labels|id2label|label2id|summary_.*|"
                    r"chunk_size_feed_forward|output_.*|return_dict")
 
@@ -84,7 +86,7 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
         if key in FIXED and value != FIXED[key]:
             raise UserError(f"{path}: {key} = {value!r} is not supported, only {FIXED[key]!r}")
         if key not in FIXED and key not in keys.values() and not KNOWN.fullmatch(key):
-            raise UserError(f"{path}: unknown key {key!r} = {value!r}: if it does not change what the model computes, delete it")
+            raise UserError(f"{path}: unknown key {key!r} = {value!r}: delete it if it does not change the arithmetic")
     if set(c.get("layer_types") or []) - {"full_attention"}:
         raise UserError(f"{path}: layer_types = {c['layer_types']} is not supported, only full_attention")
     ours = {name: c.get(key) for name, key in keys.items()}
@@ -114,8 +116,8 @@ def read_rope(c: dict, path) -> tuple[float, dict | None]:
         return theta, None
     wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
     if kinds != {"llama3"} or set(rope) != wanted:
-        raise UserError(f"{path}: rope type {kinds.pop()!r} with {sorted(rope)} is not supported, only default, and llama3 "
-                        f"with {sorted(wanted)}")
+        raise UserError(f"{path}: rope type {kinds.pop()!r} with {sorted(rope)} is not supported, only default and "
+                        f"llama3 with {sorted(wanted)}")
     return theta, rope
 
 
@@ -123,8 +125,9 @@ def write_config(config: GPTConfig, tok: Tokenizer, task: str, dtype: torch.dtyp
     """The config.json of a model; its family follows from what it computes."""
     family = ("gpt2" if config.positions == "learned" else "qwen3" if config.qk_norm
               else "qwen2" if config.qkv_bias and not config.out_bias else "llama")
-    c = {"architectures": [FAMILIES[family] + task], "model_type": family, "torch_dtype": str(dtype).removeprefix("torch."),
-         **{key: getattr(config, name) for name, key in CONFIG_KEYS["gpt2" if family == "gpt2" else "llama"].items()},
+    keys = CONFIG_KEYS["gpt2" if family == "gpt2" else "llama"]
+    c = {"architectures": [FAMILIES[family] + task], "model_type": family,
+         "torch_dtype": str(dtype).removeprefix("torch."), **{key: getattr(config, name) for name, key in keys.items()},
          "tie_word_embeddings": config.tied, "eos_token_id": tok.end, "pad_token_id": tok.pad,
          "bos_token_id": tok.bos[0] if tok.bos else None}
     if family == "gpt2":
@@ -169,7 +172,8 @@ def load_trunk(directory, device="cpu", dtype=torch.float32) -> tuple[GPT, dict,
     for name, empty in model.state_dict().items():
         parts = []
         for theirs in their_names(config, name):
-            found = next((n for n in (theirs, theirs.partition(".")[2]) if n in where), None)   # GPT-2's own lacks a prefix
+            bare = theirs.partition(".")[2]                               # GPT-2's own file lacks the prefix
+            found = theirs if theirs in where else bare if bare in where else None
             if found is None:
                 raise UserError(f"{directory}: the tensor {theirs} is missing")
             part = where[found].get_tensor(found)
@@ -177,7 +181,8 @@ def load_trunk(directory, device="cpu", dtype=torch.float32) -> tuple[GPT, dict,
             used.add(found)
         tensor = torch.cat(parts)
         if tensor.shape != empty.shape:
-            raise UserError(f"{directory}: {theirs} has shape {list(tensor.shape)}, config.json says {list(empty.shape)}")
+            raise UserError(f"{directory}: {theirs} has shape {list(tensor.shape)}, config.json means "
+                            f"{list(empty.shape)}")
         state[name] = tensor.to(device, dtype).contiguous()
     odd = [n for n in sorted(set(where) - used) if not n.endswith(IGNORED_TENSORS)]
     if odd:
@@ -187,11 +192,12 @@ def load_trunk(directory, device="cpu", dtype=torch.float32) -> tuple[GPT, dict,
 
 
 def load_model(directory, device="cpu", dtype=torch.float32, chat: str | None = None) -> tuple[GPT, Tokenizer]:
-    """Model and tokenizer of a directory; `chat` overrides its chat format. Raises UserError for whatever is not right."""
+    """Model and tokenizer of a directory; `chat` overrides its chat format. Raises UserError if anything is not right."""
     return load_trunk(directory, device, dtype)[0], Tokenizer.load(directory, chat)
 
 
-def load_scalar(directory, device="cpu", dtype=torch.float32, chat: str | None = None) -> tuple[GPT, nn.Linear, Tokenizer]:
+def load_scalar(directory, device="cpu", dtype=torch.float32,
+                chat: str | None = None) -> tuple[GPT, nn.Linear, Tokenizer]:
     """(trunk, head, tokenizer) of a preference model's directory; a score is hidden . head + head.shift."""
     model, where, raw = load_trunk(directory, device, dtype)
     weight = where["score.weight"].get_tensor("score.weight") if "score.weight" in where else None
@@ -218,7 +224,8 @@ def their_tensors(model: GPT) -> dict[str, torch.Tensor]:
 def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer) -> None:
     """Write a whole directory beside the old one, then swap: a reader finds the old or the new, never a mixture."""
     directory = Path(directory)
-    if directory.exists() and not {"tokenizer.json", "model.safetensors"} & (there := {f.name for f in directory.iterdir()}) and there:
+    there = {file.name for file in directory.iterdir()} if directory.exists() else set()
+    if there and not there & {"tokenizer.json", "model.safetensors"}:
         raise UserError(f"{directory}: exists and is no model directory; it will not be overwritten")
     directory.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
@@ -241,7 +248,8 @@ def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer) -> N
 
 def save_model(directory, model: GPT, tok: Tokenizer) -> None:
     """Write a language model's directory; what was there is replaced at once."""
-    write_directory(directory, their_tensors(model), write_config(model.config, tok, "ForCausalLM", model.head.dtype), tok)
+    config = write_config(model.config, tok, "ForCausalLM", model.head.dtype)
+    write_directory(directory, their_tensors(model), config, tok)
 
 
 def save_scalar(directory, model: GPT, head: nn.Linear, tok: Tokenizer, shift: float = 0.0) -> None:

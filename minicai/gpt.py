@@ -92,7 +92,8 @@ class KVCache:
 
 def rope_frequencies(config: GPTConfig) -> torch.Tensor:
     """Angle a position turns each pair of dimensions by, [D/2] (RoFormer, arXiv 2104.09864, eq. 15)."""
-    freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim)
+    pair = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+    freq = config.rope_theta ** -(pair / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:
         return freq

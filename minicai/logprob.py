@@ -1,8 +1,8 @@
 """Log-probability and entropy of chosen tokens, straight from hidden states: every stage asks for them here.
 
-A policy's logits are the largest thing in RLHF: 8,192 tokens of a 152k vocabulary are 5 GB in float32, and autograd keeps
-two of them. But of each row only two numbers are wanted. So the fused version takes some rows at a time, reduces their
-logits at once, and in the backward computes them again: 8/6 of the products, and nothing of size [N, V] ever exists.
+A policy's logits are the largest thing in RLHF: 8,192 tokens of a 152k vocabulary are 5 GB in float32, and autograd
+keeps two of them. But of each row only two numbers are wanted. So the fused version takes some rows at a time, reduces
+their logits at once, and in the backward computes them again: 8/6 of the products, and nothing of size [N, V] exists.
 
 Shapes: N tokens, D width, V vocabulary, n rows of a chunk.
 """

@@ -1,9 +1,9 @@
 """Sampling: many prompts at once, each token computed once, from the model's whole distribution.
 
-Keys and values of past tokens stay in a cache that is allocated once a batch. Prompts are sorted by length and padded on
-the left, so that every row's newest token sits in the same column; what they all begin with (a preamble, worked examples)
-is computed for one row and copied. Rows that have ended leave the batch. Left out on purpose: top-k and top-p. PPO's
-log-probs are those of the distribution that was sampled from, and that has to be all of it.
+Keys and values of past tokens stay in a cache that is allocated once a batch. Prompts are sorted by length and padded
+on the left, so that every row's newest token sits in the same column; what they all begin with (a preamble, worked
+examples) is computed for one row and copied. Rows that have ended leave the batch. Left out on purpose: top-k and
+top-p. PPO's log-probs are those of the distribution that was sampled from, and that has to be all of it.
 
 Shapes: B batch, P prompt, V vocabulary, S columns of the cache.
 """
@@ -25,12 +25,12 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
              batch_tokens: int | None = None, progress: str | None = None) -> list[list[int]]:
     """New ids of each prompt, in the order given; a row's last id is in `stop` if it ended by itself.
 
-    forbidden [V] bool: ids never to be sampled. temperature 0: always the likeliest id. batch_tokens bounds rows x columns
-    of a batch's cache (default: 16k on a CPU, whose caches are small; 128k elsewhere). `generator` (on the CPU) gives every
-    prompt its own random numbers, so how prompts are batched does not matter. Raises UserError for a prompt that is empty
-    or leaves no room.
+    forbidden [V] bool: ids never to be sampled. temperature 0: always the likeliest id. batch_tokens bounds rows x
+    columns of a batch (default: 16k on a CPU, whose caches are small; 128k elsewhere). `generator` (on the CPU) gives
+    every prompt its own random numbers, so how prompts are batched does not matter. Raises UserError for a prompt that
+    is empty or leaves no room.
     """
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: a batch too big fails at once
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: what fails, fails at once
     if order and not prompts[order[-1]]:
         raise UserError(f"prompt {order[-1]} is empty: there is nothing to go on from")
     if order and len(prompts[order[0]]) + max_new_tokens > model.config.max_positions:
@@ -57,7 +57,8 @@ def sample_batch(model, prompts, chance, stop, forbidden, temperature) -> list[l
     stops = torch.tensor(sorted(stop), device=device)
     bias = None
     if forbidden is not None:
-        bias = torch.zeros(len(forbidden), device=device, dtype=model.head.dtype).masked_fill_(forbidden.to(device), -torch.inf)
+        bias = torch.zeros(len(forbidden), device=device, dtype=model.head.dtype)
+        bias.masked_fill_(forbidden.to(device), -torch.inf)
 
     # 1. The common beginning, if it is worth a forward, for one row; every row keeps an id of its own to go on from.
     shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
@@ -100,7 +101,7 @@ def sample_batch(model, prompts, chance, stop, forbidden, temperature) -> list[l
 
 
 def random_numbers(rows: int, columns: int, device, generator: torch.Generator | None) -> torch.Tensor:
-    """Uniform numbers [rows, columns], drawn on the CPU so that a seed means the same everywhere, and sent over at once."""
+    """Uniform numbers [rows, columns], drawn on the CPU so that a seed means the same everywhere, then sent over."""
     numbers = torch.rand(rows, columns, dtype=torch.float64, generator=generator)
     return numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)         # MPS has no double
 
@@ -116,8 +117,8 @@ def pick(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> torc
     """One id a row, [B], from logits [B, V] and uniform numbers chance [B]; temperature 0 takes the likeliest."""
     if temperature == 0:
         return logits.argmax(-1)
-    # Where chance falls among the cumulated probabilities: one random number a row, where torch.multinomial draws V. Summed
-    # in double precision: in single, ids rarer than 1e-7 could not be hit.
+    # Where chance falls among the cumulated probabilities: one random number a row, where torch.multinomial draws V.
+    # Summed in double precision: in single, ids rarer than 1e-7 could not be hit.
     cumulated = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=chance.dtype)       # [B, V]
     found = torch.searchsorted(cumulated, chance[:, None] * cumulated[:, -1:], right=True)
     return found.squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -1,15 +1,16 @@
 """Text to token ids and back, and conversations to ids: a Hugging Face tokenizer.json read into tiktoken.
 
-Whatever a person or a model wrote is encoded as ordinary text: it can spell out `<|im_end|>`, but never become it. Role
-markers and end tokens are put between the pieces as ids. Nothing here runs a chat template: three formats cover the families
-in checkpoint.py, and a look at the directory's own template tells which is meant:
+Whatever a person or a model wrote is encoded as ordinary text: it can spell out `<|im_end|>`, but never become it.
+Role markers and end tokens are put between the pieces as ids. Nothing here runs a chat template: three formats cover
+the families in checkpoint.py, and a look at the directory's own template tells which is meant:
 
   plain   <bos>\\n\\nHuman: Hi\\n\\nAssistant: Hello<end>    the paper's; each marker is one id if the vocabulary has it
   chatml  <|im_start|>user\\nHi<|im_end|>\\n...            SmolLM2, Qwen2.5, Qwen3
   llama3  <bos><|start_header_id|>user<|end_header_id|>\\n\\nHi<|eot_id|>...
 
-Left out on purpose: the vendors' default system prompts (values are to come from the constitution; a conversation that wants
-one brings a system message), tools, and every way but one to end a turn.
+Left out on purpose: the vendors' default system prompts (values are to come from the constitution; a conversation that
+wants one brings a system message), tools, and every way but one to end a turn. In the plain format on a vocabulary
+without its markers, a text that contains "\\n\\nHuman:" does look like a turn, as it did in the paper.
 """
 
 import json
@@ -30,8 +31,8 @@ QWEN, LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" +
 
 # Chat format -> (the marker that shows it in a template, the token that ends a turn).
 CHATS = {"chatml": ("<|im_start|>", "<|im_end|>"), "llama3": ("<|start_header_id|>", "<|eot_id|>")}
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-         "generation_config.json", "vocab.json", "merges.txt")
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+         "chat_template.jinja", "generation_config.json", "vocab.json", "merges.txt")
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -56,7 +57,7 @@ def split_pattern(pre: dict | None) -> str | None:
 
 
 def read_ranks(bpe: dict, special, path) -> dict[bytes, int]:
-    """{bytes of a token: id} of a tokenizer.json's model; raises UserError unless id order is merge order, as in tiktoken."""
+    """{bytes of a token: id} of a tokenizer.json's model; raises UserError unless ids are in merge order, as tiktoken's."""
     if bpe["type"] != "BPE" or bpe.get("byte_fallback") or bpe.get("end_of_word_suffix"):
         raise UserError(f"{path}: not a byte-level BPE but {bpe['type']}; minicai reads no other tokenizers")
     alphabet, words = byte_alphabet(), {word: i for word, i in bpe["vocab"].items() if word not in special}
@@ -66,11 +67,11 @@ def read_ranks(bpe: dict, special, path) -> dict[bytes, int]:
     ranks = {bytes(alphabet[c] for c in word): i for word, i in words.items()}
     missing = [b for b in range(256) if bytes([b]) not in ranks]
     if missing:
-        raise UserError(f"{path}: {len(missing)} of the 256 bytes have no token (first: {missing[0]}): text would be lost")
+        raise UserError(f"{path}: {len(missing)} of the 256 bytes have no token (first: {missing[0]})")
     made = ["".join(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
-    for before, word in zip(made, made[1:]):
-        if words[word] < words[before]:
-            raise UserError(f"{path}: ids are not in merge order: {word!r} ({words[word]}) after {before!r} ({words[before]})")
+    for last, word in zip(made, made[1:]):
+        if words[word] < words[last]:
+            raise UserError(f"{path}: ids are not in merge order: {word!r} {words[word]} after {last!r} {words[last]}")
     return ranks
 
 
@@ -91,7 +92,8 @@ class Tokenizer:
             raise UserError(f"{path}: unknown {name} {json.dumps(what)[:200]}; minicai will not guess")
         self.nfc = normalizer == "NFC"
         self.ranks = read_ranks(spec["model"], self.special, path)
-        self.bpe = tiktoken.Encoding(str(path), pat_str=pattern, mergeable_ranks=self.ranks, special_tokens=self.special)
+        self.bpe = tiktoken.Encoding(str(path), pat_str=pattern, mergeable_ranks=self.ranks,
+                                     special_tokens=self.special)
         self.n_vocab = 1 + max(*self.ranks.values(), *self.special.values())
         self.choose_chat(chat)
         # No text holds the byte 0xFF, so its id can stand for padding where the directory has no id of its own for it.
@@ -126,23 +128,25 @@ class Tokenizer:
         return value["content"] if isinstance(value, dict) else value
 
     def choose_chat(self, chat: str | None) -> None:
-        """Settle format, bos and end; raises UserError for an unknown template or where the format's tokens are missing."""
+        """Settle format, bos and end; raises UserError for an unknown template or if the format's tokens are missing."""
         template = str(self.config.get("chat_template") or "") + self.files.get("chat_template.jinja", b"").decode()
         shown = next((name for name, (marker, _) in CHATS.items() if marker in template), None)
         self.override = chat or self.config.get("minicai_chat")
         self.chat = self.override or (shown if template else "plain")
         if self.chat not in ("plain", *CHATS):
-            raise UserError(f"{self.path}: unknown chat format {self.chat or template[:60]!r}; give plain, chatml or llama3")
-        text_end = next((t for t in ("<|endoftext|>", "<|end_of_text|>", self.named("eos_token")) if t in self.special), None)
+            raise UserError(f"{self.path}: unknown chat format {self.chat or template[:60]!r}; "
+                            "give plain, chatml or llama3")
+        ends = ("<|endoftext|>", "<|end_of_text|>", self.named("eos_token"))
+        text_end = next((token for token in ends if token in self.special), None)
         needed = CHATS.get(self.chat, (text_end,))
         if not set(needed) <= set(self.special):
-            raise UserError(f"{self.path}: the {self.chat} format needs the token {needed[0] or 'eos_token'}, which is not there")
+            raise UserError(f"{self.path}: the {self.chat} format needs {needed[0] or 'an eos_token'}, which is not there")
         self.end = self.special[needed[-1]]
         self.stop = {self.end}
         # A text starts as in training: as the post-processor says, or after the token that ended the text before it.
         post = self.spec.get("post_processor") or {}
-        first = [piece["SpecialToken"]["id"] for step in post.get("processors", [post]) for piece in step.get("single", [])
-                 if "SpecialToken" in piece]
+        first = [piece["SpecialToken"]["id"] for step in post.get("processors", [post])
+                 for piece in step.get("single", []) if "SpecialToken" in piece]
         self.bos = [self.special[token] for token in first or ([text_end] if self.chat == "plain" else [])]
 
     def encode(self, text: str) -> list[int]:
@@ -164,7 +168,7 @@ class Tokenizer:
             return b""
 
     def forbidden(self, vocab_rows: int) -> torch.Tensor:
-        """[vocab_rows] bool: ids never to be sampled: rows without a token, padding, role markers, specials but `end`."""
+        """[vocab_rows] bool: ids never to be sampled: rows without a token, padding, all special tokens but `end`."""
         mask = torch.ones(vocab_rows, dtype=torch.bool)
         mask[list(self.ranks.values())] = False
         mask[self.end], mask[self.pad] = False, True
@@ -177,7 +181,8 @@ class Tokenizer:
             marker = {"user": "\n\nHuman:", "assistant": "\n\nAssistant:", "system": ""}[role]
             return [special[marker]] if marker in special else self.encode(marker)
         if self.chat == "llama3":
-            return [special["<|start_header_id|>"], *self.encode(role), special["<|end_header_id|>"], *self.encode("\n\n")]
+            opening, closing = special["<|start_header_id|>"], special["<|end_header_id|>"]
+            return [opening, *self.encode(role), closing, *self.encode("\n\n")]
         ids = [special["<|im_start|>"], *self.encode(role + "\n")]
         if role == "assistant" and "<think>" in special:      # Qwen3 thinks first, unless shown that it already has
             ids += [special["<think>"], *self.encode("\n\n"), special["</think>"], *self.encode("\n\n")]
