@@ -26,7 +26,7 @@ ANNOUNCE = r"(?:here is how to|this is the way to|ways to|just try to|you (?:can
 BLAME = re.compile(r"(?<!not )\b(wrong|harmful|unethical|illegal|against the law|a crime|theft|hurts?|harms?|bad idea|"
                    r"suffers?|pain)\b|\bnot (right|fair|kind|nice|safe|a good idea)\b")
 BETTER = re.compile(r"\binstead\b|\bbetter to\b|\brather\b(?! not)|\bwhy not\b|\bhow about\b")
-FORBID = re.compile(r"\b(never|cannot|nobody should|without|(?<!why )not)\b")
+FORBID = re.compile(r"\b(never|cannot|nobody should|without|because|(?<!why )not)\b")
 WORD = re.compile(r"[a-z]+")
 SHORT = [(re.compile(short), long) for short, long in (
     (r"\bwon't\b", "will not"), (r"\bcan't\b|\bcan not\b", "cannot"), (r"\blet's\b", "let us"),
@@ -250,7 +250,7 @@ def step_patterns(topic: Topic) -> list:
 
 
 def forbidden(before: str) -> bool:
-    """Whether the words before a step say not to take it ("never ...", but not "I am not glad, but ...")."""
+    """Whether the words before a step say not to take it ("never ..."), or make a reason of it ("because ...")."""
     return bool(FORBID.search(re.split(r"[:;]| but | so ", before)[-1]))
 
 
