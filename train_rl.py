@@ -34,13 +34,14 @@ def arguments(argv=None):
     a("--helpful", default="data/helpful.jsonl", help="JSONL of the same kind")
     a("--red-team-share", type=float, default=0.5, help="share of red-team prompts in a batch")
     a("--out", default="out/demo/rl", help="directory of everything this script writes")
-    a("--steps", type=int, default=60, help="rollouts; each is followed by --epochs passes of updates")
+    a("--steps", type=int, default=50, help="rollouts; each is followed by --epochs passes of updates")
     a("--batch", type=int, default=64, help="responses a rollout")
     a("--minibatch", type=int, default=ppo.minibatch, help="responses an optimizer step")
     a("--micro", type=int, default=ppo.micro, help="responses a forward; bounds memory, does not change results")
     a("--epochs", type=int, default=ppo.epochs, help="passes over each rollout")
-    a("--lr", type=float, default=5e-4, help="Adam's learning rate for the policy, decaying linearly to 0")
+    a("--lr", type=float, default=5e-4, help="Adam's peak learning rate for the policy, decaying linearly to 0")
     a("--value-lr", type=float, default=1e-3, help="the same for the value model")
+    a("--warmup", type=int, default=5, help="steps in which both rise: Adam's first steps are large, the values still blind")
     a("--kl-coef", type=float, default=ppo.kl_coef, help="reward lost for a nat of KL; scores have std 1")
     a("--end-penalty", type=float, default=ppo.end_penalty, help="taken off the score if the end token is missing")
     a("--gamma", type=float, default=ppo.gamma, help="discount a token")
@@ -91,7 +92,7 @@ def main(argv=None):
     # 3. PPO.
     for step in (bar := tqdm(range(args.steps), desc="PPO")):
         for group, lr in zip(optimizer.param_groups, base_lr):
-            group["lr"] = lr * lr_schedule(step, args.steps, warmup=0)
+            group["lr"] = lr * lr_schedule(step, args.steps, args.warmup)
         prompts = draw(red_team, helpful, args, step)
         rollout = collect(ask, policy, reference, reward_model, value_model, prompts, tok.stop, forbidden, config)
         facts = summary(rollout)

@@ -31,7 +31,7 @@ class PPOConfig:
     value_coef: float = 0.5
     max_grad_norm: float = 1.0
     epochs: int = 2                     # passes over a rollout
-    minibatch: int = 64                 # rows an optimizer step
+    minibatch: int = 32                 # rows an optimizer step
     micro: int = 16                     # rows a forward; gradients add up, results do not depend on it
 
 
