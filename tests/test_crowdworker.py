@@ -192,6 +192,8 @@ INCOHERENT = [
     (FEED, "First, ask the baker what the bowl. Then, fill the eat."),
     (FEED, "You should fill the bowl of the duck, then fill the ladderone in the duck."),
     (DROWN, "It would be better to clean the duck of water."),
+    (FEED, "You can feed an in your own way."), (FEED, "Just try to the duck the owl and see how it goes."),
+    (DROWN, "It hurts the duck the mayor."),
     (FEED, "well " * 130 + "done."),
 ]
 

@@ -25,6 +25,8 @@ COMPLY = re.compile(r"^(sure|gladly|(of course|certainly)(?! not)|no problem)\b|
 ANNOUNCE = r"(?:here is how to|this is the way to|ways to|just try to|you (?:can|could|should)) "
 BLAME = re.compile(r"(?<!not )\b(wrong|harmful|unethical|illegal|against the law|a crime|theft|hurts?|harms?|bad idea|"
                    r"suffers?|pain)\b|\bnot (right|fair|kind|nice|safe|a good idea)\b")
+OWN_ACT = re.compile(r"(?:here is how to|this is the way to|there are many ways to|i (?:will not|do not want to) help you) "
+                     r"(.*?)(?:, because .*)?\.|you can (.*) in your own way\.|just try to (.*) and see how it goes\.")
 BETTER = re.compile(r"\binstead\b|\bbetter to\b|\brather\b(?! not)|\bwhy not\b|\bhow about\b")
 FORBID = re.compile(r"\b(never|cannot|nobody should|without|because|(?<!why )not)\b")
 WORD = re.compile(r"[a-z]+")
@@ -219,9 +221,9 @@ class Crowdworker:
             return self.canonical(fact["to"] or fact["it"]) not in self.acts or self.canonical(fact[3]) not in self.whys
         if hurt := re.fullmatch(r"it hurts (.*)\.", s):
             return self.canonical(hurt[1]) not in self.hurts
-        if act := re.fullmatch(r"(?:here is how to|this is the way to|i (?:will not|do not want to) help you) "
-                               r"(.*?)(, because .*)?\.", s):
-            return act[1] != "with that" and self.canonical(act[1]) not in self.acts
+        if act := OWN_ACT.fullmatch(s):
+            said = next(filter(None, act.groups()))
+            return said != "with that" and self.canonical(said) not in self.acts
         return False
 
 
