@@ -15,7 +15,7 @@ from minicai.run import read_jsonl
 
 SFT = ["--max-new", "20", "--batch", "8", "--rounds", "2", "--lr", "2e-3"]
 PM = ["--comparisons", "40", "--max-new", "20", "--batch", "8"]
-RL = ["--steps", "3", "--batch", "12", "--minibatch", "6", "--micro", "4", "--max-new", "20", "--print-every", "2"]
+RL = ["--warmup", "0", "--steps", "3", "--batch", "12", "--minibatch", "6", "--micro", "4", "--max-new", "20", "--print-every", "2"]
 
 
 def sft_args(toy, out, *more):
