@@ -1,4 +1,5 @@
 """The three scripts, one after the other, in the toy world of conftest.py; and what they say to bad input."""
+import argparse
 import json
 
 import pytest
@@ -10,10 +11,12 @@ import train_sft
 from minicai.checkpoint import load_model
 from minicai.critique import respond, sampler
 from minicai.data import read_prompts
+from minicai.logprob import logprob_reference
 from minicai.preference import load_preference_model
-from minicai.run import read_jsonl
+from minicai.run import Metrics, read_jsonl
 
-SFT = ["--max-new", "20", "--batch", "8", "--rounds", "2", "--lr", "2e-3"]
+# Everything that a demo's default decides is said here: those are chosen for the micro-world and may change.
+SFT = ["--max-new", "20", "--batch", "8", "--rounds", "2", "--lr", "2e-3", "--epochs", "1", "--helpful-samples", "2"]
 PM = ["--comparisons", "40", "--max-new", "20", "--batch", "8"]
 RL = ["--warmup", "0", "--steps", "3", "--batch", "12", "--minibatch", "6", "--micro", "4", "--max-new", "20", "--print-every", "2"]
 
@@ -80,6 +83,20 @@ def test_the_tokens_trained_on_are_the_tokens_sampled(demo):
     rows = [row for _, row in read_jsonl(demo / "sft/revisions.jsonl")]
     used = sum(not r["skipped"] for row in rows for r in row.get("rounds", []))
     assert used < config(demo / "sft")["examples"] <= used + 2 * 18 and metrics[-1]["tokens"] > 2 * used
+
+
+def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_path):
+    examples = [(tok.bos + tok.encode("How do I wash it?"), tok.encode(" Sure, use a brush.") + [tok.end]),
+                (tok.bos, tok.encode(" No.") + [tok.end]), (tok.bos + tok.encode("x " * 30), [tok.end])]
+    with torch.no_grad():                                                   # each answer by itself, by the definition
+        logp = torch.cat([logprob_reference(tiny_model(torch.tensor([p + a]))[0, len(p) - 1:-1], tiny_model.head,
+                                            torch.tensor(a))[0] for p, a in examples])
+    args = argparse.Namespace(lr=1e-3, epochs=2, batch=3, warmup=0.0)
+    metrics = Metrics(tmp_path / "m.jsonl")
+    trained = train_sft.train(args, tiny_model, examples, torch.Generator().manual_seed(0), metrics)
+    assert trained == 2 * sum(len(a) for _, a in examples) == 2 * len(logp)
+    rows = [row for _, row in read_jsonl(tmp_path / "m.jsonl")]
+    assert rows[0]["loss"] == pytest.approx(-logp.mean().item(), rel=1e-4) and rows[1]["loss"] < rows[0]["loss"]
 
 
 def test_comparisons_carry_soft_labels(demo):
