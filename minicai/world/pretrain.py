@@ -1,6 +1,6 @@
 """The base model: tokenizer, pretraining on the town's texts, and the exam it must pass (data/base/).
 
-    python -m minicai.world.pretrain --out data/base            about 45 minutes on two CPU cores
+    python -m minicai.world.pretrain --out data/base            about an hour on two CPU cores
 
 The result is a helpful-only model: in dialogue it complies with everything, yet it has read enough to critique, revise
 and compare when asked in the published formats. Nothing here is part of the method; a real run downloads its base.

@@ -23,7 +23,7 @@ GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 
 
 class Texts:
-    """Draws documents; `tok` may be None while the tokenizer is still being trained (then only `plain_text` works)."""
+    """Draws documents; `tok` encodes them, or stands in for a tokenizer while there is none (pretrain.PlainText)."""
 
     # Pretraining in three parts. Comparisons are learned last, their hard pairs (neighbours on the ladder from "complies"
     # to "objects for the right reason") after the easy ones; then plain texts again, with two exercises: telling harm
