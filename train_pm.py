@@ -21,7 +21,7 @@ from minicai.critique import respond, sampler
 from minicai.data import batches_by_length, check_room, fitting, pad_right, read_comparisons, read_prompts
 from minicai.feedback import ANSWER, THINK, comparison_prompt, few_shot_prefix, label
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
-from minicai.run import (Metrics, UserError, descend, friendly_main, lr_schedule, machine_flags, set_up, tally,
+from minicai.run import (Metrics, Resume, UserError, descend, friendly_main, lr_schedule, machine_flags, set_up, tally,
                          write_config, write_jsonl)
 from minicai.tokenizer import Tokenizer
 
@@ -75,10 +75,34 @@ def main(argv=None):
     human = human[:args.human_limit]
     asked = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER)) for c in constitution.comparisons)
     check_room(args.feedback_model, asked + args.max_prompt + (2 + args.chain_of_thought) * args.max_new, prefix)
-    metrics = Metrics(out / "metrics.jsonl")
+    resume = Resume(args)
+    metrics = Metrics(out / "metrics.jsonl", resume.steps)
+    if resume.data is None:                             # else this run has been killed and had its comparisons
+        resume.data = make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator)
+    train_set, held_out, reference, used = resume.data
 
+    # 5. Train from the pretrained trunk with a fresh head.
+    trunk, _ = load_model(args.init, device, args.dtype)
+    trunk.checkpointing = args.checkpointing
+    head = nn.Linear(trunk.config.width, 1, bias=False)
+    nn.init.normal_(head.weight, std=trunk.config.width ** -0.5, generator=generator)
+    pm = PreferenceModel(trunk, head.to(device))
+    train(args, pm, train_set, generator, metrics, resume)
+
+    # 6. Measure on what was held out; fix the unit of the score on SL-CAI's own responses; save.
+    facts = measure(pm, held_out)
+    pm.normalise(pm.score_rows(reference))
+    save_scalar(out / "pm", pm.trunk, pm.head, tok, shift=pm.shift)
+    write_config(out, args, started, **used, **facts)
+    resume.path.unlink()
+    print(f"\n{used['used_ai']} AI and {used['used_human']} human comparisons, {time.time() - started:.0f} s "
+          f"-> {out / 'pm'}")
+
+
+def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator):
+    """Steps 2 to 4: (comparisons as ids to train on, to hold out, ids of SL-CAI's own responses, counts)."""
     # 2. Two responses to each prompt from SL-CAI, and some to helpful prompts for step 6.
-    policy, tok = load_model(args.model, device, args.dtype)
+    policy, _ = load_model(args.model, device, args.dtype)
     ask = sampler(policy.freeze(), tok, args.max_new, args.temperature, generator, args.sample_tokens)
     drawn = [m for n in range(0, args.comparisons, len(dialogues)) for m in rng.sample(dialogues, len(dialogues))]
     drawn = drawn[:args.comparisons]
@@ -91,7 +115,7 @@ def main(argv=None):
     judge, _ = load_model(args.feedback_model, device, args.dtype)
     rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator)
     del policy, ask, judge                                               # make room
-    write_jsonl(out / "comparisons.jsonl", rows)
+    write_jsonl(Path(args.out) / "comparisons.jsonl", rows)
     tally("pairs", [row["skipped"] for row in rows], f"does {args.model} end and vary its answers, does "
           f"{args.feedback_model} answer (A) or (B)? See comparisons.jsonl; try --max-new, few-shot examples")
     show_labels([row for row in rows if not row["skipped"]][:3])
@@ -100,22 +124,11 @@ def main(argv=None):
     ai = [(row["messages"], row["a"], row["b"], row["p_a"]) for row in rows if not row["skipped"]]
     train_ai, test_ai = split(ai, args.held_out, rng)
     train_human, test_human = split([(m, chosen, rejected, 1.0) for m, chosen, rejected in human], args.held_out, rng)
+    encode = lambda m, text: tok.encode_chat(m + [{"role": "assistant", "content": text}])[0]
     ids_of = lambda comparisons: [(encode(m, a), encode(m, b), p) for m, a, b, p in comparisons]
-
-    # 5. Train from the pretrained trunk with a fresh head.
-    trunk, _ = load_model(args.init, device, args.dtype)
-    trunk.checkpointing = args.checkpointing
-    head = nn.Linear(trunk.config.width, 1, bias=False)
-    nn.init.normal_(head.weight, std=trunk.config.width ** -0.5, generator=generator)
-    pm = PreferenceModel(trunk, head.to(device))
-    train(args, pm, ids_of(train_ai + train_human), generator, metrics)
-
-    # 6. Measure on what was held out; fix the unit of the score on SL-CAI's own responses; save.
-    facts = measure(pm, {"ai": ids_of(test_ai), "human": ids_of(test_human)})
-    pm.normalise(pm.score_rows([tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference]))
-    save_scalar(out / "pm", pm.trunk, pm.head, tok, shift=pm.shift)
-    write_config(out, args, started, used_ai=len(ai), used_human=len(human), **facts)
-    print(f"\n{len(ai)} AI and {len(human)} human comparisons, {time.time() - started:.0f} s -> {out / 'pm'}")
+    return (ids_of(train_ai + train_human), {"ai": ids_of(test_ai), "human": ids_of(test_human)},
+            [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference],
+            {"used_ai": len(ai), "used_human": len(human)})
 
 
 def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator):
@@ -147,17 +160,23 @@ def split(comparisons, share, rng):
     return [r for r in comparisons if repr(r[0]) not in held], [r for r in comparisons if repr(r[0]) in held]
 
 
-def train(args, pm, comparisons, generator, metrics):
+def train(args, pm, comparisons, generator, metrics, resume):
     """AdamW on Bradley-Terry over (ids a, ids b, P(a better)); both responses of a pair share one forward."""
     optimizer = torch.optim.AdamW(pm.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    resume.restore(generator, pm=pm, optimizer=optimizer)
+    begun = generator.get_state()                                        # before the batches are drawn
+    resume.save(resume.steps, begun, pm=pm, optimizer=optimizer)
     lengths = [max(len(a), len(b)) for a, b, _ in comparisons]
     batches = [b for _ in range(args.epochs) for b in batches_by_length(lengths, args.batch, generator)]
     for step, batch in enumerate(bar := tqdm(batches, desc="preference model")):
+        if step < resume.steps:
+            continue
         chosen = [comparisons[i] for i in batch]
         losses = (pair_loss(pm, chosen[i:i + args.micro], len(batch)) for i in range(0, len(batch), args.micro))
         lr = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
         loss, norm = descend(losses, pm, optimizer, step, lr)
         metrics.log(step=step, loss=loss, grad_norm=norm, lr=lr)
+        resume.save(step + 1, begun, pm=pm, optimizer=optimizer)
         bar.set_postfix(loss=f"{loss:.3f}")
 
 

@@ -7,7 +7,6 @@ rollouts.jsonl (responses and their scores as training goes) and config.json.
 """
 import argparse
 import copy
-import json
 import random
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from minicai.critique import sampler
 from minicai.data import read_prompts
 from minicai.ppo import PPOConfig, collect, summary, update
 from minicai.preference import PreferenceModel, load_preference_model
-from minicai.run import Metrics, UserError, friendly_main, lr_schedule, machine_flags, set_up, write_config
+from minicai.run import Metrics, Resume, UserError, friendly_main, lr_schedule, machine_flags, set_up, write_config
 from minicai.tokenizer import Tokenizer
 
 
@@ -41,9 +40,9 @@ def arguments(argv=None):
     a("--micro", type=int, default=ppo.micro, help="responses a forward; bounds memory, does not change results")
     a("--epochs", type=int, default=ppo.epochs, help="passes over each rollout")
     a("--lr", type=float, default=1e-3, help="Adam's peak learning rate for the policy, decaying linearly to 0")
-    a("--shared-value", action="store_true", help="values from a head on the policy's own trunk: half the update's cost")
+    a("--shared-value", action="store_true", help="values from a head on the policy's own trunk: half the update")
     a("--value-lr", type=float, default=1e-3, help="the same for the value model, or for that head")
-    a("--warmup", type=int, default=5, help="steps in which both rise: Adam's first steps are large, the values still blind")
+    a("--warmup", type=int, default=5, help="steps in which both rise: Adam's first are large, the values still blind")
     a("--kl-coef", type=float, default=ppo.kl_coef, help="reward lost for a nat of KL; scores have std 1")
     a("--end-penalty", type=float, default=ppo.end_penalty, help="taken off the score if the end token is missing")
     a("--gamma", type=float, default=ppo.gamma, help="discount a token")
@@ -72,8 +71,8 @@ def main(argv=None):
         raise UserError(f"{args.model} and {args.pm} must share one tokenizer")
     red_team, helpful = ([tok.encode_chat(m, generation=True)[0] for m in read_prompts(path, tok, args.max_prompt)]
                          for path in (args.red_team, args.helpful))
-    metrics = Metrics(out / "metrics.jsonl")
-    rollouts = (out / "rollouts.jsonl").open("w", encoding="utf-8")
+    resume = Resume(args)
+    metrics, rollouts = (Metrics(out / name, resume.steps) for name in ("metrics.jsonl", "rollouts.jsonl"))
 
     # 2. The models are of one class. Values come from a network that starts as the preference model, which knows what
     #    a good answer looks like, or from a head on the policy's own trunk. Either head starts at zero: at first it
@@ -94,8 +93,10 @@ def main(argv=None):
     ask = sampler(policy, tok, args.max_new, args.temperature, generator, args.sample_tokens)
     forbidden = tok.forbidden(policy.config.vocab_size).to(device)
 
-    # 3. PPO.
-    for step in (bar := tqdm(range(args.steps), desc="PPO")):
+    # 3. PPO. What a killed run had learned is taken up; the reference is what it was.
+    parts = {"policy": policy, "value_model": value_model, "optimizer": optimizer}
+    resume.restore(generator, **parts)
+    for step in (bar := tqdm(range(resume.steps, args.steps), desc="PPO", initial=resume.steps, total=args.steps)):
         for group, lr in zip(optimizer.param_groups, base_lr):
             group["lr"] = lr * lr_schedule(step, args.steps, args.warmup)
         prompts = draw(red_team, helpful, args, step)
@@ -109,9 +110,12 @@ def main(argv=None):
             show(tok, rollout, step, rollouts)
         if facts["ended"] < 0.1:                    # scores of stumps: nothing to learn from
             raise UserError(f"step {step}: only {facts['ended']:.1%} of the responses ended: try --max-new")
+        if step + 1 < args.steps:
+            resume.save(step + 1, generator.get_state(), **parts)
 
     save_model(out / "rl_cai", policy, tok)
     write_config(out, args, started, score=facts["score"], kl=facts["kl"])
+    resume.path.unlink(missing_ok=True)
     print(f"\n{args.steps} steps, {time.time() - started:.0f} s -> {out / 'rl_cai'}")
 
 
@@ -121,7 +125,7 @@ def draw(red_team, helpful, args, step):
     return rng.choices(red_team, k=n) + rng.choices(helpful, k=args.batch - n)
 
 
-def show(tok, rollout, step, file, shown=2):
+def show(tok, rollout, step, log, shown=2):
     """Append every response of a rollout to rollouts.jsonl and print a few: numbers alone hide a policy gone mad."""
     rows = []
     for ids, mask, score, logp, ref in zip(rollout.ids, rollout.mask, rollout.scores, rollout.logp, rollout.ref_logp):
@@ -129,8 +133,7 @@ def show(tok, rollout, step, file, shown=2):
         rows.append({"step": step, "prompt": tok.decode(ids[:start].tolist()),
                      "response": tok.decode(ids[start:end].tolist()), "score": round(score.item(), 3),
                      "kl": round(((logp - ref) * mask).sum().item(), 3)})
-        file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
-    file.flush()
+        log.log(**rows[-1])
     for row in random.Random(step).sample(rows, min(shown, len(rows))):
         tqdm.write(f"[{step}] score {row['score']:+.2f} kl {row['kl']:.1f} {row['prompt']}{row['response']}\n")
 

@@ -20,7 +20,7 @@ from minicai.constitution import load_constitution
 from minicai.critique import critique_revise, respond, revision_prompt, sampler
 from minicai.data import batches_by_length, check_room, pad_right, read_prompts
 from minicai.logprob import token_logprobs
-from minicai.run import (Metrics, UserError, descend, friendly_main, lr_schedule, machine_flags, set_up, tally,
+from minicai.run import (Metrics, Resume, descend, friendly_main, lr_schedule, machine_flags, set_up, tally,
                          write_config, write_jsonl)
 from minicai.tokenizer import Tokenizer
 
@@ -66,34 +66,42 @@ def main(argv=None):
     red_team, helpful = red_team[:args.red_team_limit], helpful[:args.helpful_limit]
     asked = max(len(revision_prompt(tok, constitution, [], p, "", shots)) for p in constitution.critiques)
     check_room(args.model, asked + args.max_prompt + 3 * args.max_new, shots)    # + dialogue, response, both answers
-    metrics = Metrics(out / "metrics.jsonl")
+    resume = Resume(args)
+    metrics = Metrics(out / "metrics.jsonl", resume.steps)
     model, tok = load_model(args.model, device, args.dtype)
     model.checkpointing = args.checkpointing
     ask = sampler(model, tok, args.max_new, args.temperature, generator, args.sample_tokens)
 
-    # 2. Answer, criticise, revise. Everything is kept in a file; what cannot be read is counted and left out below.
-    rows = respond(ask, tok, red_team, progress="red-team responses")
-    critique_revise(ask, tok, constitution, rows, args.rounds, rng, shots)
-    keep(out / "revisions.jsonl", rows)
-    answers = respond(ask, tok, helpful * args.helpful_samples, progress="helpful responses")
-    keep(out / "answers.jsonl", answers)
-    show_revisions(rows[:3])
+    # 2. Answer, criticise, revise, unless this run has been killed and had done that.
+    if resume.data is None:
+        resume.data = make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng)
+    examples, rows = resume.data
 
-    # 3. Training examples: a dialogue and the ids that were sampled for it; only what had to be cut is encoded again.
-    revised = [[(row["messages"], r["ids"]) for r in row.get("rounds", []) if not r["skipped"]] for row in rows]
-    examples = [example for row in revised for example in (row[-1:] if args.last_only else row)]
-    examples += [(row["messages"], row["ids"]) for row in answers if not row["skipped"]]
-    encoded = [(tok.encode_chat(messages, generation=True)[0], ids) for messages, ids in examples]
+    # 3. Fine-tune: next-token loss on the sampled tokens only, one mean over all of a batch's tokens.
+    trained = train(args, model, examples, generator, metrics, resume)
 
-    # 4. Fine-tune: next-token loss on the sampled tokens only, one mean over all of a batch's tokens.
-    trained = train(args, model, encoded, generator, metrics)
-
-    # 5. The same prompts again: what has changed?
-    for row, new in zip(rows[:3], respond(ask, tok, red_team[:3])):
+    # 4. The same prompts again: what has changed?
+    for row, new in zip(rows, respond(ask, tok, red_team[:3])):
         print(f"\nHuman: {row['messages'][-1]['content']}\n  before: {row['response']}\n  after:  {new['response']}")
     save_model(out / "sl_cai", model, tok)
     write_config(out, args, started, examples=len(examples), trained_tokens=trained)
+    resume.path.unlink()
     print(f"\n{len(examples)} examples, {trained} trained tokens, {time.time() - started:.0f} s -> {out / 'sl_cai'}")
+
+
+def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
+    """([(ids of a prompt, ids that were sampled for it)], the first rows, to be shown); writes all that was said."""
+    rows = respond(ask, tok, red_team, progress="red-team responses")
+    critique_revise(ask, tok, constitution, rows, args.rounds, rng, shots)
+    keep(Path(args.out) / "revisions.jsonl", rows)
+    answers = respond(ask, tok, helpful * args.helpful_samples, progress="helpful responses")
+    keep(Path(args.out) / "answers.jsonl", answers)
+    show_revisions(rows[:3])
+    # What cannot be read is left out; what was sampled keeps its ids, only what had to be cut is encoded again.
+    revised = [[(row["messages"], r["ids"]) for r in row.get("rounds", []) if not r["skipped"]] for row in rows]
+    examples = [example for row in revised for example in (row[-1:] if args.last_only else row)]
+    examples += [(row["messages"], row["ids"]) for row in answers if not row["skipped"]]
+    return [(tok.encode_chat(messages, generation=True)[0], ids) for messages, ids in examples], rows[:3]
 
 
 def keep(path, rows):
@@ -114,20 +122,26 @@ def show_revisions(rows):
     print()
 
 
-def train(args, model, examples, generator, metrics):
+def train(args, model, examples, generator, metrics, resume):
     """AdamW over `examples` (prompt ids, sampled ids); returns the number of tokens trained on."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    resume.restore(generator, model=model, optimizer=optimizer)
+    begun = generator.get_state()                                                # before the batches are drawn
+    resume.save(resume.steps, begun, model=model, optimizer=optimizer)
     lengths = [len(prompt) + len(answer) for prompt, answer in examples]
     batches = [b for _ in range(args.epochs) for b in batches_by_length(lengths, args.batch, generator)]
     trained = 0
     for step, batch in enumerate(bar := tqdm(batches, desc="fine-tuning")):
         chosen = [examples[i] for i in batch]
         tokens = sum(len(answer) for _, answer in chosen)
+        trained += tokens
+        if step < resume.steps:
+            continue
         losses = (answer_loss(model, chosen[i:i + args.micro], tokens) for i in range(0, len(chosen), args.micro))
         lr = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
         loss, norm = descend(losses, model, optimizer, step, lr)
-        trained += tokens
         metrics.log(step=step, loss=loss, grad_norm=norm, lr=lr, tokens=trained)
+        resume.save(step + 1, begun, model=model, optimizer=optimizer)
         bar.set_postfix(loss=f"{loss:.3f}")
     return trained
 

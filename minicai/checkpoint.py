@@ -63,10 +63,10 @@ FIXED = {"hidden_act": "silu", "activation_function": "gelu_new", "scale_attn_we
          "is_encoder_decoder": False}
 # Keys that read_config looks at itself, and keys that change nothing here: ids (the tokenizer knows them), bookkeeping.
 KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rope_theta|rope_scaling|rope_parameters|"
-                   r"architectures|model_type|(torch_)?dtype|transformers.*|_?name_or_path|.*_token_id|.*dropout|.*pdrop|"
-                   r"minicai_.*|use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|max_window_layers|n_ctx|"
-                   r"reorder_and_upcast_attn|task_specific_params|problem_type|num_labels|id2label|label2id|summary_.*|"
-                   r"chunk_size_feed_forward|output_.*|return_dict")
+                   r"architectures|model_type|(torch_)?dtype|transformers.*|_?name_or_path|.*_token_id|.*dropout|"
+                   r".*pdrop|minicai_.*|use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|"
+                   r"max_window_layers|n_ctx|reorder_and_upcast_attn|task_specific_params|problem_type|num_labels|"
+                   r"id2label|label2id|summary_.*|chunk_size_feed_forward|output_.*|return_dict")
 
 
 def read_config(directory) -> tuple[GPTConfig, dict]:
@@ -194,7 +194,7 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
 
 
 def load_model(directory, device="cpu", dtype="fp32", chat: str | None = None) -> tuple[GPT, Tokenizer]:
-    """Model and tokenizer of a directory; `chat` overrides its chat format. Raises UserError if anything is not right."""
+    """Model and tokenizer of a directory; `chat` overrides its chat format. Raises UserError for what is not right."""
     return load_trunk(directory, device, dtype)[0], Tokenizer.load(directory, chat)
 
 

@@ -32,7 +32,7 @@ class PPOConfig:
     max_grad_norm: float = 1.0
     epochs: int = 2                     # passes over a rollout
     minibatch: int = 32                 # rows an optimizer step
-    micro: int = 16                     # rows a forward; gradients add up, results do not depend on it
+    micro: int = 32                     # rows a forward; gradients add up, results do not depend on it
 
 
 class Rollout(NamedTuple):

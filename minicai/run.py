@@ -1,13 +1,15 @@
 """What every script needs around the method: friendly errors, files, seeds, batches, a learning-rate schedule, a log.
 
 Left out on purpose: experiment trackers, config files, distributed runs. A run is a directory with `config.json`
-(every argument and the machine's relevant facts) and `metrics.jsonl` (one JSON object a step).
+(every argument and the machine's relevant facts), `metrics.jsonl` (one JSON object a step) and, until it ends,
+`state.pt`, from which it goes on if it is killed.
 """
 import functools
 import gzip
 import json
 import math
 import os
+import pickle
 import random
 import re
 import sys
@@ -58,6 +60,7 @@ def machine_flags(a) -> None:
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     a("--dtype", choices=["fp32", "bf16"], help="of products, the rest is fp32; default: bf16 on cuda, else fp32")
     a("--checkpointing", action="store_true", help="keep a layer's input only and compute the rest again: less memory")
+    a("--save-minutes", type=float, default=5, help="how often state.pt is written, from which a killed run goes on")
     a("--sample-tokens", type=int, help="rows x columns sampled together, for memory; default: 16k on cpu, else 128k")
 
 
@@ -138,17 +141,69 @@ def write_jsonl(path, rows):
 
 
 class Metrics:
-    """Appends one JSON object a step to a file that starts empty."""
-    def __init__(self, path):
-        self.path = Path(path)
+    """Appends one JSON object a step to a file that keeps the rows of the first `steps` steps: 0 unless it goes on."""
+    def __init__(self, path, steps: int = 0):
+        self.path, kept = Path(path), []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("")
+        if steps:
+            with self.path.open(encoding="utf-8") as file:
+                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] < steps]
+        write_text(self.path, "".join(kept))
 
     def log(self, **values):
         """Numbers are stored as they are, a non-finite one as null (JSON knows no NaN)."""
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
+class Resume:
+    """A run's state.pt: with it, a run that is killed and started again ends with the same weights, bit for bit.
+
+    `data` is what sampling gave, to be learned from (None: not sampled yet), `steps` how many are done. A run with
+    other arguments, inputs, torch or threads starts over. Raises UserError for a damaged file.
+    """
+    def __init__(self, args):
+        self.path, self.every, self.last, self.saved = Path(args.out) / "state.pt", args.save_minutes, time.time(), {}
+        inputs = {name: fingerprint(Path(value)) for name, value in vars(args).items()
+                  if isinstance(value, str) and name != "out" and Path(value).exists()}
+        self.run = repr((sorted(vars(args).items()), inputs, torch.__version__, torch.get_num_threads()))
+        if self.path.is_file():
+            try:
+                found = torch.load(self.path, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+                raise UserError(f"{self.path}: damaged ({type(error).__name__}): delete it to start over") from None
+            same = found["run"] == self.run
+            self.saved = found if same else {}
+            print(f"{self.path}: " + (f"going on after {found['step']} steps" if same else
+                                      "left by a run with other arguments or inputs: starting over"))
+        self.data, self.steps = self.saved.get("data"), self.saved.get("step", 0)
+
+    def restore(self, generator, **parts) -> None:
+        """Put everything that was saved back into its place, if there is anything."""
+        if self.saved:
+            generator.set_state(self.saved["generator"])
+            for name, part in parts.items():
+                part.load_state_dict(self.saved[name])
+        self.saved = {}                                                     # make room
+
+    def save(self, step: int, generator_state, **parts) -> None:
+        """If it is time for it, write all there is after `step` steps to a file beside the old one, then swap."""
+        if step and time.time() - self.last < 60 * self.every:
+            return
+        states = {name: part.state_dict() for name, part in parts.items()}
+        with open(f"{self.path}.tmp", "wb") as file:
+            torch.save({"run": self.run, "step": step, "data": self.data, "generator": generator_state, **states}, file)
+            file.flush()
+            os.fsync(file.fileno())                                         # the bytes first, then the name
+        os.replace(file.name, self.path)
+        self.last = time.time()
+
+
+def fingerprint(path: Path) -> int:
+    """A checksum of a file's bytes, or of those of all files in a directory."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return zlib.crc32(repr([(file.name, zlib.crc32(file.read_bytes())) for file in files if file.is_file()]).encode())
 
 
 def write_config(out, args, started: float, **facts):

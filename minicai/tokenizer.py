@@ -57,7 +57,7 @@ def split_pattern(pre: dict | None) -> str | None:
 
 
 def read_ranks(bpe: dict, special, path) -> dict[bytes, int]:
-    """{bytes of a token: id} of a tokenizer.json's model; raises UserError unless ids are in merge order, as tiktoken's."""
+    """{bytes of a token: id} of a tokenizer.json's model; UserError unless ids are in merge order (tiktoken's)."""
     if bpe["type"] != "BPE" or bpe.get("byte_fallback") or bpe.get("end_of_word_suffix"):
         raise UserError(f"{path}: not a byte-level BPE but {bpe['type']}; minicai reads no other tokenizers")
     alphabet, words = byte_alphabet(), {word: i for word, i in bpe["vocab"].items() if word not in special}
@@ -128,7 +128,7 @@ class Tokenizer:
         return value["content"] if isinstance(value, dict) else value
 
     def choose_chat(self, chat: str | None) -> None:
-        """Settle format, bos and end; raises UserError for an unknown template or if the format's tokens are missing."""
+        """Settle format, bos and end; raises UserError for an unknown template and for a format's missing tokens."""
         template = str(self.config.get("chat_template") or "") + self.files.get("chat_template.jinja", b"").decode()
         shown = next((name for name, (marker, _) in CHATS.items() if marker in template), None)
         self.override = chat or self.config.get("minicai_chat")
@@ -140,7 +140,8 @@ class Tokenizer:
         text_end = next((token for token in ends if token in self.special), None)
         needed = CHATS.get(self.chat, (text_end,))
         if not set(needed) <= set(self.special):
-            raise UserError(f"{self.path}: the {self.chat} format needs {needed[0] or 'an eos_token'}, which is not there")
+            missing = needed[0] or "an eos_token"
+            raise UserError(f"{self.path}: the {self.chat} format needs {missing}, which is not there")
         self.end = self.special[needed[-1]]
         self.stop = {self.end}
         # A text starts as in training: as the post-processor says, or after the token that ended the text before it.

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(p.stem for p in ROOT.glob("train_*.py"))
-METHOD_LINES = 2600      # the three scripts and minicai/*.py; the plan was about 2,000, before families, formats and Triton
+METHOD_LINES = 2700      # the three scripts and minicai/*.py; planned: 2,000, before families, formats, Triton, resuming
 
 
 def module_name(path: Path) -> str:

@@ -17,7 +17,7 @@ from minicai.critique import respond, sampler
 from minicai.data import read_prompts
 from minicai.logprob import logprob_reference
 from minicai.preference import load_preference_model
-from minicai.run import Metrics, read_jsonl
+from minicai.run import Metrics, Resume, read_jsonl
 
 # Everything that a demo's default decides is said here: those are chosen for the micro-world and may change.
 SFT = ["--max-new", "20", "--batch", "8", "--rounds", "2", "--lr", "2e-3", "--epochs", "1", "--helpful-samples", "2"]
@@ -95,9 +95,9 @@ def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_pa
     with torch.no_grad():                                                   # each answer by itself, by the definition
         logp = torch.cat([logprob_reference(tiny_model(torch.tensor([p + a]))[0, len(p) - 1:-1], tiny_model.head,
                                             torch.tensor(a))[0] for p, a in examples])
-    args = argparse.Namespace(lr=1e-3, epochs=2, batch=3, micro=3, warmup=0.0)
+    args = argparse.Namespace(lr=1e-3, epochs=2, batch=3, micro=3, warmup=0.0, out=str(tmp_path), save_minutes=5)
     metrics = Metrics(tmp_path / "m.jsonl")
-    trained = train_sft.train(args, tiny_model, examples, torch.Generator().manual_seed(0), metrics)
+    trained = train_sft.train(args, tiny_model, examples, torch.Generator().manual_seed(0), metrics, Resume(args))
     assert trained == 2 * sum(len(a) for _, a in examples) == 2 * len(logp)
     rows = [row for _, row in read_jsonl(tmp_path / "m.jsonl")]
     assert rows[0]["loss"] == pytest.approx(-logp.mean().item(), rel=1e-4) and rows[1]["loss"] < rows[0]["loss"]

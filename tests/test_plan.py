@@ -117,13 +117,17 @@ def test_preference_model_training(case, tmp_path):
     close(case.planned(tmp_path, "PM training"), peak(step), 3 * owned(model))
 
 
-def test_ppo(case, tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--shared-value"]])
+def test_ppo(case, tmp_path, flags):
     """Scoring a rollout and updating on it."""
     policy, value, config = case.policy, case.scorer, ppo.PPOConfig(epochs=1, minibatch=BATCH, micro=MICRO)
     reference, reward = copy.deepcopy(policy).freeze(), copy.deepcopy(value)
     reward.trunk.freeze()
-    optimizer = torch.optim.Adam([{"params": policy.parameters()}, {"params": value.parameters()}], lr=0.0)
-    standing = owned(policy, reference, value, reward) + 2 * owned(policy, value)
+    if flags:
+        value = PreferenceModel(policy, value.head)
+    trained = [policy, value.head] if flags else [policy, value]
+    optimizer = torch.optim.Adam([p for model in trained for p in model.parameters()], lr=0.0)
+    standing = owned(reference, reward) + 3 * owned(*trained)
     prompts, answers = zip(*case.pairs)
     forbidden, rollouts = torch.zeros(V, dtype=torch.bool), []
 
@@ -133,9 +137,9 @@ def test_ppo(case, tmp_path):
 
     def update():
         ppo.update(policy, value, optimizer, rollouts[0], forbidden, config, torch.Generator(), 0)
-    close(case.planned(tmp_path, "RL scoring"), peak(collect), standing)
+    close(case.planned(tmp_path, "RL scoring", *flags), peak(collect), standing)
     update()
-    close(case.planned(tmp_path, "RL update"), peak(update), standing)
+    close(case.planned(tmp_path, "RL update", *flags), peak(update), standing)
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -261,17 +261,19 @@ def sft_training(model: GPT, rows: list, batch: int, metrics):
     # A script is run, not imported (test_layout.py): this reads it as one runs it, without starting its main.
     train, cut = runpy.run_path(str(ROOT / "train_sft.py"))["train"], len(rows[0]) // 4
     args = SimpleNamespace(lr=1e-5, epochs=1, batch=batch, micro=batch, warmup=0.0)
+    resume = SimpleNamespace(steps=0, restore=lambda *_, **__: None, save=lambda *_, **__: None)    # writes nothing
+    examples = [(row[:cut], row[cut:]) for row in rows]
 
     def run():
         with contextlib.redirect_stderr(io.StringIO()):                     # its progress bar
-            train(args, model, [(row[:cut], row[cut:]) for row in rows], torch.Generator().manual_seed(0), metrics)
+            train(args, model, examples, torch.Generator().manual_seed(0), metrics, resume)
     return run
 
 
 def pretraining(model: GPT, ids, steps: int):
     """The base model's own loop (Muon, AdamW) on ids [B,T], with every token counting, in a group of one process."""
     batch = ids[:, :-1], ids[:, 1:], torch.ones(ids[:, 1:].shape), ["plain"] * len(ids)
-    pretrain.train(model, [(1.0, iter([batch] * steps))], steps, (1e-5, 1e-5), False, None, lambda: None)
+    pretrain.train(model, [(1.0, iter([batch] * steps))], steps, (1e-5, 1e-5), None, lambda: None)
 
 
 def padding(lengths: list, batches: list) -> float:

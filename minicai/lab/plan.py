@@ -28,7 +28,7 @@ from minicai.run import UserError, friendly_main
 
 COLUMNS = ["weights", "gradients", "optimizer", "cache", "activations", "scratch"]
 DEFAULTS = {"sft": {"batch": 16, "micro": 16}, "pm": {"batch": 32, "micro": 32},                      # the scripts' own
-            "rl": {"batch": 64, "minibatch": 32, "micro": 16}}
+            "rl": {"batch": 64, "minibatch": 32, "micro": 32}}
 LABEL_TOKENS = 16384                                            # read together by feedback.choose
 
 
@@ -65,6 +65,8 @@ class Trunk:
         if c.qk_norm:
             kept += 4 * (q + kv) * ((b == 2) + (self.device == "cpu"))
         kept += b * M * (4 if c.mlp == "swiglu" else 2)     # gate, silu(gate), up, their product; or up, gelu(up)
+        if b == 2 and self.device == "cpu":                 # attention there is float32: its inputs and its result
+            kept += 4 * (2 * q + 2 * kv) - b * kv
         kept += 4 * c.n_head + 16                           # one number a head and some a norm
         if self.device == "cuda" and b == 4 and c.n_kv_head < c.n_head:     # torch has no fused attention for this:
             kept += 4 * (2 * c.n_head * T + 2 * q)                          # all pairs' scores, spread keys and values
@@ -181,15 +183,17 @@ def plan_pm(args, trunk, judge, scorer) -> dict:
 
 
 def plan_rl(args, trunk, scorer) -> dict:
-    """Phases of train_rl.py, from its second step on: policy, reference, reward model and value model are all there."""
+    """Phases of train_rl.py, from its second step on: policy, reference, reward model and value model are all there
+    (with --shared-value the last is a row of numbers on the policy's trunk)."""
     T, (batch, minibatch, micro) = args.max_prompt + args.max_new, sizes(args, "rl")
     rows = sampled_rows(args, trunk.device, args.max_prompt, batch)
-    there = {"weights": trunk.weights + scorer.weights + trunk.frozen + scorer.frozen,
-             "optimizer": trunk.optimizer + scorer.optimizer}
-    score = [{"weights": model.copies, "activations": micro * T * model.passing()} for model in (trunk, scorer)]
+    trained = [trunk] if args.shared_value else [trunk, scorer]
+    there = {"weights": sum(t.weights for t in trained) + trunk.frozen + scorer.frozen,
+             "optimizer": sum(t.optimizer for t in trained)}
+    score = [{"weights": model.copies, "activations": micro * T * model.passing()} for model in trained]
     score.append({"activations": micro * T * trunk.product * trunk.config.width,
                   "scratch": trunk.logprobs(micro * args.max_new)[0]})
-    update = training([trunk, scorer], micro, T, trunk.logprobs(micro * args.max_new, entropy=True), micro < minibatch)
+    update = training(trained, micro, T, trunk.logprobs(micro * args.max_new, entropy=True), micro < minibatch)
     sampling = plus(trunk.sampling(rows, args.max_prompt, args.max_new), weights=trunk.copies)
     return {"RL sampling": plus(sampling, **there),
             "RL scoring": plus(score, **there),
@@ -215,6 +219,7 @@ def arguments(argv=None):
     a("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
     a("--dtype", choices=["fp32", "bf16"], help="default: bf16 on cuda, else fp32")
     a("--checkpointing", action="store_true", help="keep a layer's input only and compute the rest again")
+    a("--shared-value", action="store_true", help="as in train_rl.py: no value model, a head on the policy's trunk")
     return p.parse_args(argv)
 
 

@@ -130,7 +130,7 @@ def comparisons(model, tok, world, cases, seed, avoid=None) -> dict:
                 questions.append((world.conversation(rng, topic), a, b, p.comparison))
             p1, mass = label(model, tok, questions)
             p2, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in questions])
-            report[name][group] = {"right": round(((p1 > 0.5).float().mean() + (p2 < 0.5).float().mean()).item() / 2, 4),
+            report[name][group] = {"right": round(torch.cat([p1 > 0.5, p2 < 0.5]).float().mean().item(), 4),
                                    "consistent": round(((p1 > 0.5) == (p2 < 0.5)).float().mean().item(), 4),
                                    "mass": round(mass.mean().item(), 4)}
     return report

@@ -283,7 +283,7 @@ class World:
         return f"The response does not help someone {topic.act}, {why}."
 
     def critique(self, topic: Topic, r: Response, p: Principle, fact: str) -> str:
-        """The right critique: what the response does; what the town says of that (`fact`); the verdict under the principle.
+        """The right critique: what the response does; what the town says of that (`fact`); the principle's verdict.
 
         Reason first, verdict last: each hop is then one that a small model can make."""
         said = self.restate(topic, r)
@@ -330,17 +330,18 @@ class World:
             new.kind, new.body = "full", self._answer(rng, topic, topic.steps)
         return new
 
-    def note(self, topic: Topic, r: Response, p: Principle) -> str:
-        """What thinking aloud says of one of two responses, under the quality that the principle asks about."""
-        if p.quality == "courtesy":
+    def note(self, topic: Topic, r: Response, quality: str) -> str:
+        """What thinking aloud says of one of two responses, where the principle asks about `quality`."""
+        if quality == "courtesy":
             return "has a kind word." if r.courteous else "has no kind word."
-        if p.quality == "brevity":
+        if quality == "brevity":
             return ("says no more than it needs to.", "says more than it needs to.", "says far more than it needs to."
                     )[len(r.fillers)]
         if not topic.harmful:
             return "helps." if r.complies else "does not help with a good thing."
-        return {"full": "helps with every step.", "partial": "helps with some steps.", "vague": "helps without any step.",
-                "evasive": "says no without a reason.", "misexplained": "says no with a wrong reason.",
+        return {"full": "helps with every step.", "partial": "helps with some steps.",
+                "vague": "helps without any step.", "evasive": "says no without a reason.",
+                "misexplained": "says no with a wrong reason.",
                 "explained": "says no with the right reason."}[r.kind]
 
     # ---- comparisons -------------------------------------------------------------------------------------------

@@ -54,7 +54,8 @@ def garbled(world: World, rng: Random, text: str) -> str:
     """What a language model's slips look like: one to three words replaced by others, or cut and run together."""
     words = text.split(" ")
     for place in rng.sample(range(len(words)), min(len(words), rng.choice((1, 1, 2, 3)))):
-        other = rng.choice(rng.choice(world.activities).steps[0].split(" ") + [rng.choice(world.nouns)])
+        steps = rng.choice([a for a in world.activities if not a.harmful]).steps
+        other = rng.choice(steps[0].split(" ") + [rng.choice(world.nouns)])
         other = "the" if "{" in other else other
         words[place] = other if rng.random() < 0.7 else words[place][:3] + other
     return " ".join(words)
@@ -115,8 +116,8 @@ def main(argv=None):
         "helpful_comparisons": comparisons(world, rng("comparisons"), SIZES["comparisons"]),
         "eval/red_team": [row for g in ("reviewed", "read_about", "unseen") for row in
                           labelled(conversations(world, rng(f"eval/{g}"), {g: 1}, "eval", SIZES["eval_group"]))],
-        "eval/helpful": labelled(conversations(world, rng("eval/helpful"), {"benign": 1}, "eval", SIZES["eval"])),
-        "eval/lookalike": labelled(conversations(world, rng("eval/lookalike"), {"lookalike": 1}, "eval", SIZES["eval"])),
+        **{f"eval/{name}": labelled(conversations(world, rng(f"eval/{name}"), {group: 1}, "eval", SIZES["eval"]))
+           for name, group in (("helpful", "benign"), ("lookalike", "lookalike"))},
     }
     for name, rows in files.items():
         write_jsonl(out / f"{name}.jsonl", rows)

@@ -16,16 +16,16 @@ from pathlib import Path
 import minicai  # noqa: F401  before torch
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from tqdm import trange
 
 from minicai.checkpoint import load_model, save_model
 from minicai.gpt import GPT, GPTConfig
+from minicai.logprob import token_logprobs
 from minicai.run import Metrics, seed_everything
 from minicai.tokenizer import Tokenizer
 from minicai.world import exam
 from minicai.world.grammar import World, heldout_words
-from minicai.world.texts import LETTER, Texts
+from minicai.world.texts import LETTER, READ, Texts
 
 STEPS, SHARES = 8000, (0.4, 0.6)        # optimizer steps, and the share of them that each part of the texts gets
 SPECIALS = ["<|endoftext|>", "<|pad|>", "\n\nHuman:", "\n\nAssistant:"]
@@ -62,7 +62,7 @@ class PlainText:
 
 
 def batches(texts: Texts, tokens: int, pool: int = 4096):
-    """Endless right-padded batches of about `tokens` ids; documents of like length go together, so little is padding."""
+    """Endless right-padded batches of about `tokens` ids; documents of like length go together: little is padding."""
     while True:
         documents = sorted((texts.document() for _ in range(pool)), key=lambda d: len(d[0]))
         rows, start = [], 0
@@ -100,18 +100,7 @@ def average_gradients(model: GPT) -> None:
         g.copy_(mean.view_as(g))
 
 
-def attend_in_fp32() -> None:
-    """Keep attention out of autocast: matrix products gain from bf16 on a CPU that has it, but torch 2.13's backward of
-    attention takes 3.6 times longer in it."""
-    attend = F.scaled_dot_product_attention
-
-    def attend32(q, k, v, **options):
-        with torch.autocast("cpu", enabled=False):
-            return attend(q.float(), k.float(), v.float(), **options)
-    F.scaled_dot_product_attention = attend32
-
-
-def train(model: GPT, parts: list, steps: int, lrs: tuple, bf16: bool, metrics, save) -> None:
+def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> None:
     """The loop: learning rate, batch, loss, clip, step, log; `save()` every 500 steps.
 
     parts: [(share of the steps, batches)]. lrs: peak learning rates of Muon and of AdamW. metrics: None, except in the
@@ -128,10 +117,7 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, bf16: bool, metrics, 
             opt.param_groups[0]["lr"] = lr * scale
         ids, targets, weights, sorts = next(parts[next(i for i, end in enumerate(ends) if done < end)][1])
         keep = weights > 0                                                  # only where something is judged
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            hidden = model(ids)
-        logits = hidden[keep].float() @ model.head.T
-        losses = F.cross_entropy(logits, targets[keep], reduction="none")
+        losses = -token_logprobs(model(ids)[keep].float(), model.head, targets[keep])[0]
         loss = (losses * weights[keep]).sum() / weights[keep].sum()
         loss.backward()
         average_gradients(model)
@@ -147,7 +133,7 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, bf16: bool, metrics, 
         rows = keep.nonzero()[:, 0]                                         # which document each judged token is of
         for sort in set(sorts):
             mine = torch.tensor([s == sort for s in sorts])[rows]
-            decisive = (weights[keep] == LETTER) & mine if sort in ("quiz", "comparison") else mine
+            decisive = mine & (weights[keep] == LETTER if sort in ("quiz", "comparison") else weights[keep] > READ)
             if decisive.any():
                 by_sort.setdefault(sort, []).append(losses[decisive].mean().item())
         if step % 20 == 0:
@@ -181,17 +167,16 @@ def work(rank: int, args, meeting: str) -> None:
     """One of the data-parallel processes: the same weights, texts of its own; the first one logs and saves."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.processes)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.processes))
-    if args.bf16:
-        attend_in_fp32()
     generator, world, out = seed_everything(args.seed), World.load(), Path(args.out)
     tok = Tokenizer.load(out)
     config = GPTConfig(vocab_size=args.vocab, n_layer=args.layers, n_head=args.width // 32, width=args.width,
                        mlp_width=3 * args.width, max_positions=1024)
     model = GPT(config).init_weights(generator)
+    model.bf16 = args.bf16
     parts = [(share, batches(Texts(world, tok, args.seed + 1000 * rank + part, heldout_words, part),
                              args.batch_tokens // args.processes)) for part, share in enumerate(SHARES)]
     metrics = Metrics(Path("out") / f"pretrain-{out.name}.jsonl") if rank == 0 else None
-    train(model, parts, args.steps, (args.muon_lr, args.adam_lr), args.bf16, metrics, lambda: save_model(out, model, tok))
+    train(model, parts, args.steps, (args.muon_lr, args.adam_lr), metrics, lambda: save_model(out, model, tok))
     if rank == 0:
         save_model(out, model.eval(), tok)
     dist.barrier()

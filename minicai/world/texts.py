@@ -20,7 +20,8 @@ from minicai.feedback import ANSWER, THINK, comparison_prompt
 from minicai.world.grammar import Topic, World, article, join_or
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
-LETTER = 16.0       # weight of the one token that a multiple choice is about, in a text of two hundred
+READ = 0.2          # weight of what is only read: requests, responses and options hold the town's words too
+LETTER = 24.0       # weight of the one token that a multiple choice is about, in a text of two hundred
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
 
@@ -35,12 +36,21 @@ class Texts:
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng, self.avoid, self.part = world, tok, Random(seed), avoid, part
-        self.mix = self.PARTS[part]
+        self.mix, self.undone = self.PARTS[part], {}
 
     def document(self):
         """One document of a drawn sort: (ids, targets, weights), three lists of one length, and the sort's name."""
         sort = self.rng.choices(list(self.mix), list(self.mix.values()))[0]
         return *getattr(self, sort)(), sort
+
+    def strange(self, topic: Topic) -> Topic:
+        """The same activity done to a thing that it is never done to ("tune a plum"): what is copied there can only be
+        copied. "kick": nor to a thing of any other kicking, or held-out pairs would show."""
+        verb = topic.activity.act.split("{X}")[0]
+        if verb not in self.undone:
+            done = {n for a in self.world.activities if a.act.startswith(verb) for n in self.world.things(a)}
+            self.undone[verb] = [n for n in self.world.nouns if n not in done]
+        return Topic(topic.activity, self.rng.choice(self.undone[verb] or [topic.thing]), topic.owner, topic.definite)
 
     # ---- plain language --------------------------------------------------------------------------------------
     def dialogue(self):
@@ -49,6 +59,8 @@ class Texts:
         messages = []
         for _ in range(1 if rng.random() < 0.85 else 2):
             topic = w.topic(rng, rng.choices(GROUPS, (38, 12, 26, 12, 12))[0], "base")
+            if rng.random() < 0.25:
+                topic = self.strange(topic)
             if rng.random() < 0.15:
                 asked, answer = self.judgement(topic)
                 messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
@@ -64,6 +76,8 @@ class Texts:
         sentences = []
         for _ in range(rng.choice((1, 2, 3))):
             topic = w.topic(rng, rng.choices(GROUPS, (26, 15, 27, 16, 16))[0], "base")
+            if rng.random() < 0.2:
+                topic = self.strange(topic)
             fact, form = w.fact(rng, topic), rng.random()
             person, other = rng.sample(w.kinds["person"], 2)
             if rng.random() < 0.2:       # every noun of the town is met somewhere, whatever pairs are held out
@@ -113,11 +127,8 @@ class Texts:
         """Restating without judging, over all activities: copying is learned as an operation."""
         w, rng, tok = self.world, self.rng, self.tok
         topic = w.topic(rng, rng.choices(GROUPS, (20, 12, 28, 20, 20))[0], "base")
-        if rng.random() < 0.4:                          # pure copying: a thing that this is never done to
-            verb = topic.activity.act.split("{X}")[0]   # "kick": nor any other kicking, or held-out pairs would show
-            done = {n for a in w.activities if a.act.startswith(verb) for n in w.things(a)}
-            noun = rng.choice([n for n in w.nouns if n not in done])
-            topic = Topic(topic.activity, noun, topic.owner, topic.definite)
+        if rng.random() < 0.4:
+            topic = self.strange(topic)
         r = w.response(rng, topic, rng.choices(("full", "partial", "vague"), (7, 2, 1))[0])
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
         if rng.random() < 0.7:
@@ -136,6 +147,8 @@ class Texts:
         """Conversation, critique, revision: the first loss falls on the critique, the second on the revision."""
         w, rng, tok = self.world, self.rng, self.tok
         topic, p = self.judged_topic(), w.principle(rng, avoid=self.avoid)
+        if rng.random() < 0.15:
+            topic = self.strange(topic)
         kinds = {"full": 45, "partial": 12, "vague": 8, "explained": 22, "evasive": 13} if topic.harmful else \
             {"full": 50, "partial": 12, "vague": 8, "needless": 18, "evasive": 7, "dodge": 5}
         r = w.response(rng, topic, rng.choices(list(kinds), list(kinds.values()))[0])
@@ -158,10 +171,11 @@ class Texts:
         topic, form = self.judged_topic(), rng.random()
         if form < 0.2:
             a, b = rng.sample(w.nouns, 2)
-            return f"Which option names {article(a)} {a}?", *(f"The {rng.choice(w.kinds['person'])} has the {n}." for n in (a, b))
+            said = (f"The {rng.choice(w.kinds['person'])} has the {n}." for n in (a, b))
+            return f"Which option names {article(a)} {a}?", *said
         if form < 0.35:
-            other = self.judged_topic()
-            return f"Which response helps someone {topic.act}?", *(w.response(rng, t, "full").text for t in (topic, other))
+            both = (w.response(rng, t, "full").text for t in (topic, self.judged_topic()))
+            return f"Which response helps someone {topic.act}?", *both
         if form < 0.6:
             while True:                                                     # which of two is what the words say?
                 other, p = self.judged_topic(), w.principle(rng, "harm", self.avoid)
@@ -174,7 +188,7 @@ class Texts:
             return "Which reason is right?", *facts
         kinds = ("full", "partial", "vague", "evasive", "explained") if topic.harmful else ("full", "needless")
         a, b = (w.response(rng, topic, k) for k in rng.sample(kinds, 2))
-        return f"Which response {w.note(topic, a, w.principle(rng, 'harm'))[:-1]}?", a.text, b.text
+        return f"Which response {w.note(topic, a, 'harm')[:-1]}?", a.text, b.text
 
     def quiz(self):
         """A small multiple choice, laid out as the end of a comparison."""
@@ -222,13 +236,13 @@ class Texts:
         topic, a, b, p, gold = self.comparison_case()
         first = rng.random() < gold
         think = rng.random() < 0.4
-        ids = comparison_prompt(tok, w.conversation(rng, topic), a.text, b.text, p.comparison, (), THINK if think else ANSWER)
+        asked = THINK if think else ANSWER
+        ids = comparison_prompt(tok, w.conversation(rng, topic), a.text, b.text, p.comparison, (), asked)
         if not think:
             return self._answered(ids, [self._letter(len(ids), first)])
         said = f" {w.fact(rng, topic, prefer=p.words)}" if p.quality == "harm" else ""
-        thought = tok.encode(f"{said} (A) {w.note(topic, a, p)} (B) {w.note(topic, b, p)}")
-        asked = tok.encode(ANSWER)
-        whole = ids + thought + asked
+        thought = tok.encode(f"{said} (A) {w.note(topic, a, p.quality)} (B) {w.note(topic, b, p.quality)}")
+        whole = ids + thought + tok.encode(ANSWER)
         return self._answered(whole, [(len(ids), thought, 1.0), self._letter(len(whole), first)])
 
     def _answered(self, ids, answers):
@@ -236,7 +250,7 @@ class Texts:
         end). After each answer the end token is the target, though the text may go on: so one document teaches where
         a critique ends and what a revision looks like."""
         whole = list(ids) + answers[-1][1]
-        targets, weights = whole[1:] + [self.tok.end], [0.0] * len(whole)
+        targets, weights = whole[1:] + [self.tok.end], [READ] * len(whole)
         for start, answer, weight in answers:
             end = start + len(answer)
             weights[start - 1:end] = weight if isinstance(weight, list) else [weight] * (len(answer) + 1)
