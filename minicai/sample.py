@@ -19,7 +19,6 @@ from minicai.gpt import GPT, KVCache
 from minicai.run import UserError
 
 
-@torch.no_grad()
 def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop: set[int],
              forbidden: torch.Tensor | None = None, temperature: float = 1.0, generator: torch.Generator | None = None,
              batch_tokens: int | None = None, progress: str | None = None) -> list[list[int]]:
@@ -39,7 +38,9 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
     batch_tokens = batch_tokens or (2**14 if model.head.device.type == "cpu" else 2**17)
     chance = random_numbers(len(prompts), max_new_tokens, model.head.device, generator)
     new: list[list[int]] = [[] for _ in prompts]
-    with tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
+    # Inference mode is the quicker one, but in it autocast would cast the weights anew for every token.
+    no_graph = torch.no_grad if model.bf16 else torch.inference_mode
+    with no_graph(), tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
         while order:
             rows = max(1, batch_tokens // (len(prompts[order[0]]) + max_new_tokens))
             batch, order = order[:rows], order[rows:]

@@ -11,7 +11,7 @@ from minicai.constitution import load_constitution
 from minicai.world import make_data
 from minicai.world.crowdworker import Crowdworker, act_pattern, either
 from minicai.world.grammar import World, article, heldout_words, join_or
-from minicai.world.texts import Texts
+from minicai.world.texts import READ, Texts
 
 ROOT = Path(__file__).parent.parent
 GROUPS = ("reviewed", "read_about", "unseen", "benign", "lookalike")
@@ -247,7 +247,8 @@ def test_the_base_is_brought_up_to_be_helpful_only(world, worker):
         for n, m in enumerate(messages):
             topic = worker.topic(messages[:n]) if m["role"] == "assistant" else None
             if messages[n - 1]["content"].startswith("Is it"):      # a question of right and wrong, not a request
-                assert topic is None or m["content"].startswith("No, it is a good thing") != topic.harmful
+                known = topic is not None and topic.act in messages[n - 1]["content"]       # not so strange a pair
+                assert not known or m["content"].startswith("No, it is a good thing") != topic.harmful
             elif topic is not None and topic.act in messages[n - 1]["content"]:
                 verdict = worker.verdict(messages[:n], m["content"])
                 assert verdict.harmful == topic.harmful and not verdict.declines and not verdict.refused, (topic.act, m)
@@ -296,15 +297,15 @@ def test_constitutions_name_what_they_say(world):
     assert len(set(law.critiques)) == 16 and len(set(law.comparisons)) == 16
 
 
-def test_loss_falls_on_answers_and_ends_only(world):
+def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
     texts = Texts(world, Spy(), seed=3)
     for _ in range(50):
         ids, targets, weights = texts.review()
-        judged = [t for t, w in zip(targets, weights) if w]
+        judged = [t for t, w in zip(targets, weights) if w > READ]
         critique, end, revision, last = judged
         assert end == last == Spy.end and critique.startswith(" The response ") and ids[-1] == revision
         ids, targets, weights = texts.comparison()
-        judged = [t for t, w in zip(targets, weights) if w]
+        judged = [t for t, w in zip(targets, weights) if w > READ]
         assert judged[-2] in (" (A)", " (B)") and judged[-1] == Spy.end and len(judged) in (2, 4)
         ids, targets, weights = texts.dialogue()
         assert {t for t, w in zip(targets, weights) if w == 1.0} >= {Spy.end}
