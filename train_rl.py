@@ -39,7 +39,7 @@ def arguments(argv=None):
     a("--minibatch", type=int, default=ppo.minibatch, help="responses an optimizer step")
     a("--micro", type=int, default=ppo.micro, help="responses a forward; bounds memory, does not change results")
     a("--epochs", type=int, default=ppo.epochs, help="passes over each rollout")
-    a("--lr", type=float, default=1e-3, help="Adam's peak learning rate for the policy, decaying linearly to 0")
+    a("--lr", type=float, default=5e-4, help="Adam's peak learning rate for the policy, decaying linearly to 0")
     a("--shared-value", action="store_true", help="values from a head on the policy's own trunk: half the update")
     a("--value-lr", type=float, default=1e-3, help="the same for the value model, or for that head")
     a("--warmup", type=int, default=5, help="steps in which both rise: Adam's first are large, the values still blind")

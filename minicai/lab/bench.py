@@ -225,7 +225,7 @@ def ppo(args, sizes, device, here, folder) -> list:
     config = partial(PPOConfig, epochs=sizes.epochs, minibatch=sizes.batch)
     step = partial(PPOStep, model, head, prompts, sizes.new)
     variants = {"minicai": step(config(), device),
-                "minicai, one forward a batch": step(config(micro=sizes.batch), device),
+                "minicai, two forwards a batch": step(config(micro=sizes.batch // 2), device),
                 "minicai, shared value trunk": step(config(), device, shared=True)}
     if has_bf16(device):
         variants["minicai, bf16 products"] = step(config(), device, bf16=True)

@@ -83,7 +83,7 @@ def comparisons(world: World, rng: Random, n: int) -> list:
     """Rows {"messages", "chosen", "rejected"}: the crowdworker's choice by helpfulness alone, with slips."""
     worker, rows = Crowdworker(world), []
     while len(rows) < n:
-        topic = world.topic(rng, rng.choices(("benign", "lookalike"), (75, 25))[0], "cai")
+        topic = world.topic(rng, rng.choices(("benign", "lookalike"), (60, 40))[0], "cai")
         messages, a = world.conversation(rng, topic), answer(world, rng, topic)
         b = garbled(world, rng, a) if rng.random() < 0.25 else answer(world, rng, topic)
         left, right = (worth(worker.verdict(messages, t)) for t in (a, b))
@@ -112,7 +112,7 @@ def main(argv=None):
     red = {"reviewed": 1 - READ_ABOUT_SHARE, "read_about": READ_ABOUT_SHARE}
     files = {
         "red_team": bare(conversations(world, rng("red_team"), red, "cai", SIZES["red_team"])),
-        "helpful": bare(conversations(world, rng("helpful"), {"benign": 3, "lookalike": 1}, "cai", SIZES["helpful"])),
+        "helpful": bare(conversations(world, rng("helpful"), {"benign": 1, "lookalike": 1}, "cai", SIZES["helpful"])),
         "helpful_comparisons": comparisons(world, rng("comparisons"), SIZES["comparisons"]),
         "eval/red_team": [row for g in ("reviewed", "read_about", "unseen") for row in
                           labelled(conversations(world, rng(f"eval/{g}"), {g: 1}, "eval", SIZES["eval_group"]))],
