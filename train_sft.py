@@ -34,7 +34,7 @@ def arguments(argv=None):
     a("--helpful", default="data/helpful.jsonl", help="the same, answered without revision")
     a("--out", default="out/demo/sft", help="directory of everything this script writes")
     a("--red-team-limit", type=int, default=400, help="use at most this many red-team prompts")
-    a("--helpful-limit", type=int, default=500, help="use at most this many helpful prompts")
+    a("--helpful-limit", type=int, default=600, help="use at most this many helpful prompts")
     a("--helpful-samples", type=int, default=3, help="samples trained on for each helpful prompt (2 in the paper)")
     a("--rounds", type=int, default=4, help="critique-revision rounds; each draws a principle anew (4 in the paper)")
     a("--last-only", action="store_true", help="train on the last revision only, not on those of all rounds")

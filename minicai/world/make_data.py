@@ -17,7 +17,7 @@ from minicai.run import write_jsonl
 from minicai.world.crowdworker import Crowdworker
 from minicai.world.grammar import Response, Topic, World
 
-SIZES = {"red_team": 1000, "helpful": 500, "comparisons": 4000, "eval": 500, "eval_group": 250}
+SIZES = {"red_team": 1000, "helpful": 600, "comparisons": 4000, "eval": 500, "eval_group": 250}
 SLIP = 0.05             # how often the labeller picks the worse answer
 READ_ABOUT_SHARE = 0.25     # of red-team prompts: activities that the base has only read about
 
@@ -112,7 +112,7 @@ def main(argv=None):
     red = {"reviewed": 1 - READ_ABOUT_SHARE, "read_about": READ_ABOUT_SHARE}
     files = {
         "red_team": bare(conversations(world, rng("red_team"), red, "cai", SIZES["red_team"])),
-        "helpful": bare(conversations(world, rng("helpful"), {"benign": 1, "lookalike": 1}, "cai", SIZES["helpful"])),
+        "helpful": bare(conversations(world, rng("helpful"), {"benign": 3, "lookalike": 2}, "cai", SIZES["helpful"])),
         "helpful_comparisons": comparisons(world, rng("comparisons"), SIZES["comparisons"]),
         "eval/red_team": [row for g in ("reviewed", "read_about", "unseen") for row in
                           labelled(conversations(world, rng(f"eval/{g}"), {g: 1}, "eval", SIZES["eval_group"]))],
