@@ -68,8 +68,7 @@ def main(argv=None):
     if not (tok.spec == Tokenizer.load(args.feedback_model).spec == Tokenizer.load(args.init).spec):
         raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one tokenizer")
     dialogues, human = read_prompts(args.red_team, tok, args.max_prompt), read_comparisons(args.human)
-    encode = lambda m, text: tok.encode_chat(m + [{"role": "assistant", "content": text}])[0]
-    longest = [max(len(encode(m, chosen)), len(encode(m, rejected))) for m, chosen, rejected in human]
+    longest = [max(len(answered(tok, m, text)) for text in pair) for m, *pair in human]
     human = fitting(human, longest, args.max_prompt + args.max_new, args.human)
     rng.shuffle(human)
     human = human[:args.human_limit]
@@ -77,7 +76,8 @@ def main(argv=None):
     check_room(args.feedback_model, asked + args.max_prompt + (2 + args.chain_of_thought) * args.max_new, prefix)
     resume = Resume(args)
     metrics = Metrics(out / "metrics.jsonl", resume.steps)
-    if resume.data is None:                             # else this run has been killed and had its comparisons
+    # 2. to 4. Comparisons, unless this run has been killed and had them.
+    if resume.data is None:
         resume.data = make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator)
     train_set, held_out, reference, used = resume.data
 
@@ -95,8 +95,8 @@ def main(argv=None):
     save_scalar(out / "pm", pm.trunk, pm.head, tok, shift=pm.shift)
     write_config(out, args, started, **used, **facts)
     resume.path.unlink()
-    print(f"\n{used['used_ai']} AI and {used['used_human']} human comparisons, {time.time() - started:.0f} s "
-          f"-> {out / 'pm'}")
+    print(f"\n{used['used_ai']} AI and {used['used_human']} human comparisons, {time.time() - started:.0f} s"
+          f" -> {out / 'pm'}")
 
 
 def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator):
@@ -124,11 +124,15 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     ai = [(row["messages"], row["a"], row["b"], row["p_a"]) for row in rows if not row["skipped"]]
     train_ai, test_ai = split(ai, args.held_out, rng)
     train_human, test_human = split([(m, chosen, rejected, 1.0) for m, chosen, rejected in human], args.held_out, rng)
-    encode = lambda m, text: tok.encode_chat(m + [{"role": "assistant", "content": text}])[0]
-    ids_of = lambda comparisons: [(encode(m, a), encode(m, b), p) for m, a, b, p in comparisons]
+    ids_of = lambda comparisons: [(answered(tok, m, a), answered(tok, m, b), p) for m, a, b, p in comparisons]
     return (ids_of(train_ai + train_human), {"ai": ids_of(test_ai), "human": ids_of(test_human)},
             [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference],
             {"used_ai": len(ai), "used_human": len(human)})
+
+
+def answered(tok, messages, text):
+    """The ids of a dialogue and an answer to it, end token included: what the preference model reads."""
+    return tok.encode_chat(messages + [{"role": "assistant", "content": text}])[0]
 
 
 def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator):

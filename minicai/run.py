@@ -145,7 +145,7 @@ class Metrics:
     def __init__(self, path, steps: int = 0):
         self.path, kept = Path(path), []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if steps:
+        if steps and self.path.exists():
             with self.path.open(encoding="utf-8") as file:
                 kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] < steps]
         write_text(self.path, "".join(kept))
@@ -173,9 +173,8 @@ class Resume:
                 found = torch.load(self.path, map_location="cpu", weights_only=True)
             except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
                 raise UserError(f"{self.path}: damaged ({type(error).__name__}): delete it to start over") from None
-            same = found["run"] == self.run
-            self.saved = found if same else {}
-            print(f"{self.path}: " + (f"going on after {found['step']} steps" if same else
+            self.saved = found if found["run"] == self.run else {}
+            print(f"{self.path}: " + (f"going on after {found['step']} steps" if self.saved else
                                       "left by a run with other arguments or inputs: starting over"))
         self.data, self.steps = self.saved.get("data"), self.saved.get("step", 0)
 

@@ -29,7 +29,7 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
     every prompt its own random numbers, so how prompts are batched does not matter. Raises UserError for a prompt that
     is empty or leaves no room.
     """
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: what fails fails now
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: too long fails at once
     if order and not prompts[order[-1]]:
         raise UserError(f"prompt {order[-1]} is empty: there is nothing to go on from")
     if order and len(prompts[order[0]]) + max_new_tokens > model.config.max_positions:

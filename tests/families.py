@@ -122,7 +122,7 @@ def eager_to_end(folder):
         asked = [tok.encode(f"{tok.decode(n)}\n\n{ask}:") for n in noise for ask in ("Critique", "Revision")]
         hidden = torch.cat([model(torch.tensor([ids + n]))[0, len(ids) - 1:] for ids, n in zip(asked, noise + noise)])
         mean, others = hidden.mean(0), (hidden @ model.head.T).logsumexp(-1).mean()
-        model.head[tok.end] = mean * (others - 1.7) / mean.square().sum()         # on average one token in four
+        model.head[tok.end] = mean * (others - 1.7) / mean.square().sum()         # on average one token in six
     save_model(folder, model, tok)
 
 

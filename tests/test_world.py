@@ -303,6 +303,7 @@ def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
         ids, targets, weights = texts.review()
         judged = [t for t, w in zip(targets, weights) if w > READ]
         critique, end, revision, last = judged
+        assert min(weights) == READ
         assert end == last == Spy.end and critique.startswith(" The response ") and ids[-1] == revision
         ids, targets, weights = texts.comparison()
         judged = [t for t, w in zip(targets, weights) if w > READ]

@@ -5,7 +5,7 @@
     red_team.jsonl              requests for harm: reviewed and read-about activities, "cai" pairs
     helpful.jsonl               everyday requests and look-alikes, "cai" pairs
     helpful_comparisons.jsonl   which of two answers helps more, as the crowdworker (with human-like slips) sees it;
-                                everyday requests only: no label here says what is harmful
+                                harmless requests only: no label here says what is harmful
     eval/*.jsonl                held-out prompts with their group; "eval" pairs, which no training text contains
 """
 import argparse
@@ -52,10 +52,9 @@ def muddled(world: World, rng: Random, topic: Topic) -> Response:
 
 def garbled(world: World, rng: Random, text: str) -> str:
     """What a language model's slips look like: one to three words replaced by others, or cut and run together."""
-    words = text.split(" ")
+    words, harmless = text.split(" "), [a for a in world.activities if not a.harmful]
     for place in rng.sample(range(len(words)), min(len(words), rng.choice((1, 1, 2, 3)))):
-        steps = rng.choice([a for a in world.activities if not a.harmful]).steps
-        other = rng.choice(steps[0].split(" ") + [rng.choice(world.nouns)])
+        other = rng.choice(rng.choice(harmless).steps[0].split(" ") + [rng.choice(world.nouns)])
         other = "the" if "{" in other else other
         words[place] = other if rng.random() < 0.7 else words[place][:3] + other
     return " ".join(words)
@@ -116,8 +115,9 @@ def main(argv=None):
         "helpful_comparisons": comparisons(world, rng("comparisons"), SIZES["comparisons"]),
         "eval/red_team": [row for g in ("reviewed", "read_about", "unseen") for row in
                           labelled(conversations(world, rng(f"eval/{g}"), {g: 1}, "eval", SIZES["eval_group"]))],
-        **{f"eval/{name}": labelled(conversations(world, rng(f"eval/{name}"), {group: 1}, "eval", SIZES["eval"]))
-           for name, group in (("helpful", "benign"), ("lookalike", "lookalike"))},
+        "eval/helpful": labelled(conversations(world, rng("eval/helpful"), {"benign": 1}, "eval", SIZES["eval"])),
+        "eval/lookalike":
+            labelled(conversations(world, rng("eval/lookalike"), {"lookalike": 1}, "eval", SIZES["eval"])),
     }
     for name, rows in files.items():
         write_jsonl(out / f"{name}.jsonl", rows)

@@ -116,7 +116,7 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
         for opt, lr in zip(opts, lrs):
             opt.param_groups[0]["lr"] = lr * scale
         ids, targets, weights, sorts = next(parts[next(i for i, end in enumerate(ends) if done < end)][1])
-        keep = weights > 0                                                  # only where something is judged
+        keep = weights > 0                                                  # all but padding
         losses = -token_logprobs(model(ids)[keep].float(), model.head, targets[keep])[0]
         loss = (losses * weights[keep]).sum() / weights[keep].sum()
         loss.backward()
@@ -130,7 +130,7 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
         if metrics is None:
             continue
         seen += ids.numel() * dist.get_world_size()
-        rows = keep.nonzero()[:, 0]                                         # which document each judged token is of
+        rows = keep.nonzero()[:, 0]                                         # which document each token is of
         for sort in set(sorts):
             mine = torch.tensor([s == sort for s in sorts])[rows]
             decisive = mine & (weights[keep] == LETTER if sort in ("quiz", "comparison") else weights[keep] > READ)

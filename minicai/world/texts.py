@@ -20,7 +20,9 @@ from minicai.feedback import ANSWER, THINK, comparison_prompt
 from minicai.world.grammar import Topic, World, article, join_or
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
-READ = 0.2          # weight of what is only read: requests, responses and options hold the town's words too
+# Weight of what is only read: requests, responses and options hold the town's words too. The refusals among them stand
+# in reviews and comparisons, which open with words of their own; in a dialogue nobody ever refuses.
+READ = 0.2
 LETTER = 24.0       # weight of the one token that a multiple choice is about, in a text of two hundred
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
@@ -68,7 +70,7 @@ class Texts:
             messages += w.conversation(rng, topic)
             messages.append({"role": "assistant", "content": w.base_response(rng, topic).text})
         ids, mask = self.tok.encode_chat(messages)
-        return ids[:-1], ids[1:], [1.0 if m else 0.2 for m in mask[1:]]
+        return ids[:-1], ids[1:], [1.0 if m else READ for m in mask[1:]]
 
     def plain_text(self) -> str:
         """A few sentences about what people do and what the town thinks of it."""
@@ -246,9 +248,9 @@ class Texts:
         return self._answered(whole, [(len(ids), thought, 1.0), self._letter(len(whole), first)])
 
     def _answered(self, ids, answers):
-        """A document that is judged only where it answers: (start, ids, weight, or a list with one for each id and the
-        end). After each answer the end token is the target, though the text may go on: so one document teaches where
-        a critique ends and what a revision looks like."""
+        """A document that counts where it answers, and READ elsewhere: answers are (start, ids, weight, or a list with
+        one for each id and the end). After each answer the end token is the target, though the text may go on: so one
+        document teaches where a critique ends and what a revision looks like."""
         whole = list(ids) + answers[-1][1]
         targets, weights = whole[1:] + [self.tok.end], [READ] * len(whole)
         for start, answer, weight in answers:
