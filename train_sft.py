@@ -124,7 +124,9 @@ def show_revisions(rows):
 
 def train(args, model, examples, generator, metrics, resume):
     """AdamW over `examples` (prompt ids, sampled ids); returns the number of tokens trained on."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    # Adam divides a gradient by its own size. Words that no example holds have tiny ones (each softmax pushes them down
+    # a little); with the usual eps of 1e-8 their rows of a tied embedding would move as far as all others: forgotten.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
     resume.restore(generator, model=model, optimizer=optimizer)
     begun = generator.get_state()                                                # before the batches are drawn
     resume.save(resume.steps, begun, model=model, optimizer=optimizer)

@@ -60,7 +60,7 @@ class Texts:
         w, rng = self.world, self.rng
         messages = []
         for _ in range(1 if rng.random() < 0.85 else 2):
-            topic = w.topic(rng, rng.choices(GROUPS, (38, 12, 26, 12, 12))[0], "base")
+            topic = w.topic(rng, rng.choices(GROUPS, (36, 16, 24, 12, 12))[0], "base")
             if rng.random() < 0.25:
                 topic = self.strange(topic)
             if rng.random() < 0.15:
