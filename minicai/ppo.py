@@ -22,7 +22,7 @@ from minicai.run import UserError
 class PPOConfig:
     """The numbers of PPO; the defaults are the demo's."""
     temperature: float = 1.0
-    kl_coef: float = 0.1                # price of one nat of KL, in standard deviations of the score
+    kl_coef: float = 0.25               # price of one nat of KL, in standard deviations of the score
     end_penalty: float = 1.0            # taken off the score of a response that was cut off before its end token
     gamma: float = 1.0                  # 1: a response is short and its score is paid at the end
     lam: float = 0.95

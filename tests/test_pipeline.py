@@ -3,6 +3,7 @@ import argparse
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,6 +102,22 @@ def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_pa
     assert trained == 2 * sum(len(a) for _, a in examples) == 2 * len(logp)
     rows = [row for _, row in read_jsonl(tmp_path / "m.jsonl")]
     assert rows[0]["loss"] == pytest.approx(-logp.mean().item(), rel=1e-4) and rows[1]["loss"] < rows[0]["loss"]
+
+
+def test_fine_tuning_leaves_the_words_alone_that_it_does_not_see(tmp_path):
+    """The embedding is tied to the head: without care, Adam would move the rows of all words alike."""
+    base = Path(__file__).parents[1] / "data" / "base"
+    model, tok = load_model(base)
+    before = model.head.detach().clone()
+    dialogue = [{"role": "user", "content": "How do I feed the duck?"}]
+    prompt, answer = tok.encode_chat(dialogue, generation=True)[0], tok.encode(" First, fill the bowl.") + [tok.end]
+    args = train_sft.arguments(["--save-minutes", "99", "--epochs", "20", "--batch", "1", "--out", str(tmp_path)])
+    resume = SimpleNamespace(steps=0, restore=lambda *_, **__: None, save=lambda *_, **__: None)
+    train_sft.train(args, model, [(prompt, answer)], torch.Generator(), Metrics(tmp_path / "metrics.jsonl"), resume)
+    moved = (model.head.detach() - before).norm(dim=1)
+    unseen = torch.ones(len(moved), dtype=torch.bool)
+    unseen[torch.tensor(prompt + answer)] = False
+    assert moved[unseen].median() < 0.2 * moved[~unseen].median()
 
 
 def test_comparisons_carry_soft_labels(demo):
