@@ -95,7 +95,7 @@ def main(argv=None):
     save_scalar(out / "pm", pm.trunk, pm.head, tok, shift=pm.shift)
     write_config(out, args, started, **used, **facts)
     resume.path.unlink()
-    print(f"\n{used['used_ai']} AI, {used['used_human']} human comparisons, {time.time() - started:.0f} s -> {out / 'pm'}")
+    print(f"\n{used['used_ai']} AI, {used['used_human']} human comparisons, {time.time() - started:.0f} s -> {out}/pm")
 
 
 def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator):
