@@ -113,7 +113,6 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     # 3. One principle a pair, drawn at random: over many labels this is an ensemble of all of them.
     judge, _ = load_model(args.feedback_model, device, args.dtype)
     rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator)
-    del policy, ask, judge                                               # make room
     write_jsonl(Path(args.out) / "comparisons.jsonl", rows)
     tally("pairs", [row["skipped"] for row in rows], f"does {args.model} end and vary its answers, does "
           f"{args.feedback_model} answer (A) or (B)? See comparisons.jsonl; try --max-new, few-shot examples")

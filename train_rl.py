@@ -67,6 +67,8 @@ def main(argv=None):
 
     # 1. Read and check everything that can be wrong before a model is built.
     tok = Tokenizer.load(args.model)
+    if args.temperature == 0:
+        raise UserError("--temperature 0: PPO learns from what is sampled, so it must be above 0")
     if tok.spec != Tokenizer.load(args.pm).spec:
         raise UserError(f"{args.model} and {args.pm} must share one tokenizer")
     red_team, helpful = ([tok.encode_chat(m, generation=True)[0] for m in read_prompts(path, tok, args.max_prompt)]

@@ -1,6 +1,6 @@
 """Stage 1, SL-CAI: a model criticises and revises its own answers, then learns to answer like the revisions.
 
-    red-team prompt -> response -> (critique -> revision) x rounds -> fine-tune the pretrained model on the revisions
+    red-team prompt -> response -> (critique -> revision) x rounds -> fine-tune the same model on the revisions
 
 (Bai et al. 2022, section 3.) Helpful prompts are answered as they are and mixed in, so that being harmless does not
 cost being useful. Writes revisions.jsonl and answers.jsonl (all that was said on the way), sl_cai/ (a model directory),
@@ -119,7 +119,6 @@ def show_revisions(rows):
         print(f"\nHuman: {row['messages'][-1]['content']}\nAssistant: {row['response']}")
         for r in row.get("rounds", [])[:2]:
             print(f"  Critique: {r['critique']}\n  Revision: {r['revision']}")
-    print()
 
 
 def train(args, model, examples, generator, metrics, resume):

@@ -50,7 +50,7 @@ def load_constitution(path) -> Constitution:
     _check(data, SCHEMA, f"{path}:")
     if not data["critique_revision"] or not data["comparison"]:
         raise UserError(f"{path}: critique_revision and comparison each need at least one entry")
-    shots = {"critique": [], "comparison": []} | data.get("few_shot", {})
+    shots = {"critique": [], "comparison": []} | (data.get("few_shot") or {})
     for i, text in enumerate(shots["critique"]):
         if not re.fullmatch(r"\n\n".join(f"{tag}: .+" for tag in WORKED), text.strip(), re.DOTALL):
             raise UserError(f"{path}: few_shot critique[{i}] must have the parts {', '.join(WORKED)}, in order")

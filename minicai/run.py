@@ -37,6 +37,8 @@ def friendly_main(main):
         except torch.OutOfMemoryError as error:
             print(f"error: out of memory ({str(error).partition('.')[0]}): lower --micro or --sample-tokens, or give "
                   "--checkpointing; python -m minicai.lab.plan says what takes how much", file=sys.stderr)
+        except OSError as error:                        # a folder that cannot be written, a full disk
+            print(f"error: {error}", file=sys.stderr)
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
         raise SystemExit(2)
@@ -65,7 +67,13 @@ def machine_flags(a) -> None:
 
 
 def set_up(args) -> tuple[torch.device, torch.Generator]:
-    """The device that machine_flags ask for and a seeded generator; settles args.dtype where it was left open."""
+    """The device that machine_flags ask for and a seeded generator; settles args.dtype where it was left open.
+    Raises UserError for a device that does not exist and for too small a number."""
+    least = dict.fromkeys("batch minibatch micro epochs steps max_new print_every comparisons human_limit".split(), 1)
+    least |= dict.fromkeys("temperature rounds red_team_limit helpful_limit".split(), 0)
+    for name, low in least.items():
+        if getattr(args, name, low) < low:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {low}")
     device = pick_device(args.device)
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     args.dtype = args.dtype or ("bf16" if bf16 else "fp32")

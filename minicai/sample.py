@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from minicai.gpt import GPT, KVCache
+from minicai.logprob import forbidding_bias
 from minicai.run import UserError
 
 
@@ -58,10 +59,7 @@ def sample_batch(model, prompts, chance, stop, forbidden, temperature) -> list[l
     cache = new_cache(model, B, P + max_new_tokens)
     head = model.head.to(cache.k.dtype)
     stops = torch.tensor(sorted(stop), device=device)
-    bias = None
-    if forbidden is not None:
-        bias = torch.zeros(len(forbidden), device=device, dtype=head.dtype)
-        bias.masked_fill_(forbidden.to(device), -torch.inf)
+    bias = forbidding_bias(None if forbidden is None else forbidden.to(device), head.dtype)
 
     # 1. The common beginning, if it is worth a forward, for one row; every row keeps an id of its own to go on from.
     shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)

@@ -140,7 +140,7 @@ class Tokenizer:
         text_end = next((token for token in ends if token in self.special), None)
         needed = CHATS.get(self.chat, (text_end,))
         if not set(needed) <= set(self.special):
-            missing = needed[0] or "an eos_token"
+            missing = next(token for token in needed if token not in self.special) or "an eos_token"
             raise UserError(f"{self.path}: the {self.chat} format needs {missing}, which is not there")
         self.end = self.special[needed[-1]]
         self.stop = {self.end}

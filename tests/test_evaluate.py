@@ -215,6 +215,6 @@ def test_figures_say_when_matplotlib_is_missing(monkeypatch, capsys):
 def test_figures_are_drawn(scripted):
     pytest.importorskip("matplotlib")
     (scripted / "rl" / "metrics.jsonl").write_text("".join(
-        json.dumps({"step": n, "score": n / 3, "kl": n, "length": 30.0, "entropy": 1.0}) + "\n" for n in range(3)))
+        json.dumps({"step": n, "score": n / 3, "kl": n, "response_length": 30.0, "entropy": 1.0}) + "\n" for n in range(3)))
     figures.main(["--run", str(scripted)])
     assert all((scripted / name).stat().st_size > 5000 for name in ("curves.png", "results.png"))

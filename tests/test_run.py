@@ -129,3 +129,9 @@ def test_a_device_that_is_not_there():
     assert pick_device("cpu").type == "cpu" and pick_device().type in ("cpu", "cuda", "mps")
     with pytest.raises(UserError, match="--device nonsense"):
         pick_device("nonsense")
+
+
+@pytest.mark.parametrize("flag", ["batch", "micro", "epochs", "steps", "max_new", "human_limit"])
+def test_a_count_of_nothing_is_one_line_that_names_the_flag(flag):
+    with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} 0: must be at least 1"):
+        set_up(argparse.Namespace(device="cpu", dtype=None, seed=0, **{flag: 0}))

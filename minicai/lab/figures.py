@@ -9,14 +9,13 @@ from minicai.lab.report import GROUPS, HELPFUL, NAMES, RED_TEAM, SETS, load_resu
 from minicai.run import UserError, friendly_main, read_jsonl
 
 CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a response",
-          "length": "tokens a response", "entropy": "entropy, nats a token"}
+          "response_length": "tokens a response", "entropy": "entropy, nats a token"}
 
 
 def curves(plt, rows: list):
-    """One panel for each of CURVES that metrics.jsonl holds, over the steps of PPO."""
-    keys = [key for key in CURVES if key in rows[0]]
-    figure, axes = plt.subplots(1, len(keys), figsize=(4 * len(keys), 3), squeeze=False)
-    for axis, key in zip(axes[0], keys):
+    """One panel for each of CURVES, over the steps of PPO."""
+    figure, axes = plt.subplots(1, len(CURVES), figsize=(4 * len(CURVES), 3))
+    for axis, key in zip(axes, CURVES):
         axis.plot([row["step"] for row in rows], [row[key] for row in rows])
         axis.set(title=CURVES[key], xlabel="step")
     return figure
