@@ -40,8 +40,8 @@ def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Te
     kind, row = hidden.device.type, 4 * len(weight)
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
-    if scratch_bytes is None:       # fewer than 64 rows make slow products: each one reads all of the weight
-        scratch_bytes = max(64 * row, 2 * 2**20) if kind == "cpu" else 256 * 2**20
+    if scratch_bytes is None:       # fewer than 128 rows make slow products: each one reads all of the weight
+        scratch_bytes = max(128 * row, 2 * 2**20) if kind == "cpu" else 256 * 2**20
     return ChunkedLogprob.apply(hidden, weight, targets, temperature, forbidden, entropy, max(1, scratch_bytes // row))
 
 
@@ -56,8 +56,7 @@ class ChunkedLogprob(torch.autograd.Function):
         found = []
         for i in range(0, max(1, len(hidden)), rows):                           # no tokens at all: one empty chunk
             part = slice(i, i + rows)
-            z = F.linear(hidden[part], low, bias)                               # [n, V]
-            found.append(statistics(z, targets[part], temperature, want_entropy))
+            found.append(statistics(F.linear(hidden[part], low, bias), targets[part], temperature, want_entropy))
         logp, *kept = (torch.cat(column) for column in zip(*found))             # [N] each; kept[0] is the entropy
         ctx.save_for_backward(hidden, weight, targets, bias, *kept)
         return logp, kept[0] if want_entropy else None
@@ -73,15 +72,15 @@ class ChunkedLogprob(torch.autograd.Function):
         ge = None if g_entropy is None else g_entropy / ctx.temperature                                 # [N]
         for i in range(0, len(hidden), ctx.rows):
             part = slice(i, i + ctx.rows)
-            z = F.linear(hidden[part], low, bias)                               # [n, V]
-            d = ctx.gradient(z, targets[part], ctx.temperature, g[part], None if ge is None else ge[part],
-                             *(x[part] for x in kept))                          # [n, V]
+            d = ctx.gradient(F.linear(hidden[part], low, bias), targets[part], ctx.temperature, g[part],
+                             None if ge is None else ge[part], *(x[part] for x in kept))        # [n, V]
             if d_hidden is not None:
                 torch.mm(d, low, out=d_hidden[part])
             if d_weight is not None and d.dtype == wide:
                 d_weight.addmm_(d.T, hidden[part])
             elif d_weight is not None:
                 d_weight += d.T @ hidden[part]
+            del d                                       # before the next chunk's logits are made
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None, None
 
 

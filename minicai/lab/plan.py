@@ -100,11 +100,10 @@ class Trunk:
     def logprobs(self, tokens: int, entropy: bool = False) -> tuple[int, int]:
         """What logprob.token_logprobs holds at once, (forward, backward): the head in bf16, a chunk's logits, dW."""
         row = 4 * self.config.vocab_size
-        chunk = 256 * 2**20 if self.device == "cuda" else max(64 * row, 2 * 2**20)
-        several, chunk = tokens * row > chunk, min(tokens * row, chunk)         # the next one while the last is there
+        chunk = 256 * 2**20 if self.device == "cuda" else max(128 * row, 2 * 2**20)
+        chunk = min(tokens * row, chunk)
         low = 2 * self.head if self.product == 2 else 0
-        forward = chunk * (4 if entropy else 3.5 if several else 2)
-        backward = chunk * (3 if entropy or several else 2.5)
+        forward, backward = chunk * (3 if entropy else 2), chunk * (3 if entropy else 2.5)
         if low:     # a chunk's part of dW is a bfloat16 matrix of its own, which a CPU makes float32 before it adds it
             backward = max(backward, 1.5 * chunk + low + (0 if self.device == "cuda" else 4 * self.head))
         return int(forward) + low, int(backward) + low + 4 * self.head
