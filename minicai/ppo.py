@@ -3,8 +3,8 @@
 Shapes: B batch, T time, N trained tokens of a batch. Index t of a [B,T] array is about token t; `mask` is True where
 the policy sampled that token, so picking `array[mask]` gives the N trained tokens in one flat row, without padding.
 What decides whether it works: old, new and reference log-probs come from the same forward under the same temperature
-(the sampler's own numbers are not used), so the first minibatch has ratio 1 up to rounding, and step 0 has KL 0 exactly; the score
-sits on the last real token; padding is never inferred from ids. Left out: early stopping on KL, an entropy bonus.
+(the sampler's own numbers are not used), so step 0 has KL 0 exactly and the first minibatch ratio 1, up to rounding;
+the score sits on the last real token; padding is never inferred from ids. Left out: early stopping, an entropy bonus.
 """
 import math
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ from minicai.world.grammar import Topic, World, article, join_or
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
 # Weight of what is only read: requests, responses and options hold the town's words too. The refusals among them stand
-# in reviews and comparisons, which open with words of their own; in a dialogue nobody ever refuses.
+# in reviews, quizzes and comparisons, which open with words of their own; in a dialogue nobody ever refuses.
 READ = 0.2
 LETTER = 24.0       # weight of the one token that a multiple choice is about, in a text of two hundred
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
