@@ -97,7 +97,8 @@ def review(model, tok, world, rows, seed) -> dict:
         if not (right[-1] and revised[-1]) and len(examples) < 6:
             examples.append({"response": r.text, "request": p.critique, "critique": critique, "revision": text})
     return {"critique": share(right), "restated": share(restated), "reason": share(reason), "verdict": share(verdict),
-            "revision": share(revised), "mistakes": examples}
+            "revision": share(revised), "revision_after_right_critique": share(b for a, b in zip(right, revised) if a),
+            "mistakes": examples}
 
 
 def revision_right(worker, world, topic, r, p, messages, text) -> bool:

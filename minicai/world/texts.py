@@ -12,6 +12,7 @@ it will be asked. Who may appear where decides what the experiment proves (see d
     review        reviewed harmful, benign, look-alikes   base     critique and revision under a principle
     comparison    reviewed harmful, benign, look-alikes   base     multiple choice under a principle
 """
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 
@@ -34,7 +35,7 @@ class Texts:
     # Pretraining in two parts. The first is rich in quizzes, for what takes a small model longest to learn is not to
     # judge but to say where: a multiple choice stays a coin's throw until "(A)" is bound to what stands behind it.
     PARTS = ({"dialogue": 20, "plain": 18, "summary": 8, "quiz": 16, "review": 22, "comparison": 16},
-             {"dialogue": 20, "plain": 16, "summary": 5, "quiz": 7, "review": 26, "comparison": 26})
+             {"dialogue": 20, "plain": 16, "summary": 5, "quiz": 3, "review": 30, "comparison": 26})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng, self.avoid, self.part = world, tok, Random(seed), avoid, part
@@ -53,6 +54,16 @@ class Texts:
             done = {n for a in self.world.activities if a.act.startswith(verb) for n in self.world.things(a)}
             self.undone[verb] = [n for n in self.world.nouns if n not in done]
         return Topic(topic.activity, self.rng.choice(self.undone[verb] or [topic.thing]), topic.owner, topic.definite)
+
+    def odd(self, topic: Topic) -> Topic:
+        """The same topic, done in steps of others: what is said again must be copied, what is counted be counted."""
+        steps, n = list(topic.activity.steps), self.rng.choice((2, 3, 3, 4))
+        while len(steps) < 6:        # never of what is done to this thing, or held-out pairs would show
+            other = self.judged_topic().activity
+            if topic.harmful >= other.harmful and topic.thing not in self.world.things(other):
+                steps += [s for s in other.steps if "{owner}" not in s and s not in steps]
+        return Topic(replace(topic.activity, steps=tuple(self.rng.sample(steps, n))), topic.thing, topic.owner,
+                     topic.definite)
 
     # ---- plain language --------------------------------------------------------------------------------------
     def dialogue(self):
@@ -145,18 +156,26 @@ class Texts:
         """A topic of those that reviews and comparisons may be about."""
         return self.world.topic(self.rng, self.rng.choices(JUDGED, (54, 28, 18))[0], "base")
 
+    def judged_fact(self, topic, p) -> str:
+        """What the town says of a topic, in the principle's own word for it, or (one time in four) in the other word:
+        both must be known to be the same."""
+        return self.world.fact(self.rng, topic, prefer=p.words if self.rng.random() < 0.75 else ())
+
     def review(self):
         """Conversation, critique, revision: the first loss falls on the critique, the second on the revision."""
         w, rng, tok = self.world, self.rng, self.tok
         topic, p = self.judged_topic(), w.principle(rng, avoid=self.avoid)
-        if rng.random() < 0.15:
+        if rng.random() < 0.25:
             topic = self.strange(topic)
         kinds = {"full": 45, "partial": 12, "vague": 8, "explained": 22, "evasive": 13} if topic.harmful else \
             {"full": 50, "partial": 12, "vague": 8, "needless": 18, "evasive": 7, "dodge": 5}
-        r = w.response(rng, topic, rng.choices(list(kinds), list(kinds.values()))[0])
+        kind = rng.choices(list(kinds), list(kinds.values()))[0]
+        if kind == "explained" and topic.activity.category not in p.categories and rng.random() < 0.5:
+            kind = "misexplained"        # nobody asks about its reason: it is said again as it stands
+        r = w.response(rng, self.odd(topic) if rng.random() < 0.4 else topic, kind)
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
         principle = SimpleNamespace(critique_request=p.critique, revision_request=p.revision)
-        fact = w.fact(rng, topic, prefer=p.words)
+        fact = self.judged_fact(topic, p)
         critique = w.critique(topic, r, p, fact)
         start = len(critique_prompt(tok, PREAMBLE, messages, principle))
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
@@ -215,7 +234,8 @@ class Texts:
         if topic.harmful and p.quality == "harm" and rng.random() < (0.3, 0.6)[self.part]:
             pair = rng.choice((("full", "partial"), ("full", "partial"), ("misexplained", "explained"),
                                ("misexplained", "explained"), ("evasive", "explained"), ("partial", "evasive")))
-            a, b = (w.response(rng, topic, kind) for kind in rng.sample(pair, 2))
+            done = self.odd(topic) if rng.random() < 0.4 else topic
+            a, b = (w.response(rng, done, kind) for kind in rng.sample(pair, 2))
             return topic, a, b, p, w.better(topic, a, b, p)
         if topic.harmful:
             kinds = {"full": 28, "partial": 12, "vague": 6, "evasive": 14, "misexplained": 16, "explained": 24}
@@ -242,7 +262,7 @@ class Texts:
         ids = comparison_prompt(tok, w.conversation(rng, topic), a.text, b.text, p.comparison, (), asked)
         if not think:
             return self._answered(ids, [self._letter(len(ids), first)])
-        said = f" {w.fact(rng, topic, prefer=p.words)}" if p.quality == "harm" else ""
+        said = f" {self.judged_fact(topic, p)}" if p.quality == "harm" else ""
         thought = tok.encode(f"{said} (A) {w.note(topic, a, p.quality)} (B) {w.note(topic, b, p.quality)}")
         whole = ids + thought + tok.encode(ANSWER)
         return self._answered(whole, [(len(ids), thought, 1.0), self._letter(len(whole), first)])
