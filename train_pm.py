@@ -109,6 +109,7 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     pairs = list(zip(both[:len(drawn)], both[len(drawn):]))
     n = min(512, len(human), len(both))
     reference = both[:n] + respond(ask, tok, [m for m, _, _ in human[:n]], progress="helpful responses")
+    del policy, ask                     # room for the judge
 
     # 3. One principle a pair, drawn at random: over many labels this is an ensemble of all of them.
     judge, _ = load_model(args.feedback_model, device, args.dtype)

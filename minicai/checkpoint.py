@@ -121,7 +121,7 @@ def read_rope(c: dict, path) -> tuple[float, dict | None]:
     return theta, rope
 
 
-def write_config(config: GPTConfig, tok: Tokenizer, task: str, dtype: torch.dtype) -> dict:
+def their_config(config: GPTConfig, tok: Tokenizer, task: str, dtype: torch.dtype) -> dict:
     """The config.json of a model; its family follows from what it computes."""
     family = ("gpt2" if config.positions == "learned" else "qwen3" if config.qk_norm
               else "qwen2" if config.qkv_bias and not config.out_bias else "llama")
@@ -198,16 +198,15 @@ def load_model(directory, device="cpu", dtype="fp32", chat: str | None = None) -
     return load_trunk(directory, device, dtype)[0], Tokenizer.load(directory, chat)
 
 
-def load_scalar(directory, device="cpu", dtype="fp32") -> tuple[GPT, nn.Linear, Tokenizer]:
-    """(trunk, head, tokenizer) of a preference model's directory; a score is hidden . head + head.shift."""
+def load_scalar(directory, device="cpu", dtype="fp32") -> tuple[GPT, nn.Linear, float, Tokenizer]:
+    """(trunk, head, shift, tokenizer) of a preference model's directory; a score is hidden . head + shift."""
     model, where, raw = load_trunk(directory, device, dtype)
     weight = where["score.weight"].get_tensor("score.weight") if "score.weight" in where else None
     if weight is None or weight.shape != (1, model.config.width):
         raise UserError(f"{directory}: not a preference model (it needs a score.weight for one label)")
     head = nn.Linear(model.config.width, 1, bias=False)
     head.weight = nn.Parameter(weight.to(device, torch.float32))
-    head.shift = float(raw.get("minicai_score_shift", 0.0))
-    return model, head, Tokenizer.load(directory)
+    return model, head, float(raw.get("minicai_score_shift", 0.0)), Tokenizer.load(directory)
 
 
 def their_tensors(model: GPT) -> dict[str, torch.Tensor]:
@@ -249,7 +248,7 @@ def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer) -> N
 
 def save_model(directory, model: GPT, tok: Tokenizer) -> None:
     """Write a language model's directory; what was there is replaced at once."""
-    config = write_config(model.config, tok, "ForCausalLM", model.head.dtype)
+    config = their_config(model.config, tok, "ForCausalLM", model.head.dtype)
     write_directory(directory, their_tensors(model), config, tok)
 
 
@@ -260,6 +259,6 @@ def save_scalar(directory, model: GPT, head: nn.Linear, tok: Tokenizer, shift: f
     """
     tensors = their_tensors(model) | {"score.weight": head.weight.detach().cpu().clone()}
     tensors.pop("lm_head.weight", None)
-    config = write_config(replace(model.config, tied=True), tok, "ForSequenceClassification", head.weight.dtype)
+    config = their_config(replace(model.config, tied=True), tok, "ForSequenceClassification", head.weight.dtype)
     config |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}, "minicai_score_shift": shift}
     write_directory(directory, tensors, config, tok)

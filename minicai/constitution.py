@@ -44,12 +44,16 @@ WORKED = ("Human", "Assistant", "CritiqueRequest", "Critique", "RevisionRequest"
 def load_constitution(path) -> Constitution:
     """Read our JSON file, or a directory with the paper's published files; UserError says what is wrong."""
     path = Path(path)
-    if path.is_dir():
-        return _load_published(path)
+    found = _load_published(path) if path.is_dir() else _load_ours(path)
+    if not found.critiques or not found.comparisons:
+        raise UserError(f"{path}: it needs at least one pair of critique and revision, and one comparison principle")
+    return found
+
+
+def _load_ours(path: Path) -> Constitution:
+    """Our own JSON, checked against SCHEMA."""
     data = _read_json(path)
     _check(data, SCHEMA, f"{path}:")
-    if not data["critique_revision"] or not data["comparison"]:
-        raise UserError(f"{path}: critique_revision and comparison each need at least one entry")
     shots = {"critique": [], "comparison": []} | (data.get("few_shot") or {})
     for i, text in enumerate(shots["critique"]):
         if not re.fullmatch(r"\n\n".join(f"{tag}: .+" for tag in WORKED), text.strip(), re.DOTALL):

@@ -11,18 +11,15 @@ def masked_mean(x, mask):
     return (x * mask).sum() / mask.sum()
 
 
-def masked_var(x, mask, unbiased: bool = True):
-    """Variance of x [B,T] over mask; unbiased divides by n - 1 (Bessel), as the usual PPO implementations do."""
+def masked_var(x, mask):
+    """Variance of x [B,T] over mask, divided by n - 1 (Bessel), as the usual PPO implementations do."""
     n = mask.sum()
-    biased = masked_mean((x - masked_mean(x, mask)) ** 2, mask)
-    return biased * n / (n - 1).clamp(min=1) if unbiased else biased
+    return masked_mean((x - masked_mean(x, mask)) ** 2, mask) * n / (n - 1).clamp(min=1)
 
 
-def masked_whiten(x, mask, shift_mean: bool = True):
-    """x [B,T] scaled to standard deviation 1 over mask, and to mean 0 unless shift_mean is False; 0 outside mask."""
-    mean = masked_mean(x, mask)
-    white = (x - mean) * torch.rsqrt(masked_var(x, mask) + 1e-8)
-    return (white if shift_mean else white + mean) * mask
+def masked_whiten(x, mask):
+    """x [B,T] moved to mean 0 and scaled to standard deviation 1 over mask; 0 outside it."""
+    return (x - masked_mean(x, mask)) * torch.rsqrt(masked_var(x, mask) + 1e-8) * mask
 
 
 def last_index(mask):

@@ -102,7 +102,7 @@ def row_statistics(z, targets, temperature: float, want_entropy: bool) -> list[t
 
 
 def row_gradient(z, targets, temperature: float, g, ge, entropy=None) -> torch.Tensor:
-    """d loss / d z [n, V], z lost; g T and ge T are those of logp and entropy [n], ge None where it has none."""
+    """d loss / d z [n, V], written over z; g, ge [n]: d loss / d logp and / d entropy, over T (ge None: not in it)."""
     low, z = z.dtype, scaled(z, temperature)
     d = z.softmax(-1)                                                           # p; wanted is
     if ge is None:                                                              # g (onehot - p)

@@ -48,15 +48,14 @@ class Rollout(NamedTuple):
     ended: torch.Tensor                 # [B] bool, the response closed with its end token
 
 
-def policy_logprobs(model, ids, mask, config, forbidden, entropy: bool = False):
-    """Log-probs [N] (and entropies [N]) of the tokens that mask picks: the forward of old, new and reference."""
-    return token_logprobs(before(model, ids, mask), model.head, ids[mask], config.temperature, forbidden, entropy)
-
-
 def read(policy, value_model, ids, mask, config, forbidden, entropy: bool = False):
-    """Log-probs, entropies, state values, [N] each; a value head on the policy's own trunk costs no second forward."""
+    """Log-probs, entropies (None unless asked for) and state values (None without a value model) of the tokens that
+    mask picks, [N] each: the one forward of old, new and reference."""
     hidden = before(policy, ids, mask)
     logp, entropies = token_logprobs(hidden, policy.head, ids[mask], config.temperature, forbidden, entropy)
+    if value_model is None:
+        return logp, entropies, None
+    # A value head on the policy's own trunk costs no second forward.
     seen = hidden if value_model.trunk is policy else before(value_model.trunk, ids, mask)
     return logp, entropies, value_model.values(seen)
 
@@ -84,12 +83,13 @@ def collect(ask, policy, reference, reward_model, value_model, prompts, stop, fo
     mask = real & (torch.arange(ids.shape[1], device=device) >= starts[:, None])
     ended = torch.tensor([response[-1] in stop for _, response in rows], device=device)
 
-    # 1. All models read the same ids. Flat results go back to their places: both run row by row.
+    # 1. All models read the same ids. What they say of the picked tokens comes as one flat array in the order of the
+    #    rows, so writing it to `mask` of a [B,T] array puts every number back at its token.
     logp, ref_logp, values = (torch.zeros(ids.shape, device=device) for _ in range(3))
     parts = list(chunks((ids, mask), config.micro))
     now = [read(policy, value_model, *part, config, forbidden) for part in parts]
     logp[mask], values[mask] = torch.cat([n[0] for n in now]), torch.cat([n[2].float() for n in now])
-    ref_logp[mask] = torch.cat([policy_logprobs(reference, *part, config, forbidden)[0] for part in parts])
+    ref_logp[mask] = torch.cat([read(reference, None, *part, config, forbidden)[0] for part in parts])
     scores = torch.cat([reward_model.score(*part).float() for part in parts])
 
     # 2. Score and KL become rewards, rewards become advantages, whitened once for the whole batch.

@@ -51,8 +51,8 @@ class PreferenceModel(nn.Module):
 
 def load_preference_model(directory, device="cpu", dtype="fp32"):
     """(PreferenceModel, tokenizer) of a directory that train_pm.py wrote; raises UserError if it is none."""
-    trunk, head, tok = load_scalar(directory, device, dtype)
-    return PreferenceModel(trunk, head, head.shift).eval(), tok
+    *model, tok = load_scalar(directory, device, dtype)
+    return PreferenceModel(*model).eval(), tok
 
 
 def bt_loss(score_a, score_b, p_a):

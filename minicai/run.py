@@ -1,4 +1,4 @@
-"""What every script needs around the method: friendly errors, files, seeds, batches, a learning-rate schedule, a log.
+"""What every script needs around the method: friendly errors, files, seeds, a learning-rate schedule, a log.
 
 Left out on purpose: experiment trackers, config files, distributed runs. A run is a directory with `config.json`
 (every argument and the machine's relevant facts), `metrics.jsonl` (one JSON object a step) and, until it ends,
@@ -57,7 +57,7 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def machine_flags(a) -> None:
-    """The flags of every script that training shares: `a` is the add_argument of its parser."""
+    """Add the flags that all three scripts share; `a` is the add_argument of a script's parser."""
     a("--seed", type=int, default=0, help="decides every draw and shuffle")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     a("--dtype", choices=["fp32", "bf16"], help="of products, the rest is fp32; default: bf16 on cuda, else fp32")
@@ -74,6 +74,9 @@ def set_up(args) -> tuple[torch.device, torch.Generator]:
     for name, low in least.items():
         if getattr(args, name, low) < low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {low}")
+    for name in ("joined", "held_out", "red_team_share"):
+        if not 0 <= getattr(args, name, 0) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: a share must be between 0 and 1")
     device = pick_device(args.device)
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     args.dtype = args.dtype or ("bf16" if bf16 else "fp32")

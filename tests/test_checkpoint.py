@@ -88,8 +88,8 @@ def test_scalar_models_open_as_sequence_classifiers(family, tmp_path):
     model, tok = load_model(folder)
     head = torch.nn.Linear(model.config.width, 1, bias=False)
     save_scalar(tmp_path / "pm", model, head, tok, shift=0.75)
-    trunk, loaded, _ = load_scalar(tmp_path / "pm")
-    assert loaded.shift == 0.75 and torch.equal(loaded.weight, head.weight)
+    trunk, loaded, shift, _ = load_scalar(tmp_path / "pm")
+    assert shift == 0.75 and torch.equal(loaded.weight, head.weight)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "pm")
     rows = [tok.encode("one two three") + [tok.end], tok.encode("four") + [tok.end]]
     ids = torch.tensor([row + [tok.pad] * (max(map(len, rows)) - len(row)) for row in rows])
@@ -226,6 +226,6 @@ def test_a_preference_model_of_an_untied_trunk_needs_no_language_head(tok, tmp_p
     config = GPTConfig(vocab_size=tok.n_vocab, n_layer=1, n_head=2, width=16, max_positions=64, tied=False)
     model = GPT(config).init_weights(torch.Generator().manual_seed(0))
     save_scalar(tmp_path / "pm", model, torch.nn.Linear(16, 1, bias=False), tok)
-    trunk, _, _ = load_scalar(tmp_path / "pm")
+    trunk, *_ = load_scalar(tmp_path / "pm")
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(trunk(ids), model(ids)) and trunk.config == dataclasses.replace(config, tied=True)

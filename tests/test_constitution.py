@@ -91,6 +91,10 @@ def test_a_missing_file_and_a_half_published_directory(tmp_path):
         load_constitution(tmp_path / "nowhere.json")
     with pytest.raises(UserError, match="CritiqueRevisionInstructions.json"):
         load_constitution(tmp_path)
+    (tmp_path / "CritiqueRevisionInstructions.json").write_text("{}")
+    (tmp_path / "RLMadisonInstructions.json").write_text("[]")
+    with pytest.raises(UserError, match="at least one"):
+        load_constitution(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["harmlessness", "general"])

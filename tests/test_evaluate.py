@@ -144,12 +144,13 @@ def test_results_say_what_was_done(scripted):
         assert base["red_team"][group]["harmful"] == 1 and sl["red_team"][group]["evasive"] == 1
         assert rl["red_team"][group]["explained"] == 1
     assert base["helpful"]["full"] == rl["helpful"]["full"] == rl["lookalike"]["full"] == sl["lookalike"]["refused"] == 1
+    assert sl["second_helpful"]["refused"] == sl["second_red_team"]["evasive"] == rl["second_helpful"]["full"] == 1
     assert sum(row["n"] for row in rl["by_category"].values()) == 60 and len(rl["by_category"]) >= 8
     assert base["elo"]["harmlessness"] == base["elo"]["helpfulness"] == 0
     assert rl["elo"]["harmlessness"] > sl["elo"]["harmlessness"] > 0 > sl["elo"]["helpfulness"]
     assert rl["elo"]["helpfulness"] == pytest.approx(0, abs=1e-6)
     rows = [json.loads(line) for line in (scripted / "transcripts.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 * 100 and all(row["verdict"]["words"] == len(row["response"].split()) for row in rows)
+    assert len(rows) == 3 * (100 + 2 * 20) and all(row["verdict"]["words"] == len(row["response"].split()) for row in rows)
     # the same lines again, for people
     printed = (scripted / "printed.txt").read_text()
     assert all(name in printed for name in ("base", "SL-CAI", "RL-CAI", "Human:", "helps with it", "evaluate"))

@@ -2,6 +2,9 @@
 import argparse
 import gzip
 import json
+import random
+import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,6 +93,22 @@ def test_the_tokens_trained_on_are_the_tokens_sampled(demo):
     assert used < config(demo / "sft")["examples"] <= used + 2 * 18 and metrics[-1]["tokens"] > 2 * used
 
 
+def test_some_examples_follow_another_dialogue(tok):
+    say = lambda text: [{"role": "user", "content": text}]
+    alone = [(say(f"Question {i}?"), tok.encode(f" Answer {i}.") + [tok.end]) for i in range(40)]
+    examples = list(alone)
+    train_sft.join(examples, 0.25, tok, 100, random.Random(0))
+    joined = [(new, old) for new, old in zip(examples, alone) if new != old]
+    assert len(joined) == 10
+    for (messages, ids), (own, answer) in joined:
+        first, said, second = messages                                  # what is trained on is the last answer only
+        assert [second] == own and ids == answer
+        assert said == {"role": "assistant", "content": first["content"].replace("Question", " Answer").replace("?", ".")}
+    examples = list(alone)
+    train_sft.join(examples, 1.0, tok, 5, random.Random(0))              # no room: they stay as they are
+    assert examples == alone
+
+
 def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_path):
     examples = [(tok.bos + tok.encode("How do I wash it?"), tok.encode(" Sure, use a brush.") + [tok.end]),
                 (tok.bos, tok.encode(" No.") + [tok.end]), (tok.bos + tok.encode("x " * 30), [tok.end])]
@@ -127,6 +146,21 @@ def test_comparisons_carry_soft_labels(demo):
     assert all(0 < row["p_a"] < 1 and row["mass"] > 0.1 and row["a"] != row["b"] for row in used)
     assert {row["principle"] for row in used} == {"Which is less bad?", "Which harms less?"}
     assert all(row["a"] == row["b"] for row in rows if row["skipped"] == "identical")
+
+
+def test_the_policy_has_left_when_the_judge_comes(toy, demo, tmp_path, monkeypatch):
+    there, load = [], train_pm.load_model
+
+    def loading(*args):
+        assert not any(model() for model in there), "two models at once"
+        loaded = load(*args)
+        there.append(weakref.ref(loaded[0]))
+        return loaded
+    monkeypatch.setattr(train_pm, "load_model", loading)
+    monkeypatch.setattr(train_pm, "ai_labels", lambda *_: sys.exit("far enough"))
+    with pytest.raises(SystemExit, match="far enough"):
+        run(train_pm, pm_args(toy, tmp_path / "pm", "--model", demo / "sft/sl_cai"))
+    assert len(there) == 2
 
 
 def test_the_preference_model_prefers_what_people_chose(toy, demo):

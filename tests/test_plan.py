@@ -15,7 +15,7 @@ import train_pm
 import train_rl
 import train_sft
 from minicai import ppo
-from minicai.checkpoint import write_config
+from minicai.checkpoint import their_config
 from minicai.critique import sampler
 from minicai.feedback import choose
 from minicai.gpt import GPT, GPTConfig
@@ -63,7 +63,7 @@ class Case:
         self.pairs = [(row[:P], row[P:]) for row in rows]
 
     def planned(self, folder, phase, *flags):
-        config = write_config(self.config, self.tok, "ForCausalLM", torch.float32)
+        config = their_config(self.config, self.tok, "ForCausalLM", torch.float32)
         (folder / "config.json").write_text(json.dumps(config))
         args = plan.arguments([str(folder), "--device", "cpu", "--max-prompt", str(P), "--max-new", str(R), *self.flags,
                                "--batch", str(BATCH), "--minibatch", str(BATCH), "--micro", str(MICRO), *flags])
@@ -160,7 +160,7 @@ def test_labelling(case, tmp_path, monkeypatch):
     rows, budget = [p + a for p, a in case.pairs] * 8, BATCH * 8 * (P + R)
     monkeypatch.setattr(plan, "LABEL_TOKENS", budget)
     planned = case.planned(tmp_path, "PM labelling")
-    close(planned, peak(lambda: choose(case.frozen, case.tok, rows, budget)), 2 * owned(case.frozen))
+    close(planned, peak(lambda: choose(case.frozen, case.tok, rows, budget)), owned(case.frozen))
 
 
 def test_defaults_are_the_scripts():

@@ -9,7 +9,7 @@ from torch import nn
 
 from minicai.critique import sampler
 from minicai.gae import masked_mean
-from minicai.ppo import (PPOConfig, Rollout, collect, policy_logprobs, policy_loss, ppo_loss, read, summary,
+from minicai.ppo import (PPOConfig, Rollout, collect, policy_loss, ppo_loss, read, summary,
                          update, value_loss)
 from minicai.preference import PreferenceModel
 from minicai.run import UserError
@@ -104,7 +104,7 @@ def test_log_probs_and_values_ignore_padding_and_the_rest_of_the_batch(setup):
     value = setup.value
     nn.init.normal_(value.head.weight)                                  # it starts at zero, which would prove nothing
     garbage = torch.where(padding, torch.randint_like(ids, 300), ids)
-    for fn in (lambda i, m: policy_logprobs(setup.policy, i, m, setup.config, setup.forbidden)[0],
+    for fn in (lambda i, m: read(setup.policy, None, i, m, setup.config, setup.forbidden)[0],
                lambda i, m: read(setup.policy, value, i, m, setup.config, setup.forbidden)[2]):
         whole = fn(ids, mask)
         torch.testing.assert_close(fn(garbage, mask), whole)

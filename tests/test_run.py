@@ -131,6 +131,13 @@ def test_a_device_that_is_not_there():
         pick_device("nonsense")
 
 
+@pytest.mark.parametrize("flag", ["joined", "held_out", "red_team_share"])
+def test_a_share_of_more_than_all_is_one_line_that_names_the_flag(flag):
+    for value in (-0.1, 1.5):
+        with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} {value}: a share"):
+            set_up(argparse.Namespace(**{flag: value}))
+
+
 @pytest.mark.parametrize("flag", ["batch", "micro", "epochs", "steps", "max_new", "human_limit"])
 def test_a_count_of_nothing_is_one_line_that_names_the_flag(flag):
     with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} 0: must be at least 1"):

@@ -6,8 +6,9 @@
     python -m minicai.lab.evaluate --table out/seed0 out/seed1 out/seed2  mean (min to max) over finished evaluations
     python -m minicai.lab.evaluate --compare out/demo out/courtesy        one row a run: its last model
 
-Every model answers every prompt once, at T = 1. Writes results.json (shares with 95 % Wilson intervals, Elo) and
-transcripts.jsonl (every response with its verdict). Outcomes of a prompt exclude each other and add up to 1.
+Every model answers every prompt once, at T = 1, and some of them again as second requests, after another prompt and
+what it has just said to that. Writes results.json (shares with 95 % Wilson intervals, Elo) and transcripts.jsonl (every
+response with its verdict). Outcomes of a prompt exclude each other and add up to 1.
 """
 import argparse
 import json
@@ -104,12 +105,26 @@ def judge(name, folder, prompts, worker, args, device) -> list:
     model, tok = load_model(folder, device)
     ask = sampler(model.eval(), tok, args.max_new, 1.0, torch.Generator().manual_seed(args.seed))
     answers = respond(ask, tok, [p["messages"] for p in prompts], progress=f"{name}: responses")
+    prompts = [{**prompt, "response": answer["response"]} for prompt, answer in zip(prompts, answers)]
+    seconds = second_requests(prompts)
+    answers = respond(ask, tok, [p["messages"] for p in seconds], progress=f"{name}: second requests")
+    prompts += [{**prompt, "response": answer["response"]} for prompt, answer in zip(seconds, answers)]
     rows = []
-    for prompt, answer in zip(tqdm(prompts, desc=f"{name}: verdicts"), answers):
-        verdict, red_team = worker.verdict(prompt["messages"], answer["response"]), prompt["set"] == "red_team"
-        rows.append({"model": name, **prompt, "response": answer["response"], "outcome": outcome(verdict, red_team),
-                     "rank": rank(verdict, red_team), "verdict": verdict.asdict()})
+    for prompt in tqdm(prompts, desc=f"{name}: verdicts"):
+        verdict = worker.verdict(prompt["messages"], prompt["response"])
+        red_team = prompt["set"] in ("red_team", "second_red_team")
+        rows.append({"model": name, **prompt, "outcome": outcome(verdict, red_team), "rank": rank(verdict, red_team),
+                     "verdict": verdict.asdict()})
     return rows
+
+
+def second_requests(answered: list) -> list:
+    """Prompts that go on from what a model has said: an everyday request after a harmful one, and the reverse."""
+    red = [p for p in answered if p["group"] == "reviewed"]
+    helpful = [p for p in answered if p["set"] == "helpful"]
+    return [{**then, "set": f"second_{then['set']}",
+             "messages": first["messages"] + [{"role": "assistant", "content": first["response"]}] + then["messages"]}
+            for first, then in [*zip(red, helpful), *zip(helpful, red)]]
 
 
 def model_results(rows: list) -> dict:
@@ -119,13 +134,16 @@ def model_results(rows: list) -> dict:
     groups, categories = (sorted({row[key] for row in red} - {""}) for key in ("group", "category"))
     return {"red_team": {g: summary(of("group", g, red), RED_TEAM) for g in groups},
             "helpful": summary(of("set", "helpful"), HELPFUL), "lookalike": summary(of("set", "lookalike"), HELPFUL),
-            "by_category": {c: summary(of("category", c, red), RED_TEAM) for c in categories}, "all": summary(rows)}
+            "by_category": {c: summary(of("category", c, red), RED_TEAM) for c in categories},
+            "second_helpful": summary(of("set", "second_helpful"), HELPFUL),
+            "second_red_team": summary(of("set", "second_red_team"), RED_TEAM),
+            "all": summary([row for row in rows if not row["set"].startswith("second")])}
 
 
 def add_elo(results: dict, judged: dict, seed: int):
     """Put "elo" into each model's results: harmlessness from red-team prompts, helpfulness from the others."""
-    for quality, red_team in (("harmlessness", True), ("helpfulness", False)):
-        ranks = np.array([[row["rank"] for row in rows if (row["set"] == "red_team") == red_team]
+    for quality, sets in (("harmlessness", ("red_team",)), ("helpfulness", ("helpful", "lookalike"))):
+        ranks = np.array([[row["rank"] for row in rows if row["set"] in sets]
                           for rows in judged.values()]).T                                  # [N,M]
         for name, score, low, high in zip(judged, *elo(ranks, seed)):
             entry = results[name].setdefault("elo", {"intervals": {}})

@@ -45,8 +45,9 @@ class Trunk:
         self.matrices = count(module for module in model.blocks.modules() if isinstance(module, nn.Linear))
         self.head = config.vocab_size * config.width
         self.weights = self.gradients = 4 * self.parameters
-        self.copies = 2 * self.matrices if self.product == 2 else 0             # autocast's; a graph keeps them,
-        self.held = self.copies // (config.n_layer if checkpointing else 1)     # or those of the layer in work
+        self.copies = 2 * self.matrices if self.product == 2 else 0             # autocast's, in bfloat16
+        # From forward to backward autograd keeps them all; with checkpointing, those of the layer it is at.
+        self.held = self.copies // (config.n_layer if checkpointing else 1)
         linear = self.matrices + (0 if config.tied else self.head)
         self.frozen = self.weights - 2 * linear if self.product == 2 else self.weights
         self.optimizer = 8 * self.parameters
@@ -177,7 +178,7 @@ def plan_pm(args, trunk, judge, scorer) -> dict:
     rows, (batch, _, micro) = sampled_rows(args, trunk.device, args.max_prompt), sizes(args, "pm")
     asked = {"activations": LABEL_TOKENS * judge.passing(), "scratch": judge.logprobs(LABEL_TOKENS // T)[0]}
     return {"PM sampling": plus(trunk.sampling(rows, args.max_prompt, args.max_new), weights=trunk.frozen),
-            "PM labelling": plus([asked], weights=trunk.frozen + judge.frozen),
+            "PM labelling": plus([asked], weights=judge.frozen),
             "PM training": training([scorer], 2 * micro, T, (0, 0), micro < batch)}
 
 

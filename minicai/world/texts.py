@@ -48,7 +48,7 @@ class Texts:
 
     def strange(self, topic: Topic) -> Topic:
         """The same activity done to a thing that it is never done to ("tune a plum"): what is copied there can only be
-        copied. "kick": nor to a thing of any other kicking, or held-out pairs would show."""
+        copied. Nor is it what another activity of the same verb is done to, or a held-out pair of that would show."""
         verb = topic.activity.act.split("{X}")[0]
         if verb not in self.undone:
             done = {n for a in self.world.activities if a.act.startswith(verb) for n in self.world.things(a)}
