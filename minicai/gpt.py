@@ -139,13 +139,15 @@ class Attention(nn.Module):
     def forward(self, x, rope, mask, cache):                                    # x [B, T, C]
         B, T, _ = x.shape
         H, G, D = self.H, self.G, self.D
-        q, k, v = self.qkv(x).view(B, T, H + 2 * G, D).split([H, G, G], dim=2)   # [B, T, heads, D]
+        qk, v = self.qkv(x).view(B, T, H + 2 * G, D).split([H + G, G], dim=2)    # [B, T, heads, D]
         if self.q_norm is not None:
-            dtype = self.q_norm.weight.dtype                                    # autocast leaves norms alone
-            q, k = self.q_norm(q.to(dtype)), self.k_norm(k.to(dtype))
+            q, k = qk.to(self.q_norm.weight.dtype).split([H, G], dim=2)         # autocast leaves norms alone
+            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)       # [B, heads, T, D]
+            qk = rotate(qk, *rope)                                              # together: half the operations
+        q, k = qk.transpose(1, 2).split([H, G], dim=1)                          # [B, heads, T, D]
+        v = v.transpose(1, 2)
+        del qk                                                                  # what is made from q and k replaces it
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                               # [B, G, S, D]
         # Grouped queries together with a mask would send a GPU to a slow path that holds all scores [B, H, T, S].
