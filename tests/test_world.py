@@ -11,7 +11,7 @@ from minicai.constitution import load_constitution
 from minicai.world import make_data
 from minicai.world.crowdworker import Crowdworker, act_pattern, either
 from minicai.world.grammar import World, article, heldout_words, join_or
-from minicai.world.texts import READ, Texts
+from minicai.world.texts import JUDGED, READ, Texts
 
 ROOT = Path(__file__).parent.parent
 GROUPS = ("reviewed", "read_about", "unseen", "benign", "lookalike")
@@ -223,6 +223,19 @@ def test_the_pattern_of_held_out_pairs_finds_them(world):
         topics = [world.topic(rng, rng.choice(GROUPS), split) for _ in range(100)]
         hits = [bool(pattern.search(world.conversation(rng, t)[-1]["content"].lower())) for t in topics]
         assert hits == [found] * 100
+
+
+def test_odd_steps_come_from_what_is_never_done_to_the_thing(world):
+    texts, mixed = Texts(world, Spy(), seed=0), 0
+    for _ in range(200):
+        topic = texts.judged_topic()
+        odd = texts.odd(topic)
+        assert odd.act == topic.act and odd.why == topic.why and 2 <= len(odd.steps) == len(set(odd.steps)) <= 4
+        for step in set(odd.activity.steps) - set(topic.activity.steps):
+            mixed += 1
+            givers = [a for a in world.activities if step in a.steps and topic.thing not in world.things(a)]
+            assert any(a.group in JUDGED and a.harmful <= topic.harmful for a in givers), (topic.act, step)
+    assert mixed > 200
 
 
 def test_judging_texts_know_reviewed_activities_only(world):
