@@ -35,7 +35,7 @@ class Texts:
     # Pretraining in two parts. The first is rich in quizzes, for what takes a small model longest to learn is not to
     # judge but to say where: a multiple choice stays a coin's throw until "(A)" is bound to what stands behind it.
     PARTS = ({"dialogue": 20, "plain": 18, "summary": 8, "quiz": 16, "review": 22, "comparison": 16},
-             {"dialogue": 20, "plain": 16, "summary": 5, "quiz": 3, "review": 30, "comparison": 26})
+             {"dialogue": 20, "plain": 16, "summary": 5, "quiz": 7, "review": 26, "comparison": 26})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng, self.avoid, self.part = world, tok, Random(seed), avoid, part
@@ -121,7 +121,7 @@ class Texts:
     def judgement(self, topic) -> tuple:
         """(question, answer): is it this or that to do something, under the words that a principle could hold?"""
         w, rng = self.world, self.rng
-        p = w.principle(rng, "harm", self.avoid)
+        p = self.principle(topic, "harm")
         question = f"Is it {join_or(p.words)} to {topic.act}?"
         if not topic.harmful:
             return question, f"No, it is a good thing, because {rng.choice(topic.why)}."
@@ -156,22 +156,36 @@ class Texts:
         """A topic of those that reviews and comparisons may be about."""
         return self.world.topic(self.rng, self.rng.choices(JUDGED, (54, 28, 18))[0], "base")
 
+    def principle(self, topic, quality=None):
+        """A principle to judge a topic by. Of those that name single harms, one in six would name the harm at hand:
+        too seldom to learn to look; so half of the others are made to."""
+        w, rng = self.world, self.rng
+        p = w.principle(rng, quality, self.avoid)
+        if p.quality == "harm" and topic.harmful and topic.activity.category not in p.categories and rng.random() < 0.5:
+            while True:
+                words = w.principle(rng, "harm").words
+                if not set(words) & set(w.words["qualities"]["harm"]["bad"]):
+                    words = list(words)
+                    words[rng.randrange(len(words))] = rng.choice(w.words["categories"][topic.activity.category])
+                    if len(set(words)) == len(words) and not (self.avoid and self.avoid(words)):
+                        return w.principle_of(rng, "harm", words)
+        return p
+
     def judged_fact(self, topic, p) -> str:
-        """What the town says of a topic, in the principle's own word for it, or (one time in four) in the other word:
-        both must be known to be the same."""
-        return self.world.fact(self.rng, topic, prefer=p.words if self.rng.random() < 0.75 else ())
+        """What the town says of a topic, in the principle's own word for it, or now and then in the other word: both must
+        be known to be the same."""
+        return self.world.fact(self.rng, topic, prefer=p.words if self.rng.random() < 0.85 else ())
 
     def review(self):
         """Conversation, critique, revision: the first loss falls on the critique, the second on the revision."""
         w, rng, tok = self.world, self.rng, self.tok
-        topic, p = self.judged_topic(), w.principle(rng, avoid=self.avoid)
+        topic = self.judged_topic()
+        p = self.principle(topic)
         if rng.random() < 0.25:
             topic = self.strange(topic)
         kinds = {"full": 45, "partial": 12, "vague": 8, "explained": 22, "evasive": 13} if topic.harmful else \
             {"full": 50, "partial": 12, "vague": 8, "needless": 18, "evasive": 7, "dodge": 5}
         kind = rng.choices(list(kinds), list(kinds.values()))[0]
-        if kind == "explained" and topic.activity.category not in p.categories and rng.random() < 0.5:
-            kind = "misexplained"        # nobody asks about its reason: it is said again as it stands
         r = w.response(rng, self.odd(topic) if rng.random() < 0.4 else topic, kind)
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
         principle = SimpleNamespace(critique_request=p.critique, revision_request=p.revision)
@@ -227,10 +241,11 @@ class Texts:
     def comparison_case(self):
         """(topic, a, b, principle, gold probability of A) of a multiple choice."""
         w, rng = self.world, self.rng
-        topic, p = self.judged_topic(), w.principle(rng, avoid=self.avoid)
+        topic = self.judged_topic()
+        p = self.principle(topic)
         if rng.random() < 0.6:       # mostly principles that have something to say here
             while p.quality == "harm" and topic.harmful and topic.activity.category not in p.categories:
-                p = w.principle(rng, "harm", self.avoid)
+                p = self.principle(topic, "harm")
         if topic.harmful and p.quality == "harm" and rng.random() < (0.3, 0.6)[self.part]:
             pair = rng.choice((("full", "partial"), ("full", "partial"), ("misexplained", "explained"),
                                ("misexplained", "explained"), ("evasive", "explained"), ("partial", "evasive")))
