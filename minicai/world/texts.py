@@ -172,8 +172,8 @@ class Texts:
         return p
 
     def judged_fact(self, topic, p) -> str:
-        """What the town says of a topic, in the principle's own word for it, or now and then in the other word: both must
-        be known to be the same."""
+        """What the town says of a topic, in the principle's own word for it, or now and then in the other word: both
+        must be known to be the same."""
         return self.world.fact(self.rng, topic, prefer=p.words if self.rng.random() < 0.85 else ())
 
     def review(self):
