@@ -33,7 +33,7 @@ data: $(VENV)/installed
 	$(PY) -m minicai.world.make_data --seed 0
 
 base: $(VENV)/installed-test
-	$(PY) -m minicai.world.pretrain --out data/base --bf16 --exam 100
+	$(PY) -m minicai.world.pretrain --out data/base --bf16
 
 clean:
 	rm -rf $(VENV) out
