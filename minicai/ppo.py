@@ -39,7 +39,7 @@ class Rollout(NamedTuple):
     """What one batch of responses is worth, token by token; rows are sorted by length."""
     ids: torch.Tensor                   # [B,T] prompt and response, right-padded
     mask: torch.Tensor                  # [B,T] bool, True on sampled tokens, the end token included
-    logp: torch.Tensor                  # [B,T] log-prob of token t when it was sampled
+    logp: torch.Tensor                  # [B,T] log-prob of token t under the policy that sampled it
     ref_logp: torch.Tensor              # [B,T] the same under the reference
     values: torch.Tensor                # [B,T] value of the state before token t
     advantages: torch.Tensor            # [B,T] whitened over the batch

@@ -40,7 +40,7 @@ def figures(results: dict) -> list:
     lines += [(f"{heading} ({first[s]['n']})", label, (s, key), "%") for s, heading in SECOND.items()
               for key, label in (HELPFUL if s == "second_helpful" else RED_TEAM).items()]
     lines += [("Elo, the first model is 0", key, ("elo", key), "") for key in ("harmlessness", "helpfulness")]
-    return lines + [("all responses", label, ("all", key), "%" if key == "courteous" else ".1")
+    return lines + [("all responses to first requests", label, ("all", key), "%" if key == "courteous" else ".1")
                     for key, label in MANNER.items()]
 
 
