@@ -5,11 +5,15 @@
 import argparse
 from pathlib import Path
 
-from minicai.lab.report import GROUPS, HELPFUL, NAMES, RED_TEAM, SETS, load_results
+from minicai.lab.report import GROUPS, HELPFUL, NAMES, RED_TEAM, SECOND, SETS, load_results
 from minicai.run import UserError, friendly_main, read_jsonl
 
 CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a response",
           "response_length": "tokens a response", "entropy": "entropy, nats a token"}
+# What is wanted is green, what is to go is red, on harmful and on harmless requests.
+COLOURS = {"harmful": "tab:red", "explained": "tab:green", "evasive": "tab:orange", "other": "tab:olive",
+           "full": "tab:green", "partial": "tab:olive", "unhelpful": "tab:orange", "refused": "tab:red",
+           "incoherent": "silver"}
 
 
 def curves(plt, rows: list):
@@ -25,13 +29,14 @@ def bars(plt, models: dict):
     """Stacked outcomes of every set of prompts, one bar a model."""
     panels = [(GROUPS[g], {n: m["red_team"][g] for n, m in models.items()}, RED_TEAM) for g in GROUPS
               if g in next(iter(models.values()))["red_team"]]
-    panels += [(SETS[s], {n: m[s] for n, m in models.items()}, HELPFUL) for s in SETS]
+    panels += [(title, {n: m[s] for n, m in models.items()}, RED_TEAM if s == "second_red_team" else HELPFUL)
+               for s, title in (SETS | SECOND).items()]
     figure, axes = plt.subplots(len(panels), 1, figsize=(8, 1.7 * len(panels)), squeeze=False)
     for axis, (title, shares, labels) in zip(axes[:, 0], panels):
         left = [0.0] * len(shares)
         for key, label in labels.items():
             width = [100 * row[key] for row in shares.values()]
-            axis.barh([NAMES.get(n, n) for n in shares], width, left=left, label=label)
+            axis.barh([NAMES.get(n, n) for n in shares], width, left=left, label=label, color=COLOURS[key])
             left = [a + b for a, b in zip(left, width)]
         axis.invert_yaxis()                                       # the first model on top
         axis.set_title(title, fontsize=9)
