@@ -37,6 +37,7 @@ def arguments(argv=None):
     a("--helpful-limit", type=int, default=600, help="use at most this many helpful prompts")
     a("--helpful-samples", type=int, default=3, help="samples trained on for each helpful prompt (2 in the paper)")
     a("--rounds", type=int, default=4, help="critique-revision rounds; each draws a principle anew (4 in the paper)")
+    a("--joined", type=float, default=0.0, help="share of the examples that follow another dialogue and its answer")
     a("--last-only", action="store_true", help="train on the last revision only, not on those of all rounds")
     a("--no-few-shot", action="store_true", help="leave the constitution's worked critiques out of the contexts")
     a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
@@ -101,7 +102,20 @@ def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
     revised = [[(row["messages"], r["ids"]) for r in row.get("rounds", []) if not r["skipped"]] for row in rows]
     examples = [example for row in revised for example in (row[-1:] if args.last_only else row)]
     examples += [(row["messages"], row["ids"]) for row in answers if not row["skipped"]]
+    join(examples, args.joined, tok, args.max_prompt, rng)
     return [(tok.encode_chat(messages, generation=True)[0], ids) for messages, ids in examples], rows[:3]
+
+
+def join(examples, share, tok, max_prompt, rng):
+    """Put another dialogue and its answer in front of some (messages, ids). Most prompts make one request, people make
+    more: what was asked before, and whether it was objected to, must not decide about what is asked now."""
+    alone = list(examples)
+    for i in rng.sample(range(len(alone)), round(share * len(alone))):
+        (before, said), (messages, ids) = rng.choice(alone), alone[i]
+        said = tok.decode([token for token in said if token not in tok.stop])
+        together = before + [{"role": "assistant", "content": said}] + messages
+        if len(tok.encode_chat(together, generation=True)[0]) <= max_prompt:
+            examples[i] = together, ids
 
 
 def keep(path, rows):

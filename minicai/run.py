@@ -74,7 +74,7 @@ def set_up(args) -> tuple[torch.device, torch.Generator]:
     for name, low in least.items():
         if getattr(args, name, low) < low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {low}")
-    for name in ("held_out", "red_team_share"):
+    for name in ("joined", "held_out", "red_team_share"):
         if not 0 <= getattr(args, name, 0) <= 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: a share must be between 0 and 1")
     device = pick_device(args.device)

@@ -2,6 +2,7 @@
 import argparse
 import gzip
 import json
+import random
 import sys
 import weakref
 from pathlib import Path
@@ -90,6 +91,22 @@ def test_the_tokens_trained_on_are_the_tokens_sampled(demo):
     rows = [row for _, row in read_jsonl(demo / "sft/revisions.jsonl")]
     used = sum(not r["skipped"] for row in rows for r in row.get("rounds", []))
     assert used < config(demo / "sft")["examples"] <= used + 2 * 18 and metrics[-1]["tokens"] > 2 * used
+
+
+def test_some_examples_follow_another_dialogue(tok):
+    say = lambda text: [{"role": "user", "content": text}]
+    alone = [(say(f"Question {i}?"), tok.encode(f" Answer {i}.") + [tok.end]) for i in range(40)]
+    examples = list(alone)
+    train_sft.join(examples, 0.25, tok, 100, random.Random(0))
+    joined = [(new, old) for new, old in zip(examples, alone) if new != old]
+    assert len(joined) == 10
+    for (messages, ids), (own, answer) in joined:
+        first, said, second = messages                                  # what is trained on is the last answer only
+        assert [second] == own and ids == answer
+        assert said == {"role": "assistant", "content": first["content"].replace("Question", " Answer").replace("?", ".")}
+    examples = list(alone)
+    train_sft.join(examples, 1.0, tok, 5, random.Random(0))              # no room: they stay as they are
+    assert examples == alone
 
 
 def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_path):

@@ -131,7 +131,7 @@ def test_a_device_that_is_not_there():
         pick_device("nonsense")
 
 
-@pytest.mark.parametrize("flag", ["held_out", "red_team_share"])
+@pytest.mark.parametrize("flag", ["joined", "held_out", "red_team_share"])
 def test_a_share_of_more_than_all_is_one_line_that_names_the_flag(flag):
     for value in (-0.1, 1.5):
         with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} {value}: a share"):
