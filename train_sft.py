@@ -37,7 +37,7 @@ def arguments(argv=None):
     a("--helpful-limit", type=int, default=600, help="use at most this many helpful prompts")
     a("--helpful-samples", type=int, default=3, help="samples trained on for each helpful prompt (2 in the paper)")
     a("--rounds", type=int, default=4, help="critique-revision rounds; each draws a principle anew (4 in the paper)")
-    a("--joined", type=float, default=0.0, help="share of the examples that follow another dialogue and its answer")
+    a("--joined", type=float, default=0.5, help="share of the examples that follow another dialogue and its answer")
     a("--last-only", action="store_true", help="train on the last revision only, not on those of all rounds")
     a("--no-few-shot", action="store_true", help="leave the constitution's worked critiques out of the contexts")
     a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")

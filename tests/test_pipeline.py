@@ -24,7 +24,7 @@ from minicai.preference import load_preference_model
 from minicai.run import Metrics, Resume, read_jsonl
 
 # Everything that a demo's default decides is said here: those are chosen for the micro-world and may change.
-SFT = ["--max-new", "20", "--batch", "8", "--rounds", "2", "--lr", "2e-3", "--epochs", "1", "--helpful-samples", "2"]
+SFT = ["--joined", "0", "--max-new", "20", "--batch", "8", "--rounds", "2", "--lr", "2e-3", "--epochs", "1", "--helpful-samples", "2"]
 PM = ["--comparisons", "40", "--max-new", "20", "--batch", "8"]
 RL = ["--warmup", "0", "--steps", "3", "--batch", "12", "--minibatch", "6", "--micro", "4", "--max-new", "20", "--print-every", "2"]
 
