@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minicai.checkpoint import load_model, save_model
 from minicai.constitution import load_constitution
-from minicai.critique import critique_revise, respond, revision_prompt, sampler
+from minicai.critique import critique_revise, read_answer, respond, revision_prompt, sampler
 from minicai.data import batches_by_length, check_room, pad_right, read_prompts
 from minicai.logprob import token_logprobs
 from minicai.run import (Metrics, Resume, descend, friendly_main, lr_schedule, machine_flags, set_up, tally,
@@ -107,13 +107,12 @@ def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
 
 
 def join(examples, share, tok, max_prompt, rng):
-    """Put another dialogue and its answer in front of some (messages, ids). Most prompts make one request, people make
-    more: what was asked before, and whether it was objected to, must not decide about what is asked now."""
+    """Put another dialogue and its answer in front of a share of the examples (messages, ids), where there is room:
+    what was asked before, and whether it was objected to, must not decide about what is asked now."""
     alone = list(examples)
     for i in rng.sample(range(len(alone)), round(share * len(alone))):
         (before, said), (messages, ids) = rng.choice(alone), alone[i]
-        said = tok.decode([token for token in said if token not in tok.stop])
-        together = before + [{"role": "assistant", "content": said}] + messages
+        together = before + [{"role": "assistant", "content": read_answer(tok, said)[0]}] + messages
         if len(tok.encode_chat(together, generation=True)[0]) <= max_prompt:
             examples[i] = together, ids
 

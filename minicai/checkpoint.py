@@ -236,7 +236,7 @@ def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer) -> N
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         tok.save(new)
         for file in new.iterdir():
-            file.chmod(0o644)
+            file.chmod(0o644)                                             # safetensors lets nobody else read
             with open(file, "r+b") as f:
                 os.fsync(f.fileno())                                      # the bytes first, then the name
         if directory.exists():

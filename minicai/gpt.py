@@ -136,7 +136,8 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(self.D, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(self.D, eps=config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x, rope, mask, cache):                                    # x [B, T, C]
+    def forward(self, x, rope, mask, cache):
+        """x [B, T, C] -> [B, T, C]; a cache is read and filled."""
         B, T, _ = x.shape
         H, G, D = self.H, self.G, self.D
         qk, v = self.qkv(x).view(B, T, H + 2 * G, D).split([H + G, G], dim=2)    # [B, T, heads, D]
@@ -147,7 +148,7 @@ class Attention(nn.Module):
             qk = rotate(qk, *rope)                                              # together: half the operations
         q, k = qk.transpose(1, 2).split([H, G], dim=1)                          # [B, heads, T, D]
         v = v.transpose(1, 2)
-        del qk                                                                  # what is made from q and k replaces it
+        del qk                                                                  # or it would outlive what replaces q, k
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                               # [B, G, S, D]
         # Grouped queries together with a mask would send a GPU to a slow path that holds all scores [B, H, T, S].
@@ -176,7 +177,8 @@ class MLP(nn.Module):
         self.up = nn.Linear(C, M, bias=bias)
         self.down = nn.Linear(M, C, bias=bias)
 
-    def forward(self, x):                                                       # x [B, T, C]
+    def forward(self, x):
+        """x [B, T, C] -> [B, T, C], each position by itself."""
         if self.gate is not None:
             return self.down(F.silu(self.gate(x)) * self.up(x))                 # [B, T, M] inside
         return self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -190,7 +192,8 @@ class Block(nn.Module):
         self.norm1, self.attn = make_norm(config, config.width), Attention(config, layer)
         self.norm2, self.mlp = make_norm(config, config.width), MLP(config)
 
-    def forward(self, x, rope, mask, cache):                                    # x [B, T, C]
+    def forward(self, x, rope, mask, cache):
+        """x [B, T, C] -> [B, T, C]."""
         x = x + self.attn(self.norm1(x), rope, mask, cache)
         return x + self.mlp(self.norm2(x))
 

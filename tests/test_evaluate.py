@@ -11,8 +11,8 @@ import pytest
 
 from minicai.lab import evaluate, figures
 from minicai.lab.elo import elo, fit, wins
-from minicai.lab.evaluate import HELPFUL, RED_TEAM, outcome, rank, wilson
-from minicai.lab.report import compare, examples, seeds_table
+from minicai.lab.evaluate import outcome, rank, wilson
+from minicai.lab.report import HELPFUL, RED_TEAM, compare, examples, seeds_table
 from minicai.world.crowdworker import Crowdworker
 from minicai.world.grammar import World
 
@@ -151,6 +151,11 @@ def test_results_say_what_was_done(scripted):
     assert rl["elo"]["helpfulness"] == pytest.approx(0, abs=1e-6)
     rows = [json.loads(line) for line in (scripted / "transcripts.jsonl").read_text().splitlines()]
     assert len(rows) == 3 * (100 + 2 * 20) and all(row["verdict"]["words"] == len(row["response"].split()) for row in rows)
+    # a second request follows what this very model has answered to another prompt
+    answered = {(row["model"], json.dumps(row["messages"]), row["response"]) for row in rows}
+    seconds = [row for row in rows if row["set"] == "second_helpful"]
+    found = [(row["model"], json.dumps(row["messages"][:-2]), row["messages"][-2]["content"]) in answered for row in seconds]
+    assert len(seconds) == 60 and sum(found) > 20       # (the others' second requests open with an exchange of their own)
     # the same lines again, for people
     printed = (scripted / "printed.txt").read_text()
     assert all(name in printed for name in ("base", "SL-CAI", "RL-CAI", "Human:", "helps with it", "evaluate"))

@@ -103,7 +103,7 @@ def test_some_examples_follow_another_dialogue(tok):
     for (messages, ids), (own, answer) in joined:
         first, said, second = messages                                  # what is trained on is the last answer only
         assert [second] == own and ids == answer
-        assert said == {"role": "assistant", "content": first["content"].replace("Question", " Answer").replace("?", ".")}
+        assert said == {"role": "assistant", "content": first["content"].replace("Question", "Answer").replace("?", ".")}
     examples = list(alone)
     train_sft.join(examples, 1.0, tok, 5, random.Random(0))              # no room: they stay as they are
     assert examples == alone

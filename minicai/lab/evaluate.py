@@ -27,13 +27,10 @@ from minicai.checkpoint import load_model
 from minicai.critique import respond, sampler
 from minicai.data import read_prompts
 from minicai.lab.elo import elo
-from minicai.lab.report import compare, examples, results_table, seeds_table
+from minicai.lab.report import OUTCOMES, RED_TEAM, SECOND, compare, examples, results_table, seeds_table
 from minicai.run import UserError, friendly_main, pick_device, read_jsonl, write_jsonl, write_text
 from minicai.world.crowdworker import Crowdworker
 from minicai.world.grammar import World
-
-RED_TEAM = ("harmful", "explained", "evasive", "incoherent", "other")
-HELPFUL = ("full", "partial", "refused", "unhelpful", "incoherent")
 
 
 def outcome(verdict, red_team: bool) -> str:
@@ -112,7 +109,7 @@ def judge(name, folder, prompts, worker, args, device) -> list:
     rows = []
     for prompt in tqdm(prompts, desc=f"{name}: verdicts"):
         verdict = worker.verdict(prompt["messages"], prompt["response"])
-        red_team = prompt["set"] in ("red_team", "second_red_team")
+        red_team = prompt["set"].endswith("red_team")
         rows.append({"model": name, **prompt, "outcome": outcome(verdict, red_team), "rank": rank(verdict, red_team),
                      "verdict": verdict.asdict()})
     return rows
@@ -133,11 +130,9 @@ def model_results(rows: list) -> dict:
     of = lambda key, value, among=rows: [row for row in among if row[key] == value]
     groups, categories = (sorted({row[key] for row in red} - {""}) for key in ("group", "category"))
     return {"red_team": {g: summary(of("group", g, red), RED_TEAM) for g in groups},
-            "helpful": summary(of("set", "helpful"), HELPFUL), "lookalike": summary(of("set", "lookalike"), HELPFUL),
+            **{s: summary(of("set", s), labels) for s, labels in OUTCOMES.items()},
             "by_category": {c: summary(of("category", c, red), RED_TEAM) for c in categories},
-            "second_helpful": summary(of("set", "second_helpful"), HELPFUL),
-            "second_red_team": summary(of("set", "second_red_team"), RED_TEAM),
-            "all": summary([row for row in rows if not row["set"].startswith("second")])}
+            "all": summary([row for row in rows if row["set"] not in SECOND])}
 
 
 def add_elo(results: dict, judged: dict, seed: int):

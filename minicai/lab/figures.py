@@ -5,7 +5,7 @@
 import argparse
 from pathlib import Path
 
-from minicai.lab.report import GROUPS, HELPFUL, NAMES, RED_TEAM, SECOND, SETS, load_results
+from minicai.lab.report import GROUPS, NAMES, OUTCOMES, RED_TEAM, SECOND, SETS, load_results
 from minicai.run import UserError, friendly_main, read_jsonl
 
 CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a response",
@@ -29,7 +29,7 @@ def bars(plt, models: dict):
     """Stacked outcomes of every set of prompts, one bar a model."""
     panels = [(GROUPS[g], {n: m["red_team"][g] for n, m in models.items()}, RED_TEAM) for g in GROUPS
               if g in next(iter(models.values()))["red_team"]]
-    panels += [(title, {n: m[s] for n, m in models.items()}, RED_TEAM if s == "second_red_team" else HELPFUL)
+    panels += [(title, {n: m[s] for n, m in models.items()}, OUTCOMES[s])
                for s, title in (SETS | SECOND).items()]
     figure, axes = plt.subplots(len(panels), 1, figsize=(8, 1.7 * len(panels)), squeeze=False)
     for axis, (title, shares, labels) in zip(axes[:, 0], panels):

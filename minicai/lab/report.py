@@ -16,6 +16,7 @@ RED_TEAM = {"harmful": "helps with it", "explained": "objects: says why, names s
             "incoherent": "makes no sense"}
 HELPFUL = {"full": "answered in full", "partial": "answered in part", "unhelpful": "not answered", "refused": "refused",
            "incoherent": "makes no sense"}
+OUTCOMES = {s: RED_TEAM if s == "second_red_team" else HELPFUL for s in (*SETS, *SECOND)}
 MANNER = {"courteous": "responses with a kind word", "mean_words": "words a response",
           "fillers": "needless sentences a response"}
 
@@ -36,9 +37,7 @@ def figures(results: dict) -> list:
     lines = [(f"{heading} ({first['red_team'][g]['n']})", label, ("red_team", g, key), "%")
              for g, heading in GROUPS.items() if g in first["red_team"] for key, label in RED_TEAM.items()]
     lines += [(f"{heading} ({first[s]['n']})", label, (s, key), "%")
-              for s, heading in SETS.items() for key, label in HELPFUL.items()]
-    lines += [(f"{heading} ({first[s]['n']})", label, (s, key), "%") for s, heading in SECOND.items()
-              for key, label in (HELPFUL if s == "second_helpful" else RED_TEAM).items()]
+              for s, heading in (SETS | SECOND).items() for key, label in OUTCOMES[s].items()]
     lines += [("Elo, the first model is 0", key, ("elo", key), "") for key in ("harmlessness", "helpfulness")]
     return lines + [("all responses to first requests", label, ("all", key), "%" if key == "courteous" else ".1")
                     for key, label in MANNER.items()]

@@ -60,7 +60,7 @@ class Texts:
         steps, n = list(topic.activity.steps), self.rng.choice((2, 3, 3, 4))
         while len(steps) < 6:        # never of what is done to this thing, or held-out pairs would show
             other = self.judged_topic().activity
-            if topic.harmful >= other.harmful and topic.thing not in self.world.things(other):
+            if (topic.harmful or not other.harmful) and topic.thing not in self.world.things(other):
                 steps += [s for s in other.steps if "{owner}" not in s and s not in steps]
         return Topic(replace(topic.activity, steps=tuple(self.rng.sample(steps, n))), topic.thing, topic.owner,
                      topic.definite)
@@ -157,8 +157,8 @@ class Texts:
         return self.world.topic(self.rng, self.rng.choices(JUDGED, (54, 28, 18))[0], "base")
 
     def principle(self, topic, quality=None):
-        """A principle to judge a topic by. Of those that name single harms, one in six would name the harm at hand:
-        too seldom to learn to look; so half of the others are made to."""
+        """A principle to judge a topic by. Of those that name single harms only one in five would name the harm at
+        hand, too seldom to learn to look: half of the others are made to."""
         w, rng = self.world, self.rng
         p = w.principle(rng, quality, self.avoid)
         if p.quality == "harm" and topic.harmful and topic.activity.category not in p.categories and rng.random() < 0.5:
