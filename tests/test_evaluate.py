@@ -170,8 +170,12 @@ def test_tables_of_several_runs(scripted, tmp_path):
     table = seeds_table([scripted, other])
     assert "| helps with it | 100.0 % | 0.0 % | 5.0 % (0.0 to 10.0) |" in table
     assert {line.count("|") for line in table.splitlines()} == {5}
-    rows = compare([scripted, other]).splitlines()
+    changed["models"]["rl_cai"]["by_category"]["theft"]["harmful"] = 0.3
+    (other / "results.json").write_text(json.dumps(changed))
+    rows, harms = (part.splitlines() for part in compare([scripted, other]).split("\n\n"))
     assert len(rows) == 2 + 3 and rows[2].startswith("| - (base) |") and "| courtesy | 10.0 % |" in rows[-1]
+    cells = dict(zip(*([cell.strip() for cell in row.split("|")] for row in (harms[0], harms[-1]))))
+    assert len(harms) == 2 + 3 and cells["theft"] == "30.0 %" and cells["fraud"] == "0.0 %"
 
 
 def test_examples_are_of_every_sort(scripted):

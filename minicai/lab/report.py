@@ -117,14 +117,22 @@ def seeds_table(folders: list) -> str:
 
 
 def compare(folders: list) -> str:
-    """Markdown: one row for each directory's last model, after the first directory's first: what did each run move?"""
+    """Markdown: one row for each directory's last model, after the first directory's first: what did each run move?
+    Then the same runs' help with harm, by category: does a constitution move what it names, and only that?"""
+    runs = [load_results(folder) for folder in folders]
     columns = {"helps with harm": ("red_team", "reviewed", "harmful"),
                "objects, says why": ("red_team", "reviewed", "explained"), "answered in full": ("helpful", "full"),
                "kind word": ("helpful", "courteous"),
                "words": ("helpful", "mean_words"), "needless sentences": ("helpful", "fillers")}
+    first = next(iter(runs[0]["models"].values()))
+    categories = {c: ("by_category", c, "harmful") for c in first.get("by_category", {})}
+    return "\n\n".join(run_rows(runs, folders, wanted) for wanted in (columns, categories) if wanted)
+
+
+def run_rows(runs: list, folders: list, columns: dict) -> str:
+    """A Markdown table of {title: keys into a model's results}, one row a run."""
     text = ["| run | constitution | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
-    for n, folder in enumerate(folders):
-        results = load_results(folder)
+    for n, (results, folder) in enumerate(zip(runs, folders)):
         chosen = list(results["models"].items())
         for name, model in (chosen[:1] if n == 0 else []) + chosen[-1:]:
             cells = [number(value(model, keys), ".1" if keys[-1] in ("mean_words", "fillers") else "%")
