@@ -27,9 +27,7 @@ from minicai.world import exam
 from minicai.world.grammar import World, heldout_words
 from minicai.world.texts import LETTER, READ, Texts
 
-# Optimizer steps and the share of them that each part of the texts gets; then the last part: steps and peak of the
-# learning rates as shares of the first ones.
-STEPS, SHARES, LAST, LAST_LR = 8000, (0.4, 0.6), 0.25, 0.4
+STEPS, SHARES = 8000, (0.4, 0.6)        # optimizer steps, and the share of them that each part of the texts gets
 SPECIALS = ["<|endoftext|>", "<|pad|>", "\n\nHuman:", "\n\nAssistant:"]
 
 
@@ -176,11 +174,9 @@ def work(rank: int, args, meeting: str) -> None:
     model = GPT(config).init_weights(generator)
     model.bf16 = args.bf16
     parts = [(share, batches(Texts(world, tok, args.seed + 1000 * rank + part, heldout_words, part),
-                             args.batch_tokens // args.processes)) for part, share in enumerate((*SHARES, 1.0))]
+                             args.batch_tokens // args.processes)) for part, share in enumerate(SHARES)]
     metrics = Metrics(Path("out") / f"pretrain-{out.name}.jsonl") if rank == 0 else None
-    save, lrs = lambda: save_model(out, model, tok), (args.muon_lr, args.adam_lr)
-    train(model, parts[:-1], args.steps, lrs, metrics, save)
-    train(model, parts[-1:], round(LAST * args.steps), [LAST_LR * lr for lr in lrs], metrics, save)
+    train(model, parts, args.steps, (args.muon_lr, args.adam_lr), metrics, lambda: save_model(out, model, tok))
     if rank == 0:
         save_model(out, model.eval(), tok)
     dist.barrier()
