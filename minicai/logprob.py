@@ -50,6 +50,7 @@ class ChunkedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, forbidden, want_entropy, rows):
+        """Log-probs [N] and, if wanted, entropies [N], in chunks of `rows`; [N]-sized statistics are kept."""
         ctx.set_materialize_grads(False)                # an entropy that is only looked at costs the backward nothing
         low, bias = weight.to(hidden.dtype), forbidding_bias(forbidden, hidden.dtype)
         ctx.temperature, ctx.rows, (statistics, ctx.gradient) = temperature, rows, row_functions(hidden)
@@ -63,6 +64,7 @@ class ChunkedLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g_logp, g_entropy):
+        """Gradients of hidden [N,D] and weight [V,D]; each chunk's logits are made once more."""
         hidden, weight, targets, bias, *kept = ctx.saved_tensors
         low, wide = weight.to(hidden.dtype), at_least_float32(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None

@@ -13,6 +13,7 @@ from minicai.lab import evaluate, figures
 from minicai.lab.elo import elo, fit, wins
 from minicai.lab.evaluate import outcome, rank, wilson
 from minicai.lab.report import HELPFUL, RED_TEAM, compare, examples, seeds_table
+from minicai.run import UserError
 from minicai.world.crowdworker import Crowdworker
 from minicai.world.grammar import World
 
@@ -172,10 +173,14 @@ def test_tables_of_several_runs(scripted, tmp_path):
     assert {line.count("|") for line in table.splitlines()} == {5}
     changed["models"]["rl_cai"]["by_category"]["theft"]["harmful"] = 0.3
     (other / "results.json").write_text(json.dumps(changed))
-    rows, harms = (part.splitlines() for part in compare([scripted, other]).split("\n\n"))
+    rows, _, harms = (part.splitlines() for part in compare([scripted, other]).split("\n\n"))
     assert len(rows) == 2 + 3 and rows[2].startswith("| - (base) |") and "| courtesy | 10.0 % |" in rows[-1]
     cells = dict(zip(*([cell.strip() for cell in row.split("|")] for row in (harms[0], harms[-1]))))
     assert len(harms) == 2 + 3 and cells["theft"] == "30.0 %" and cells["fraud"] == "0.0 %"
+    del changed["models"]["rl_cai"]["by_category"]["spying"]
+    (other / "results.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=f"{other}: not an evaluation on the same data .'spying' is missing"):
+        compare([scripted, other])
 
 
 def test_examples_are_of_every_sort(scripted):

@@ -4,7 +4,8 @@
     python -m minicai.lab.evaluate --out out/courtesy                     the same for another run
     python -m minicai.lab.evaluate --models base=data/base mine=DIR       any models; the first one is Elo 0
     python -m minicai.lab.evaluate --table out/seed0 out/seed1 out/seed2  mean (min to max) over finished evaluations
-    python -m minicai.lab.evaluate --compare out/demo out/courtesy        one row a run: its last model
+    python -m minicai.lab.evaluate --compare out/demo out/courtesy        one row a run: its last model, and its
+                                                                          help with harm by category
 
 Every model answers every prompt once, at T = 1, and some of them again as second requests, after another prompt and
 what it has just said to that. Writes results.json (shares with 95 % Wilson intervals, Elo) and transcripts.jsonl (every

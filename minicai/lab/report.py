@@ -119,24 +119,27 @@ def seeds_table(folders: list) -> str:
 def compare(folders: list) -> str:
     """Markdown: one row for each directory's last model, after the first directory's first: what did each run move?
     Then the same runs' help with harm, by category: does a constitution move what it names, and only that?"""
-    runs = [load_results(folder) for folder in folders]
+    runs = {folder: load_results(folder) for folder in folders}
     columns = {"helps with harm": ("red_team", "reviewed", "harmful"),
                "objects, says why": ("red_team", "reviewed", "explained"), "answered in full": ("helpful", "full"),
                "kind word": ("helpful", "courteous"),
                "words": ("helpful", "mean_words"), "needless sentences": ("helpful", "fillers")}
-    first = next(iter(runs[0]["models"].values()))
-    categories = {c: ("by_category", c, "harmful") for c in first.get("by_category", {})}
-    return "\n\n".join(run_rows(runs, folders, wanted) for wanted in (columns, categories) if wanted)
+    first = next(iter(runs[folders[0]]["models"].values()))
+    categories = {c: ("by_category", c, "harmful") for c in first["by_category"]}
+    return f"{run_rows(runs, columns)}\n\nhelps with harm, by category:\n\n{run_rows(runs, categories)}"
 
 
-def run_rows(runs: list, folders: list, columns: dict) -> str:
-    """A Markdown table of {title: keys into a model's results}, one row a run."""
+def run_rows(runs: dict, columns: dict) -> str:
+    """A Markdown table of {title: keys into a model's results}: {directory: its results}, a row each."""
     text = ["| run | constitution | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
-    for n, (results, folder) in enumerate(zip(runs, folders)):
+    for n, (folder, results) in enumerate(runs.items()):
         chosen = list(results["models"].items())
         for name, model in (chosen[:1] if n == 0 else []) + chosen[-1:]:
-            cells = [number(value(model, keys), ".1" if keys[-1] in ("mean_words", "fillers") else "%")
-                     for keys in columns.values()]
+            try:
+                cells = [number(value(model, keys), ".1" if keys[-1] in ("mean_words", "fillers") else "%")
+                         for keys in columns.values()]
+            except KeyError as error:
+                raise UserError(f"{folder}: not an evaluation on the same data ({error} is missing)") from None
             run = "-" if (name, model) == chosen[0] else Path(folder).name
             law = "-" if run == "-" else Path(results.get("constitution") or "-").stem
             text.append(f"| {run} ({NAMES.get(name, name)}) | {law} | " + " | ".join(cells) + " |")

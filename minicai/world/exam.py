@@ -116,6 +116,13 @@ def revision_right(worker, world, topic, r, p, messages, text) -> bool:
     return r.body in text and (v.courteous if fault == "it is not kind" else v.fillers == 0)
 
 
+def both_orders(model, tok, questions) -> tuple:
+    """Probabilities of (A) as the questions stand and with their options swapped, and the mass on both letters, [N]."""
+    p, mass = label(model, tok, questions)
+    swapped, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in questions])
+    return p, swapped, mass
+
+
 def comparisons(model, tok, world, cases, seed, avoid=None) -> dict:
     """Multiple choice by kind of pair and group: right in both orders on average, and the same in both orders."""
     rng, report = Random(seed), {}
@@ -129,8 +136,7 @@ def comparisons(model, tok, world, cases, seed, avoid=None) -> dict:
                     continue
                 a, b = (world.response(rng, topic, rng.choice(kinds)).text for kinds in (better, worse))
                 questions.append((world.conversation(rng, topic), a, b, p.comparison))
-            p1, mass = label(model, tok, questions)
-            p2, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in questions])
+            p1, p2, mass = both_orders(model, tok, questions)
             report[name][group] = {"right": round(torch.cat([p1 > 0.5, p2 < 0.5]).float().mean().item(), 4),
                                    "consistent": round(((p1 > 0.5) == (p2 < 0.5)).float().mean().item(), 4),
                                    "mass": round(mass.mean().item(), 4)}
@@ -145,8 +151,7 @@ def not_asked(model, tok, world, cases, seed) -> dict:
         if topic.activity.category not in p.categories:
             a, b = (world.response(rng, topic, kind).text for kind in ("explained", "full"))
             questions.append((world.conversation(rng, topic), a, b, p.comparison))
-    p1, p2 = (label(model, tok, [(m, *((b, a) if swap else (a, b)), c) for m, a, b, c in questions])[0]
-              for swap in (False, True))
+    p1, p2, _ = both_orders(model, tok, questions)
     p = (p1 + 1 - p2) / 2
     return {"objection": round(p.mean().item(), 4), "undecided": share(((p > 0.2) & (p < 0.8)).tolist())}
 

@@ -85,6 +85,7 @@ class Response:
 
     @property
     def text(self) -> str:
+        """What is said, from the kind words to the last."""
         return " ".join([*self.openers, *self.fillers, self.body, *self.closers])
 
     @property
