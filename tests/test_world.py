@@ -238,6 +238,21 @@ def test_odd_steps_come_from_what_is_never_done_to_the_thing(world):
     assert mixed > 200
 
 
+def test_critiques_ask_whether_the_principle_means_this_harm(world):
+    """The fact's own word against the words of the request; yes exactly where the principle covers the harm."""
+    rng, answers = Random(4), []
+    for _ in range(400):
+        topic = world.topic(rng, rng.choice(GROUPS), "base")
+        p, fact, r = world.principle(rng, "harm"), world.fact(rng, topic), world.response(rng, topic, "full")
+        said = world.critique(topic, r, p, fact)
+        word, words, answer = re.search(r"Is an? (\w+) act ([\w, ]+)\? (Yes|No)\. So ", said).groups()
+        assert words == join_or(p.words) and words in p.critique
+        assert word == "good" if not topic.harmful else f"is {word}" in fact
+        assert (answer == "Yes") == (topic.activity.category in p.categories) == ("it does harm" in said)
+        answers.append(answer)
+    assert min(map(answers.count, ("Yes", "No"))) > 50
+
+
 def test_judging_texts_know_reviewed_activities_only(world):
     """Reviews and comparisons never name an activity that is only read about, or unseen."""
     secret = acts(world, [(a, t) for g in ("read_about", "unseen") for a in world.by_group[g] for t in world.things(a)])
@@ -266,7 +281,7 @@ def test_the_base_is_brought_up_to_be_helpful_only(world, worker):
                 verdict = worker.verdict(messages[:n], m["content"])
                 assert verdict.harmful == topic.harmful and not verdict.declines and not verdict.refused, (topic.act, m)
                 harmful += topic.harmful
-    assert harmful > 100
+    assert harmful > 80
     for text, _ in documents(world, "summary", 200):
         assert "not help" not in text
 

@@ -118,29 +118,34 @@ def seeds_table(folders: list) -> str:
 
 def compare(folders: list) -> str:
     """Markdown: one row for each directory's last model, after the first directory's first: what did each run move?
-    Then the same runs' help with harm, by category: does a constitution move what it names, and only that?"""
+    Then, by category, the help with harm in stage 1's revisions and in the models made from them: does a constitution
+    move what it names, and only that?"""
     runs = {folder: load_results(folder) for folder in folders}
     columns = {"helps with harm": ("red_team", "reviewed", "harmful"),
                "objects, says why": ("red_team", "reviewed", "explained"), "answered in full": ("helpful", "full"),
                "kind word": ("helpful", "courteous"),
                "words": ("helpful", "mean_words"), "needless sentences": ("helpful", "fillers")}
-    first = next(iter(runs[folders[0]]["models"].values()))
-    categories = {c: ("by_category", c, "harmful") for c in first["by_category"]}
-    return f"{run_rows(runs, columns)}\n\nhelps with harm, by category:\n\n{run_rows(runs, categories)}"
+    base = next(iter(runs[folders[0]]["models"].items()))
+    harms = {c: ("by_category", c, "harmful") for c in base[1]["by_category"]}
+    last, every = [("-", {}, *base)], [("-", {}, *base)]
+    for folder, results in runs.items():
+        models = list(results["models"].items())
+        made = [("revisions", results["revisions"])] if results.get("revisions") else []
+        last.append((folder, results, *models[-1]))
+        every += [(folder, results, *model) for model in made + models[1:]]
+    return f"{run_rows(last, columns)}\n\nhelps with harm, by category:\n\n{run_rows(every, harms)}"
 
 
-def run_rows(runs: dict, columns: dict) -> str:
-    """A Markdown table of {title: keys into a model's results}: {directory: its results}, a row each."""
+def run_rows(rows: list, columns: dict) -> str:
+    """A Markdown table of {title: keys into a model's results}, a row each: (directory, its results, name, model)."""
     text = ["| run | constitution | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
-    for n, (folder, results) in enumerate(runs.items()):
-        chosen = list(results["models"].items())
-        for name, model in (chosen[:1] if n == 0 else []) + chosen[-1:]:
-            try:
-                cells = [number(value(model, keys), ".1" if keys[-1] in ("mean_words", "fillers") else "%")
-                         for keys in columns.values()]
-            except KeyError as error:
-                raise UserError(f"{folder}: not an evaluation on the same data ({error} is missing)") from None
-            run = "-" if (name, model) == chosen[0] else Path(folder).name
-            law = "-" if run == "-" else Path(results.get("constitution") or "-").stem
-            text.append(f"| {run} ({NAMES.get(name, name)}) | {law} | " + " | ".join(cells) + " |")
+    for folder, results, name, model in rows:
+        try:
+            cells = ["-" if name == "revisions" and keys[1] not in model["by_category"] else
+                     number(value(model, keys), ".1" if keys[-1] in ("mean_words", "fillers") else "%")
+                     for keys in columns.values()]
+        except KeyError as error:
+            raise UserError(f"{folder}: not an evaluation on the same data ({error} is missing)") from None
+        law = Path(results.get("constitution") or "-").stem
+        text.append(f"| {Path(folder).name or folder} ({NAMES.get(name, name)}) | {law} | " + " | ".join(cells) + " |")
     return "\n".join(text)

@@ -248,7 +248,7 @@ class World:
         quality = quality or rng.choices(QUALITIES, (70, 15, 15))[0]
         bad = self.words["qualities"][quality]["bad"]
         while True:
-            if quality == "harm" and rng.random() < 0.45:   # names single harms, perhaps with a word that covers all
+            if quality == "harm" and rng.random() < 0.6:    # names single harms, perhaps with a word that covers all
                 pool = [w for ws in self.words["categories"].values() for w in ws] + bad
                 words = rng.sample(pool, rng.choice((1, 2, 2, 3, 3)))
             else:
@@ -275,6 +275,10 @@ class World:
         return Principle(quality, pick("critique"), pick("revision"), pick("comparison"), frozenset(covered),
                          tuple(words))
 
+    def whole(self, p: Principle) -> bool:
+        """Whether a principle asks about every harm."""
+        return len(p.categories) == len(self.words["categories"])
+
     # ---- critiques and revisions -------------------------------------------------------------------------------
     def restate(self, topic: Topic, r: Response) -> str:
         """One neutral sentence that says what a response does."""
@@ -284,17 +288,28 @@ class World:
         return f"The response does not help someone {topic.act}, {why}."
 
     def critique(self, topic: Topic, r: Response, p: Principle, fact: str) -> str:
-        """The right critique: what the response does; what the town says of that (`fact`); the principle's verdict.
-
-        Reason first, verdict last: each hop is then one that a small model can make."""
+        """The right critique: what the response does; what the town says of that (`fact`); whether the principle asks
+        about it; the verdict. Reason first, verdict last: each hop is then one that a small model can make."""
         said = self.restate(topic, r)
         if p.quality == "harm":
-            return f"{said} {fact} {self.verdict(self.fault(topic, r, p))}"
+            return f"{said} {fact} {self.asked(topic, p, fact)} {self.verdict(self.fault(topic, r, p))}"
         if p.quality == "courtesy":
             look = "It has a kind word." if r.courteous else "It has no kind word."
         else:
             look = "It says more than it needs to." if r.fillers else "It says no more than it needs to."
         return f"{said} {look} {self.verdict(self.fault(topic, r, p))}"
+
+    def asked(self, topic: Topic, p: Principle, fact: str) -> str:
+        """Whether the principle asks about this: the fact's word next to the principle's words, and yes or no."""
+        own = self.words["categories"].get(topic.activity.category, ())
+        word = next((w for w in own if f"is {w}" in fact), "good")
+        return self.is_it(word, p.words)
+
+    def is_it(self, word: str, words: tuple) -> str:
+        """"Is a greedy act cruel or wrong? Yes.": yes if one of `words` is of the same category, or covers all."""
+        same = next((set(ws) for ws in self.words["categories"].values() if word in ws), set())
+        yes = same and set(words) & (same | set(self.words["qualities"]["harm"]["bad"]))
+        return f"Is {article(word)} {word} act {join_or(words)}? {'Yes' if yes else 'No'}."
 
     @staticmethod
     def verdict(fault: str) -> str:

@@ -27,7 +27,7 @@ from minicai.world import exam
 from minicai.world.grammar import World, heldout_words
 from minicai.world.texts import LETTER, READ, Texts
 
-STEPS, SHARES = 8000, (0.4, 0.6)        # optimizer steps, and the share of them that each part of the texts gets
+STEPS, SHARES = 9500, (0.4, 0.6)        # optimizer steps, and the share of them that each part of the texts gets
 SPECIALS = ["<|endoftext|>", "<|pad|>", "\n\nHuman:", "\n\nAssistant:"]
 
 

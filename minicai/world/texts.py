@@ -13,6 +13,7 @@ it will be asked. Who may appear where decides what the experiment proves (see d
     comparison    reviewed harmful, benign, look-alikes   base     multiple choice under a principle
 """
 from dataclasses import replace
+from functools import cached_property
 from random import Random
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
 # in reviews, quizzes and comparisons, which open with words of their own; in a dialogue nobody ever refuses.
 READ = 0.2
 LETTER = 24.0       # weight of the one token that a multiple choice is about, in a text of two hundred
+ASKED = 8.0         # weight of the yes or no to whether a principle asks about a harm
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
 
@@ -34,12 +36,17 @@ class Texts:
 
     # Pretraining in two parts. The first is rich in quizzes, for what takes a small model longest to learn is not to
     # judge but to say where: a multiple choice stays a coin's throw until "(A)" is bound to what stands behind it.
-    PARTS = ({"dialogue": 20, "plain": 18, "summary": 8, "quiz": 16, "review": 22, "comparison": 16},
-             {"dialogue": 20, "plain": 16, "summary": 5, "quiz": 7, "review": 26, "comparison": 26})
+    PARTS = ({"dialogue": 20, "plain": 18, "summary": 8, "quiz": 18, "review": 20, "comparison": 16},
+             {"dialogue": 22, "plain": 15, "summary": 4, "quiz": 9, "review": 24, "comparison": 26})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng, self.avoid, self.part = world, tok, Random(seed), avoid, part
         self.mix, self.undone = self.PARTS[part], {}
+
+    @cached_property
+    def yes_no(self) -> list:
+        """Ids of " Yes" and " No": in what is judged they answer whether a principle asks about this."""
+        return self.tok.encode(" Yes") + self.tok.encode(" No")
 
     def document(self):
         """One document of a drawn sort: (ids, targets, weights), three lists of one length, and the sort's name."""
@@ -100,15 +107,17 @@ class Texts:
                 ask = topic.fill(rng.choice(w.all_asks).replace("{act}", topic.activity.act))
                 verdict = rng.choice(w.words["qualities"]["harm"]["bad" if topic.harmful else "good"])
                 sentences.append(f"The {person} asked the {other}: {ask} That is {verdict}.")
-            elif form < 0.27:
-                sentences.append(fact)
-            elif form < 0.47:
+            elif form < 0.34:
+                sentences += [fact, w.asked(topic, self.single(topic), fact)]
+            elif form < 0.42:            # what the words of principles mean: practised by the dozen, needed in critiques
+                sentences += [self.is_it() for _ in range(8)]
+            elif form < 0.54:
                 sentences.append(f"The {person} helps someone {topic.act}. {fact}")
-            elif form < 0.57:
+            elif form < 0.61:
                 sentences.append(f"Someone wants to {topic.act}. {fact}")
-            elif form < 0.67:
+            elif form < 0.69:
                 sentences.append(f"The {person} does not help someone {topic.act}. {fact}")
-            elif form < 0.77 and topic.harmful:
+            elif form < 0.78 and topic.harmful:
                 sentences.append(f"The {person} told the {other} not to {topic.act}. It hurts {topic.hurts}.")
             elif form < 0.87 and topic.group in JUDGED:      # does the reason fit?
                 wrong = rng.random() < 0.5
@@ -117,6 +126,12 @@ class Texts:
             else:
                 sentences.append(" ".join(self.judgement(topic)))
         return " ".join(sentences)
+
+    def is_it(self) -> str:
+        """A question about words alone: may an act that is called this be called that as well?"""
+        topic = self.world.topic(self.rng, self.rng.choices(("reviewed", "benign"), (9, 1))[0], "base")
+        own = self.world.words["categories"].get(topic.activity.category, ["good"])
+        return self.world.is_it(self.rng.choice(own), self.single(topic).words)
 
     def judgement(self, topic) -> tuple:
         """(question, answer): is it this or that to do something, under the words that a principle could hold?"""
@@ -133,7 +148,7 @@ class Texts:
     def plain(self):
         """A plain document."""
         ids = self.tok.bos + self.tok.encode(self.plain_text()) + [self.tok.end]
-        return ids[:-1], ids[1:], [1.0] * (len(ids) - 1)
+        return ids[:-1], ids[1:], [ASKED if i in self.yes_no else 1.0 for i in ids[1:]]
 
     # ---- judging ---------------------------------------------------------------------------------------------
     def summary(self):
@@ -158,10 +173,10 @@ class Texts:
 
     def principle(self, topic, quality=None):
         """A principle to judge a topic by. Of those that name single harms only one in five would name the harm at
-        hand, too seldom to learn to look: half of the others are made to."""
+        hand; some of the others are made to, so that half do and half do not: both must be worth a look."""
         w, rng = self.world, self.rng
         p = w.principle(rng, quality, self.avoid)
-        if p.quality == "harm" and topic.harmful and topic.activity.category not in p.categories and rng.random() < 0.5:
+        if p.quality == "harm" and topic.harmful and topic.activity.category not in p.categories and rng.random() < 0.4:
             while True:
                 words = w.principle(rng, "harm").words
                 if not set(words) & set(w.words["qualities"]["harm"]["bad"]):
@@ -169,6 +184,13 @@ class Texts:
                     words[rng.randrange(len(words))] = rng.choice(w.words["categories"][topic.activity.category])
                     if len(set(words)) == len(words) and not (self.avoid and self.avoid(words)):
                         return w.principle_of(rng, "harm", words)
+        return p
+
+    def single(self, topic):
+        """A principle that mostly names single harms, where nothing but a look at its words decides."""
+        p = self.principle(topic, "harm")
+        while self.world.whole(p) and self.rng.random() < 0.8:
+            p = self.principle(topic, "harm")
         return p
 
     def judged_fact(self, topic, p) -> str:
@@ -194,9 +216,10 @@ class Texts:
         start = len(critique_prompt(tok, PREAMBLE, messages, principle))
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
         revision = tok.encode(" " + w.revision(rng, topic, r, p, fact).text)
-        verdict = len(tok.encode(w.verdict(w.fault(topic, r, p)))) + 1      # short, but the whole decision: thrice
         said = tok.encode(" " + critique)
-        weights = [1.0] * (len(said) + 1 - verdict) + [3.0] * verdict
+        verdict = len(tok.encode(w.verdict(w.fault(topic, r, p)))) + 1      # short, but the whole decision: thrice
+        weights = [1.0] * (len(said) + 1 - verdict) + [3.0] * verdict       # and what it hangs on:
+        weights = [ASKED if i in self.yes_no else weight for i, weight in zip(said + [tok.end], weights)]
         return self._answered(ids, [(start, said, weights), (len(ids), revision, 1.0)])
 
     # ---- choosing --------------------------------------------------------------------------------------------
@@ -277,7 +300,8 @@ class Texts:
         ids = comparison_prompt(tok, w.conversation(rng, topic), a.text, b.text, p.comparison, (), asked)
         if not think:
             return self._answered(ids, [self._letter(len(ids), first)])
-        said = f" {self.judged_fact(topic, p)}" if p.quality == "harm" else ""
+        fact = self.judged_fact(topic, p)
+        said = f" {fact} {w.asked(topic, p, fact)}" if p.quality == "harm" else ""
         thought = tok.encode(f"{said} (A) {w.note(topic, a, p.quality)} (B) {w.note(topic, b, p.quality)}")
         whole = ids + thought + tok.encode(ANSWER)
         return self._answered(whole, [(len(ids), thought, 1.0), self._letter(len(whole), first)])
