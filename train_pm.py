@@ -12,13 +12,12 @@ from pathlib import Path
 
 import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from minicai.checkpoint import load_model, save_scalar
 from minicai.constitution import load_constitution
 from minicai.critique import respond, sampler
-from minicai.data import batches_by_length, check_room, fitting, pad_right, read_comparisons, read_prompts
+from minicai.data import batches_by_length, check_room, fitting, pad_right, read_comparisons, read_prompts, split
 from minicai.feedback import ANSWER, THINK, comparison_prompt, few_shot_prefix, label
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
 from minicai.run import (Metrics, Resume, UserError, descend, friendly_main, lr_schedule, machine_flags, set_up, tally,
@@ -44,10 +43,10 @@ def arguments(argv=None):
     a("--min-mass", type=float, default=0.1, help="leave a label out if P(A) + P(B) is less: not understood")
     a("--no-few-shot", action="store_true", help="leave the constitution's worked comparisons out of the question")
     a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
-    a("--max-new", type=int, default=96, help="most tokens of a response")
-    a("--temperature", type=float, default=1.0, help="of sampling the pairs")
+    a("--max-new", type=int, default=96, help="most tokens of a response, and of a chain of thought")
+    a("--temperature", type=float, default=1.0, help="of sampling the pairs, and of thinking")
     a("--held-out", type=float, default=0.1, help="share of the dialogues kept for measuring")
-    a("--epochs", type=int, default=1, help="passes over the comparisons (1 in the paper)")
+    a("--epochs", type=int, default=1, help="passes over the comparisons")
     a("--batch", type=int, default=32, help="comparisons an optimizer step")
     a("--micro", type=int, default=32, help="comparisons a forward; bounds memory, gradients add up to the same")
     a("--lr", type=float, default=1e-3, help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
@@ -59,12 +58,12 @@ def arguments(argv=None):
 @friendly_main
 def main(argv=None):
     args, started = arguments(argv), time.time()
-    out, rng = Path(args.out), random.Random(args.seed)
-    device, generator = set_up(args)
+    out, rng, (device, generator) = Path(args.out), random.Random(args.seed), set_up(args)
 
     # 1. Read and check everything that can be wrong before a model is built.
     constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model)
-    prefix = () if args.no_few_shot else few_shot_prefix(tok, constitution.few_shot_comparison, rng)
+    shots = [] if args.no_few_shot else constitution.few_shot_comparison
+    prefix = few_shot_prefix(tok, shots, rng, args.chain_of_thought)
     if not (tok.spec == Tokenizer.load(args.feedback_model).spec == Tokenizer.load(args.init).spec):
         raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one tokenizer")
     dialogues, human = read_prompts(args.red_team, tok, args.max_prompt), read_comparisons(args.human)
@@ -74,8 +73,9 @@ def main(argv=None):
     human = human[:args.human_limit]
     asked = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER)) for c in constitution.comparisons)
     check_room(args.feedback_model, asked + args.max_prompt + (2 + args.chain_of_thought) * args.max_new, prefix)
+    for directory in (args.model, args.init):
+        check_room(directory, args.max_prompt + args.max_new, ())
     resume = Resume(args)
-    metrics = Metrics(out / "metrics.jsonl", resume.steps)
     # 2. to 4. Comparisons, unless this run has been killed and had them.
     if resume.data is None:
         resume.data = make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator)
@@ -84,13 +84,13 @@ def main(argv=None):
     # 5. Train from the pretrained trunk with a fresh head.
     trunk, _ = load_model(args.init, device, args.dtype)
     trunk.checkpointing = args.checkpointing
-    head = nn.Linear(trunk.config.width, 1, bias=False)
-    nn.init.normal_(head.weight, std=trunk.config.width ** -0.5, generator=generator)
+    head = torch.nn.Linear(trunk.config.width, 1, bias=False)
+    torch.nn.init.normal_(head.weight, std=trunk.config.width ** -0.5, generator=generator)
     pm = PreferenceModel(trunk, head.to(device))
-    train(args, pm, train_set, generator, metrics, resume)
+    train(args, pm, train_set, generator, Metrics(out / "metrics.jsonl", resume.steps), resume)
 
     # 6. Measure on what was held out; fix the unit of the score on SL-CAI's own responses; save.
-    facts = measure(pm, held_out)
+    facts = measure(args, pm, held_out)
     pm.normalise(pm.score_rows(reference))
     save_scalar(out / "pm", pm.trunk, pm.head, tok, shift=pm.shift)
     write_config(out, args, started, **used, **facts)
@@ -104,7 +104,7 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     policy, _ = load_model(args.model, device, args.dtype)
     ask = sampler(policy.freeze(), tok, args.max_new, args.temperature, generator, args.sample_tokens)
     drawn = [m for n in range(0, args.comparisons, len(dialogues)) for m in rng.sample(dialogues, len(dialogues))]
-    drawn = drawn[:args.comparisons]
+    del drawn[args.comparisons:]
     both = respond(ask, tok, drawn + drawn, progress="pairs of responses")
     pairs = list(zip(both[:len(drawn)], both[len(drawn):]))
     n = min(512, len(human), len(both))
@@ -123,6 +123,8 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     ai = [(row["messages"], row["a"], row["b"], row["p_a"]) for row in rows if not row["skipped"]]
     train_ai, test_ai = split(ai, args.held_out, rng)
     train_human, test_human = split([(m, chosen, rejected, 1.0) for m, chosen, rejected in human], args.held_out, rng)
+    if not train_ai + train_human:
+        raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none is left to train on")
     ids_of = lambda comparisons: [(answered(tok, m, a), answered(tok, m, b), p) for m, a, b, p in comparisons]
     return (ids_of(train_ai + train_human), {"ai": ids_of(test_ai), "human": ids_of(test_human)},
             [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference],
@@ -130,8 +132,9 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
 
 
 def answered(tok, messages, text):
-    """The ids of a dialogue and an answer to it, end token included: what the preference model reads."""
-    return tok.encode_chat(messages + [{"role": "assistant", "content": text}])[0]
+    """The ids of a dialogue and an answer to it, up to its end token: what the preference model reads."""
+    ids, says = tok.encode_chat(messages + [{"role": "assistant", "content": text}])
+    return ids[:len(says) - says[::-1].index(1)]            # a format may put a line break behind the end token
 
 
 def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator):
@@ -153,14 +156,6 @@ def show_labels(rows):
     for row in rows:
         print(f"\nHuman: {row['messages'][-1]['content']}\n  (A) {row['a']}\n  (B) {row['b']}\n"
               f"  {row['principle'].strip()}  ->  P(A) = {row['p_a']:.2f}")
-    print()
-
-
-def split(comparisons, share, rng):
-    """(train, held out): all comparisons of one dialogue fall on the same side, so that none is half known."""
-    dialogues = sorted({repr(row[0]) for row in comparisons})
-    held = set(rng.sample(dialogues, max(1, round(share * len(dialogues)))))
-    return [r for r in comparisons if repr(r[0]) not in held], [r for r in comparisons if repr(r[0]) in held]
 
 
 def train(args, pm, comparisons, generator, metrics, resume):
@@ -191,13 +186,13 @@ def pair_loss(pm, comparisons, count):
     return bt_loss(score_a, score_b, p_a) * len(comparisons) / count
 
 
-def measure(pm, held_out):
+def measure(args, pm, held_out):
     """Agreement and calibration on held-out comparisons, printed; the numbers go to config.json."""
-    facts = {}
+    facts, furthest = {}, max(abs(p - 0.5) for p in (args.clamp if args.chain_of_thought else (0, 1)))
     for name, comparisons in held_out.items():
         gap = pm.score_rows([a for a, _, _ in comparisons]) - pm.score_rows([b for _, b, _ in comparisons])
         p = torch.tensor([p for _, _, p in comparisons])
-        share, decided = agreement(gap, p)
+        share, decided = agreement(gap, p, furthest / 2)        # half as far from 1/2 as a label can be
         error, table = calibration(gap, p)
         facts |= {f"{name}_agreement": share, f"{name}_decided": decided, f"{name}_ece": error}
         print(f"\nheld out, {name}: agrees on {share:.1%} of {decided} decided pairs, calibration error {error:.3f}")

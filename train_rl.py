@@ -1,6 +1,6 @@
 """Stage 3, RL-CAI: PPO from SL-CAI against the preference model.
 
-    prompts -> responses -> score - KL price -> advantages -> clipped updates, and again
+    prompts -> responses -> score - KL penalty -> advantages -> clipped updates, and again
 
 (Bai et al. 2022, section 4; design facts in minicai/ppo.py.) Writes rl_cai/ (a model directory), metrics.jsonl,
 rollouts.jsonl (responses and their scores as training goes) and config.json.
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from minicai.checkpoint import load_model, save_model
 from minicai.critique import sampler
-from minicai.data import read_prompts
+from minicai.data import check_room, read_prompts
 from minicai.ppo import PPOConfig, collect, summary, update
 from minicai.preference import PreferenceModel, load_preference_model
 from minicai.run import Metrics, Resume, UserError, friendly_main, lr_schedule, machine_flags, set_up, write_config
@@ -73,8 +73,8 @@ def main(argv=None):
         raise UserError(f"{args.model} and {args.pm} must share one tokenizer")
     red_team, helpful = ([tok.encode_chat(m, generation=True)[0] for m in read_prompts(path, tok, args.max_prompt)]
                          for path in (args.red_team, args.helpful))
+    check_room(args.model, args.max_prompt + args.max_new, ())
     resume = Resume(args)
-    metrics, rollouts = (Metrics(out / name, resume.steps) for name in ("metrics.jsonl", "rollouts.jsonl"))
 
     # 2. The models are of one class. Values come from a network that starts as the preference model, which knows what
     #    a good answer looks like, or from a head on the policy's own trunk. Either head starts at zero: at first it
@@ -91,15 +91,15 @@ def main(argv=None):
     reward_model.requires_grad_(False)
     optimizer = torch.optim.Adam([{"params": policy.parameters(), "lr": args.lr},
                                   {"params": own.parameters(), "lr": args.value_lr}], eps=1e-5)
-    base_lr = [group["lr"] for group in optimizer.param_groups]
     ask = sampler(policy, tok, args.max_new, args.temperature, generator, args.sample_tokens)
     forbidden = tok.forbidden(policy.config.vocab_size).to(device)
+    metrics, rollouts = (Metrics(out / name, resume.steps) for name in ("metrics.jsonl", "rollouts.jsonl"))
 
     # 3. PPO. What a killed run had learned is taken up; the reference is what it was.
     parts = {"policy": policy, "value_model": value_model, "optimizer": optimizer}
     resume.restore(generator, **parts)
     for step in (bar := tqdm(range(resume.steps, args.steps), desc="PPO", initial=resume.steps, total=args.steps)):
-        for group, lr in zip(optimizer.param_groups, base_lr):
+        for group, lr in zip(optimizer.param_groups, (args.lr, args.value_lr)):
             group["lr"] = lr * lr_schedule(step, args.steps, args.warmup)
         prompts = draw(red_team, helpful, args, step)
         rollout = collect(ask, policy, reference, reward_model, value_model, prompts, tok.stop, forbidden, config)

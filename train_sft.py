@@ -43,7 +43,7 @@ def arguments(argv=None):
     a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
     a("--max-new", type=int, default=96, help="most tokens of a response, a critique, a revision")
     a("--temperature", type=float, default=1.0, help="of all sampling; 0 takes the likeliest token")
-    a("--epochs", type=int, default=2, help="passes over the examples (1 in the paper, which has a hundred times more)")
+    a("--epochs", type=int, default=2, help="passes over the examples (1 in the paper, which has 300 times more)")
     a("--batch", type=int, default=16, help="examples an optimizer step")
     a("--micro", type=int, default=16, help="examples a forward; bounds memory, gradients add up to the same")
     a("--lr", type=float, default=1.5e-3, help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
@@ -68,8 +68,8 @@ def main(argv=None):
     asked = max(len(revision_prompt(tok, constitution, [], p, "", shots)) for p in constitution.critiques)
     check_room(args.model, asked + args.max_prompt + 3 * args.max_new, shots)    # + dialogue, response, both answers
     resume = Resume(args)
-    metrics = Metrics(out / "metrics.jsonl", resume.steps)
     model, tok = load_model(args.model, device, args.dtype)
+    metrics = Metrics(out / "metrics.jsonl", resume.steps)
     model.checkpointing = args.checkpointing
     ask = sampler(model, tok, args.max_new, args.temperature, generator, args.sample_tokens)
 
@@ -112,6 +112,8 @@ def join(examples, share, tok, max_prompt, rng):
     alone = list(examples)
     for i in rng.sample(range(len(alone)), round(share * len(alone))):
         (before, said), (messages, ids) = rng.choice(alone), alone[i]
+        if messages[0]["role"] == "system":                 # opens a conversation, and never stands inside one
+            continue
         together = before + [{"role": "assistant", "content": read_answer(tok, said)[0]}] + messages
         if len(tok.encode_chat(together, generation=True)[0]) <= max_prompt:
             examples[i] = together, ids

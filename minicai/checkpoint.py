@@ -151,7 +151,10 @@ def open_weights(directory) -> dict:
     index = Path(directory) / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: not an index of weights ({type(error).__name__}: {error})") from None
     where = {}
     for path in (Path(directory) / name for name in names):
         if not path.is_file():

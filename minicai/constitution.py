@@ -30,12 +30,12 @@ class Constitution:
     critiques: list                     # of Principle
     comparisons: list                   # of str: which of two responses is better?
     few_shot_critique: list             # of str: whole worked critiques and revisions, as text
-    few_shot_comparison: list           # of {"conversation": messages, "principle", "better", "worse"}
+    few_shot_comparison: list           # of {"conversation": messages, "principle", "better", "worse", "thought"}
 
 
 # The schema of our own files; a key with "?" may be left out. Anything else is refused by name: a misspelt key must
 # not quietly leave a principle out.
-SHOT = {"conversation": [dict], "principle": str, "better": str, "worse": str}
+SHOT = {"conversation": [dict], "principle": str, "thought?": str, "better": str, "worse": str}
 SCHEMA = {"name": str, "description?": str, "preamble?": str, "critique_revision": [{"critique": str, "revision": str}],
           "comparison": [str], "few_shot?": {"critique?": [str], "comparison?": [SHOT]}}
 WORKED = ("Human", "Assistant", "CritiqueRequest", "Critique", "RevisionRequest", "Revision")

@@ -118,6 +118,13 @@ def fitting(items: list, lengths: list, limit: int, what: str) -> list:
     return kept
 
 
+def split(comparisons: list, share: float, rng) -> tuple[list, list]:
+    """(train, held out): all comparisons of one dialogue fall on the same side, so that none is half known."""
+    dialogues = sorted({repr(row[0]) for row in comparisons})
+    held = set(rng.sample(dialogues, max(1, round(share * len(dialogues)))))
+    return [r for r in comparisons if repr(r[0]) not in held], [r for r in comparisons if repr(r[0]) in held]
+
+
 def check_room(directory, need: int, shots):
     """Raise UserError unless the directory's model reads `need` tokens at once, worked examples (`shots`) included."""
     have = read_config(directory)[0].max_positions

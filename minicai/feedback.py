@@ -28,14 +28,21 @@ def comparison_prompt(tok, messages: list, a: str, b: str, principle: str, prefi
     return tok.bos + list(prefix) + tok.encode(OPENING) + dialogue[len(tok.bos):] + tok.encode(choice)
 
 
-def few_shot_prefix(tok, shots: list, rng) -> list:
-    """Ids of worked comparisons, each with its own principle and its better response at (A) or (B) by lot (rng)."""
+def few_shot_prefix(tok, shots: list, rng, think: bool = False) -> list:
+    """Ids of worked comparisons, each with its own principle and its better response at (A) or (B) by lot (rng).
+
+    think: for questions that ask for a chain of thought; a shot's "thought" stands before its answer, its {better}
+    and {worse} become letters.
+    """
     prefix = []
     for shot in shots:
         first = rng.random() < 0.5
         a, b = (shot["better"], shot["worse"]) if first else (shot["worse"], shot["better"])
-        asked = comparison_prompt(tok, shot["conversation"], a, b, shot["principle"])[len(tok.bos):]
-        prefix += asked + tok.encode((" (A)" if first else " (B)") + "\n\n")
+        better, worse = ("(A)", "(B)") if first else ("(B)", "(A)")
+        thought = shot.get("thought", "").replace("{better}", better).replace("{worse}", worse)
+        ending = f"{THINK} {thought}{ANSWER}" if think and thought else ANSWER
+        asked = comparison_prompt(tok, shot["conversation"], a, b, shot["principle"], (), ending)[len(tok.bos):]
+        prefix += asked + tok.encode(f" {better}\n\n")
     return prefix
 
 
@@ -50,7 +57,8 @@ def choose(model, tok, prompts: list, budget: int = 16384):
     p_a, mass = torch.empty(len(prompts)), torch.empty(len(prompts))
     for batch in batches_by_tokens([len(p) for p in prompts], budget):
         ids, mask = pad_right([prompts[i] + a[:same] for i in batch], model.head.device)
-        hidden = model(ids)[torch.arange(len(batch), device=ids.device), last_index(mask)]       # [B,C]
+        hidden = model(ids)[torch.arange(len(batch), device=ids.device), last_index(mask)].float()      # [B,C]: in
+        # bfloat16 the logits themselves would be rounded, to 1/16 and more; one row a prompt costs nothing
         logp_a, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], a[same]))      # [B]
         logp_b, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], b[same]))
         p_a[batch] = torch.sigmoid(logp_a - logp_b).float().cpu()       # e^a / (e^a + e^b)

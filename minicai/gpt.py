@@ -151,10 +151,10 @@ class Attention(nn.Module):
         del qk                                                                  # or it would outlive what replaces q, k
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                               # [B, G, S, D]
-        # Grouped queries together with a mask would send a GPU to a slow path that holds all scores [B, H, T, S].
+        # Grouped queries with a mask, or in float32, send a GPU to a slow path that holds all scores [B, H, T, S].
         if T == 1:
             q = q.reshape(B, G, H // G, D)                                      # queries of one key head: as if in time
-        elif mask is not None and G < H:
+        elif G < H and (mask is not None or v.is_cuda and v.dtype == torch.float32):
             k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
         # On a CPU torch's backward of attention is several times slower in bfloat16 than in float32.
         wide = q.device.type == "cpu" and cache is None and v.dtype == torch.bfloat16

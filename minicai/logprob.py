@@ -9,7 +9,8 @@ What happens to the rows between the matrix products is plain torch below; on CU
 Shapes: N tokens, D width, V vocabulary, n rows of a chunk.
 """
 
-import contextlib
+import functools
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -88,15 +89,28 @@ class ChunkedLogprob(torch.autograd.Function):
 
 def row_functions(hidden: torch.Tensor) -> tuple:
     """(row_statistics, row_gradient): Triton's on CUDA where it is installed, elsewhere those below."""
-    if hidden.is_cuda and hidden.dtype != torch.float64:
-        with contextlib.suppress(ImportError):
-            from minicai import logprob_triton          # here, so that nobody without a GPU waits for the import
-            return logprob_triton.row_statistics, logprob_triton.row_gradient
-    return row_statistics, row_gradient
+    kernels = triton_kernels(hidden.device) if hidden.is_cuda and hidden.dtype != torch.float64 else None
+    return (kernels.row_statistics, kernels.row_gradient) if kernels else (row_statistics, row_gradient)
+
+
+@functools.cache
+def triton_kernels(device):
+    """The module logprob_triton, tried on one row, or None where it cannot be used."""
+    try:
+        from minicai import logprob_triton              # here, so that nobody without a GPU waits for the import
+        row = torch.zeros(1, 1, device=device)
+        logprob_triton.row_statistics(row, row[0].long(), 1.0, False)
+        return logprob_triton
+    except ImportError:
+        return None
+    except Exception as error:                          # it builds its launcher with whatever C compiler there is
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"triton cannot be used here ({reason:.200}): log-probs in plain torch", file=sys.stderr)
+        return None
 
 
 def row_statistics(z, targets, temperature: float, want_entropy: bool) -> list[torch.Tensor]:
-    """[logp] or [logp, entropy], each [n], of a chunk's logits z [n, V], which are lost."""
+    """[logp] or [logp, entropy], each [n], of a chunk's logits z [n, V], which may be overwritten."""
     z = scaled(z, temperature)
     all_logp = z.log_softmax(-1)
     logp = all_logp.gather(-1, targets[:, None]).squeeze(-1)
@@ -104,7 +118,10 @@ def row_statistics(z, targets, temperature: float, want_entropy: bool) -> list[t
 
 
 def row_gradient(z, targets, temperature: float, g, ge, entropy=None) -> torch.Tensor:
-    """d loss / d z [n, V], written over z; g, ge [n]: d loss / d logp and / d entropy, over T (ge None: not in it)."""
+    """d loss / d z [n, V] of logits z, which may be overwritten.
+
+    g, ge [n]: d loss / d logp and d loss / d entropy, over T (ge None: entropy is not in the loss).
+    """
     low, z = z.dtype, scaled(z, temperature)
     d = z.softmax(-1)                                                           # p; wanted is
     if ge is None:                                                              # g (onehot - p)

@@ -1,4 +1,4 @@
-"""PPO on language: sample, score, pay the KL price, estimate advantages, update (Schulman et al. 2017, 1707.06347).
+"""PPO on language: sample, score, pay the KL penalty, estimate advantages, update (Schulman et al. 2017, 1707.06347).
 
 Shapes: B batch, T time, N trained tokens of a batch. Index t of a [B,T] array is about token t; `mask` is True where
 the policy sampled that token, so picking `array[mask]` gives the N trained tokens in one flat row, without padding.
@@ -48,21 +48,27 @@ class Rollout(NamedTuple):
     ended: torch.Tensor                 # [B] bool, the response closed with its end token
 
 
-def read(policy, value_model, ids, mask, config, forbidden, entropy: bool = False):
-    """Log-probs, entropies (None unless asked for) and state values (None without a value model) of the tokens that
-    mask picks, [N] each: the one forward of old, new and reference."""
-    hidden = before(policy, ids, mask)
-    logp, entropies = token_logprobs(hidden, policy.head, ids[mask], config.temperature, forbidden, entropy)
+def evaluate_tokens(policy, value_model, ids, at, config, forbidden, entropy: bool = False):
+    """Log-probs, entropies (None unless asked for) and state values (None without a value model) of the tokens `at`
+    (rows [N], columns [N]), [N] each: the one forward of old, new and reference."""
+    hidden = states_before(policy, ids, at)
+    logp, entropies = token_logprobs(hidden, policy.head, ids[at], config.temperature, forbidden, entropy)
     if value_model is None:
         return logp, entropies, None
     # A value head on the policy's own trunk costs no second forward.
-    seen = hidden if value_model.trunk is policy else before(value_model.trunk, ids, mask)
+    seen = hidden if value_model.trunk is policy else states_before(value_model.trunk, ids, at)
     return logp, entropies, value_model.values(seen)
 
 
-def before(trunk, ids, mask):
-    """Hidden states [N,C] from which the tokens that mask picks are predicted, and their states valued."""
-    return trunk(ids)[:, :-1][mask[:, 1:]]
+def states_before(trunk, ids, at):
+    """Hidden states [N,C] from which the tokens `at` are predicted, and which are valued: those one column before."""
+    rows, columns = at
+    return trunk(ids)[rows, columns - 1]
+
+
+def where(mask):
+    """(rows [N], columns [N]) of a mask's True: looked up once and kept, since a GPU has to wait at each look."""
+    return mask.nonzero(as_tuple=True)
 
 
 def chunks(rollout_or_arrays, size: int):
@@ -86,11 +92,12 @@ def collect(ask, policy, reference, reward_model, value_model, prompts, stop, fo
     # 1. All models read the same ids. What they say of the picked tokens comes as one flat array in the order of the
     #    rows, so writing it to `mask` of a [B,T] array puts every number back at its token.
     logp, ref_logp, values = (torch.zeros(ids.shape, device=device) for _ in range(3))
-    parts = list(chunks((ids, mask), config.micro))
-    now = [read(policy, value_model, *part, config, forbidden) for part in parts]
+    parts = [(some, m, where(m)) for some, m in chunks((ids, mask), config.micro)]
+    now = [evaluate_tokens(policy, value_model, some, at, config, forbidden) for some, _, at in parts]
     logp[mask], values[mask] = torch.cat([n[0] for n in now]), torch.cat([n[2].float() for n in now])
-    ref_logp[mask] = torch.cat([read(reference, None, *part, config, forbidden)[0] for part in parts])
-    scores = torch.cat([reward_model.score(*part).float() for part in parts])
+    ref_logp[mask] = torch.cat([evaluate_tokens(reference, None, some, at, config, forbidden)[0]
+                                for some, _, at in parts])
+    scores = torch.cat([reward_model.score(some, m).float() for some, m, _ in parts])
 
     # 2. Score and KL become rewards, rewards become advantages, whitened once for the whole batch.
     paid = scores - config.end_penalty * ~ended
@@ -127,25 +134,27 @@ def ppo_loss(logp, values, old_logp, old_values, advantages, returns, config, to
 def update(policy, value_model, optimizer, rollout: Rollout, forbidden, config, generator, step: int) -> dict:
     """`epochs` passes over a rollout, one optimizer step a minibatch; returns the means of ppo_loss's infos.
 
-    Raises UserError before the optimizer step if the loss or a gradient is not finite: the weights stay usable.
+    Raises UserError before the optimizer step if loss or gradient is not finite, or log-probs moved before any update.
     """
     infos, own = [], value_model.head if value_model.trunk is policy else value_model
     for _ in range(config.epochs):
         order = torch.randperm(len(rollout.ids), generator=generator).to(rollout.ids.device)
         for rows in order.split(config.minibatch):
-            batch = Rollout(*(x[rows.sort().values] for x in rollout))    # the rollout's order is by length: keep it
+            rows = rows.sort().values                                     # the rollout's order is by length: keep it
+            batch = Rollout(*(x[rows] for x in rollout))
             tokens, total = int(batch.mask.sum()), {}
             for part in map(Rollout._make, chunks(batch, config.micro)):
-                m = part.mask
-                logp, entropy, values = read(policy, value_model, part.ids, m, config, forbidden, entropy=True)
-                loss, info = ppo_loss(logp, values, part.logp[m], part.values[m], part.advantages[m], part.returns[m],
-                                      config, tokens)
+                at = where(part.mask)
+                logp, entropy, values = evaluate_tokens(policy, value_model, part.ids, at, config, forbidden, True)
+                loss, info = ppo_loss(logp, values, part.logp[at], part.values[at], part.advantages[at],
+                                      part.returns[at], config, tokens)
                 loss.backward()
                 info["entropy"] = entropy.sum() / tokens
                 if not infos:                   # nothing has been updated yet: old and new are the same numbers
-                    off = (logp - part.logp[m]).abs().mean().item()
-                    limit = 0.05 if policy.bf16 else 1e-4       # bf16 products round differently in other batches
-                    assert off < limit, f"log-probs changed by {off} before any update: old and new differ in kind"
+                    off = (logp - part.logp[at]).abs().mean().item()
+                    if off > (0.05 if policy.bf16 else 1e-4):   # bf16 products round differently in other batches
+                        raise UserError(f"step {step}: log-probs changed by {off:.2g} nats a token before any update, "
+                                        "which PPO would take for learning: try --dtype fp32, or another --micro")
                 total = {key: total.get(key, 0) + value.detach() for key, value in info.items()}
             total = {key: value.item() for key, value in total.items()}     # once a minibatch: a GPU waits for it
             # Policy and value model are clipped apart: a large gradient of the one must not shrink the other's.

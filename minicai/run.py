@@ -67,8 +67,8 @@ def machine_flags(a) -> None:
 
 
 def set_up(args) -> tuple[torch.device, torch.Generator]:
-    """The device that machine_flags ask for and a seeded generator; settles args.dtype where it was left open.
-    Raises UserError for a device that does not exist and for too small a number."""
+    """The device that machine_flags ask for and a seeded generator; settles args.device and args.dtype where they were
+    left open. Raises UserError for a device that does not exist and for too small a number."""
     least = dict.fromkeys("batch minibatch micro epochs steps max_new print_every comparisons human_limit".split(), 1)
     least |= dict.fromkeys("temperature rounds red_team_limit helpful_limit".split(), 0)
     for name, low in least.items():
@@ -79,7 +79,7 @@ def set_up(args) -> tuple[torch.device, torch.Generator]:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: a share must be between 0 and 1")
     device = pick_device(args.device)
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    args.dtype = args.dtype or ("bf16" if bf16 else "fp32")
+    args.device, args.dtype = str(device), args.dtype or ("bf16" if bf16 else "fp32")
     return device, seed_everything(args.seed)
 
 
@@ -162,29 +162,40 @@ class Metrics:
         write_text(self.path, "".join(kept))
 
     def log(self, **values):
-        """Numbers are stored as they are, a non-finite one as null (JSON knows no NaN)."""
-        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        """Append one row."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            file.write(json.dumps(known(values), ensure_ascii=False) + "\n")
+
+
+def known(values: dict) -> dict:
+    """The same numbers, non-finite ones as None: JSON knows no NaN."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 class Resume:
-    """A run's state.pt: with it, a run that is killed and started again ends with the same weights, bit for bit.
+    """A run's state.pt: with it, a run that is killed and started again ends with the same weights, bit for bit (on a
+    CPU; a GPU adds in an order of its own).
 
     `data` is what sampling gave, to be learned from (None: not sampled yet), `steps` how many are done. A run with
-    other arguments, inputs, torch or threads starts over. Raises UserError for a damaged file.
+    other arguments, inputs, torch or threads starts over; FREE ones may change, to go on in less memory for one: they
+    decide about the last digits at most. Raises UserError for a damaged file.
     """
+    FREE = {"micro", "checkpointing", "sample_tokens", "save_minutes", "print_every"}
+
     def __init__(self, args):
         self.path, self.every, self.last, self.saved = Path(args.out) / "state.pt", args.save_minutes, time.time(), {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         inputs = {name: fingerprint(Path(value)) for name, value in vars(args).items()
                   if isinstance(value, str) and name != "out" and Path(value).exists()}
-        self.run = repr((sorted(vars(args).items()), inputs, torch.__version__, torch.get_num_threads()))
+        asked = sorted(item for item in vars(args).items() if item[0] not in self.FREE)
+        self.run = repr((asked, inputs, torch.__version__, torch.get_num_threads()))
         if self.path.is_file():
             try:
                 found = torch.load(self.path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+                self.saved = found if found["run"] == self.run else {}
+            except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError,
+                    pickle.UnpicklingError) as error:
                 raise UserError(f"{self.path}: damaged ({type(error).__name__}): delete it to start over") from None
-            self.saved = found if found["run"] == self.run else {}
             print(f"{self.path}: " + (f"going on after {found['step']} steps" if self.saved else
                                       "left by a run with other arguments or inputs: starting over"))
         self.data, self.steps = self.saved.get("data"), self.saved.get("step", 0)
@@ -219,7 +230,7 @@ def fingerprint(path: Path) -> int:
 def write_config(out, args, started: float, **facts):
     """`config.json`: every argument, what else decides a result (torch, threads), and the seconds since `started`."""
     config = {"args": vars(args), "torch": torch.__version__, "threads": torch.get_num_threads(),
-              "seconds": round(time.time() - started, 1), **facts}
+              "seconds": round(time.time() - started, 1), **known(facts)}
     write_text(Path(out) / "config.json", json.dumps(config, indent=1, default=str) + "\n")
 
 

@@ -104,7 +104,9 @@ def sample_batch(model, prompts, chance, stop, forbidden, temperature) -> list[l
 def random_numbers(rows: int, columns: int, device, generator: torch.Generator | None) -> torch.Tensor:
     """Uniform numbers [rows, columns], drawn on the CPU so that a seed means the same everywhere, then sent over."""
     numbers = torch.rand(rows, columns, dtype=torch.float64, generator=generator)
-    return numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)         # MPS has no double
+    if device.type == "mps":                                # it has no double; 1 itself must not come out of rounding
+        return numbers.float().clamp(max=1 - 2**-24).to(device)
+    return numbers.to(device)
 
 
 def new_cache(model: GPT, rows: int, columns: int) -> KVCache:

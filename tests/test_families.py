@@ -14,6 +14,7 @@ import train_rl
 import train_sft
 from minicai.checkpoint import load_model
 from minicai.run import read_jsonl
+from minicai.tokenizer import Tokenizer
 
 CLASSES = {family: [f"{name}ForCausalLM", f"{name}ForSequenceClassification"] for family, name in
            {"llama3": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm2": "Llama"}.items()}
@@ -48,6 +49,16 @@ def run(request, tmp_path_factory):
         names = [str(x) for key, value in flags.items() for x in (f"--{key.replace('_', '-')}", value)]
         script.main([*names, *map(str, common), "--out", str(folder / out)])
     return request.param, folder, run
+
+
+def test_a_score_is_read_where_it_was_learned(run):
+    """The preference model is trained on, fixed at and asked at one token: the end of the answer, whatever follows it."""
+    _, folder, _ = run
+    tok = Tokenizer.load(folder / "base")
+    for row in chats(HELP):
+        prompt = tok.encode_chat(row["messages"], generation=True)[0]
+        sampled = tok.encode(" Sure." if tok.chat == "plain" else "Sure.") + [tok.end]      # as PPO's rows are made
+        assert train_pm.answered(tok, row["messages"], "Sure.") == prompt + sampled
 
 
 def test_from_a_directory_to_transformers_and_back(run, capsys):

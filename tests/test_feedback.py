@@ -64,6 +64,19 @@ def test_worked_examples_put_the_better_response_at_either_letter(tok):
     assert asked.startswith(END + "Consider") and asked.count("Consider") == 2 and asked.endswith("The answer is:")
 
 
+def test_worked_examples_think_when_the_question_asks_for_it(tok):
+    shot = {"conversation": DIALOGUE, "principle": "Which?", "better": "good", "worse": "bad",
+            "thought": "{worse} is rude, {better} is not."}
+    silent = tok.decode(few_shot_prefix(tok, [shot], random.Random(0)))
+    assert "step by step" not in silent and "rude" not in silent
+    text = tok.decode(few_shot_prefix(tok, [shot] * 20, random.Random(0), think=True))
+    for options, thought in ((" (A) good\n (B) bad", "(B) is rude, (A) is not.\n\nThe answer is: (A)"),
+                             (" (A) bad\n (B) good", "(A) is rude, (B) is not.\n\nThe answer is: (B)")):
+        assert text.count(f"{options}\n\nLet's think step by step: {thought}\n\n") == text.count(options) > 3
+    del shot["thought"]                                                  # without one, the answer alone
+    assert tok.decode(few_shot_prefix(tok, [shot], random.Random(0), think=True)) == silent
+
+
 def test_a_chain_of_thought_is_read_before_the_answer_and_clamped(tok, tiny_model, monkeypatch):
     asked = []
 

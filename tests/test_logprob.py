@@ -127,13 +127,20 @@ def test_an_output_without_gradient_costs_nothing(monkeypatch, used):
     assert asked == [1 in used]
 
 
-def test_kernels_are_for_cuda_and_plain_torch_for_all_else(monkeypatch):
+def test_kernels_are_for_cuda_and_plain_torch_for_all_else(monkeypatch, capsys):
     plain = logprob.row_statistics, logprob.row_gradient
-    on = lambda is_cuda, dtype: SimpleNamespace(is_cuda=is_cuda, dtype=dtype)
+    on = lambda is_cuda, dtype: SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device="cpu")
+    monkeypatch.setattr(logprob, "triton_kernels", logprob.triton_kernels.__wrapped__)      # without its memory
     assert logprob.row_functions(on(False, torch.float32)) == logprob.row_functions(on(True, torch.float64)) == plain
-    fake = SimpleNamespace(row_statistics="fast", row_gradient="faster")
+    fake = SimpleNamespace(row_statistics=lambda *row: None, row_gradient="faster")
     monkeypatch.setattr(minicai, "logprob_triton", fake, raising=False)
-    assert logprob.row_functions(on(True, torch.bfloat16)) == ("fast", "faster")
+    assert logprob.row_functions(on(True, torch.bfloat16)) == (fake.row_statistics, "faster")
+
+    def broken(*row):
+        raise RuntimeError("Failed to find C compiler.\nSet CC")
+    fake.row_statistics = broken                                         # it imports, and cannot build its launcher
+    assert logprob.row_functions(on(True, torch.bfloat16)) == plain
+    assert capsys.readouterr().err == "triton cannot be used here (Failed to find C compiler.): log-probs in plain torch\n"
     monkeypatch.delattr(minicai, "logprob_triton")                       # and where triton does not import
     monkeypatch.delitem(sys.modules, "minicai.logprob_triton", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)

@@ -107,6 +107,11 @@ def test_some_examples_follow_another_dialogue(tok):
     examples = list(alone)
     train_sft.join(examples, 1.0, tok, 5, random.Random(0))              # no room: they stay as they are
     assert examples == alone
+    opened = [([{"role": "system", "content": "Be brief."}] + messages, ids) for messages, ids in alone]
+    examples = alone[:20] + opened[20:]
+    train_sft.join(examples, 1.0, tok, 100, random.Random(0))            # a system message stays where it opens
+    assert examples[20:] == opened[20:] and examples[:20] != alone[:20]
+    assert all(m["role"] != "system" for messages, _ in examples for m in messages[1:])
 
 
 def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_path):
@@ -246,6 +251,8 @@ def test_bad_data_is_one_clear_line_before_any_model_is_built(toy, tmp_path, cap
     fails(capsys, train_pm, pm_args(toy, tmp_path / "o", "--constitution", tmp_path / "none.json"), "none.json")
     fails(capsys, train_sft, sft_args(toy, tmp_path / "o", "--max-prompt", "500"), "lower --max-prompt")
     fails(capsys, train_sft, sft_args(toy, tmp_path / "o", "--rouns", "2"), "unrecognized arguments")
+    fails(capsys, train_rl, rl_args(toy, toy / "base", tmp_path / "o", "--max-prompt", "500"), "lower --max-prompt")
+    fails(capsys, train_pm, pm_args(toy, tmp_path / "o", "--max-new", "400"), "lower --max-prompt")
 
 
 def test_a_directory_that_is_no_model(toy, tmp_path, capsys):
@@ -254,7 +261,25 @@ def test_a_directory_that_is_no_model(toy, tmp_path, capsys):
         fails(capsys, train_sft, sft_args(toy, tmp_path / "o", "--model", folder), folder.name)
         fails(capsys, train_pm, pm_args(toy, tmp_path / "o", "--init", folder), folder.name)
         fails(capsys, train_rl, rl_args(toy, folder, tmp_path / "o"), folder.name)
+    (tmp_path / "o").mkdir(exist_ok=True)
+    (tmp_path / "o/metrics.jsonl").write_text('{"step": 0}\n')             # an earlier run's, which must outlive this
     fails(capsys, train_rl, rl_args(toy, toy / "base", tmp_path / "o"), "preference model")
+    assert (tmp_path / "o/metrics.jsonl").read_text() == '{"step": 0}\n'
+
+
+def test_labels_after_thinking_are_measured_by_their_own_bounds(toy, demo, tmp_path, monkeypatch):
+    def label(model, tok, questions, both_orders, prefix, think, clamp):
+        return torch.full((len(questions),), 0.6).clamp(*clamp), torch.ones(len(questions))
+    monkeypatch.setattr(train_pm, "label", label)
+    run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--chain-of-thought"))
+    facts = config(tmp_path)
+    assert facts["ai_decided"] > 0 and 0 <= facts["ai_agreement"] <= 1
+    run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai"))       # not clamped, 0.6 decides nothing
+    assert config(tmp_path)["ai_decided"] == 0 and config(tmp_path)["ai_agreement"] is None
+
+
+def test_a_preference_model_needs_something_to_learn_from(toy, demo, tmp_path, capsys):
+    fails(capsys, train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--held-out", "1"), "--held-out 1.0")
 
 
 def published_files(toy, folder):

@@ -100,6 +100,20 @@ def test_what_belongs_to_another_run_is_not_taken_up(toy, tmp_path, monkeypatch,
     killed(train_sft, sft_args(toy, out, *OFTEN))
     said = capsys.readouterr().err
     assert said.startswith(f"error: {out / 'state.pt'}: damaged") and said.count("\n") == 1
+    torch.save({"somebody": "else's"}, out / "state.pt")
+    killed(train_sft, sft_args(toy, out, *OFTEN))
+    assert capsys.readouterr().err == f"error: {out / 'state.pt'}: damaged (KeyError): delete it to start over\n"
+
+
+def test_memory_flags_may_change_on_the_way(toy, tmp_path, monkeypatch, capsys):
+    """What the message about too little memory advises does not throw away what was sampled."""
+    with monkeypatch.context() as patch:
+        dies(patch, train_sft, "descend", 2)
+        killed(train_sft, sft_args(toy, tmp_path, *OFTEN))
+    with monkeypatch.context() as patch:
+        dies(patch, train_sft, "critique_revise", 1)
+        run(train_sft, sft_args(toy, tmp_path, "--micro", "2", "--checkpointing", "--sample-tokens", "500"))
+    assert "going on after 1 steps" in capsys.readouterr().out
 
 
 def test_a_changed_input_is_seen(tmp_path):
