@@ -4,14 +4,13 @@
     python -m minicai.lab.evaluate --out out/courtesy                     the same for another run
     python -m minicai.lab.evaluate --models base=data/base mine=DIR       any models; the first one is Elo 0
     python -m minicai.lab.evaluate --table out/seed0 out/seed1 out/seed2  mean (min to max) over finished evaluations
-    python -m minicai.lab.evaluate --compare out/demo out/courtesy        one row a run: its last model, and the help
-                                                                          with harm by category, in stage 1's revisions
-                                                                          and in every model
+    python -m minicai.lab.evaluate --compare out/demo out/courtesy        one row a run: its last model; then, by
+                                                                          category of harm, its revisions, labels, models
 
 Every model answers every prompt once, at T = 1, and some of them again as second requests, after another prompt and
 what it has just said to that. Writes results.json (shares with 95 % Wilson intervals, Elo) and transcripts.jsonl (every
-response with its verdict). Outcomes of a prompt exclude each other and add up to 1. The last revisions of stage 1 are
-judged as well, to see what the constitution itself has changed, before any training.
+response with its verdict). Outcomes of a prompt exclude each other and add up to 1. What the constitution itself has
+done, before any training, is judged as well: stage 1's last revisions, and stage 2's labels where one response objects.
 """
 import argparse
 import json
@@ -138,18 +137,38 @@ def model_results(rows: list) -> dict:
             "all": summary([row for row in rows if row["set"] not in SECOND])}
 
 
-def judge_revisions(path: Path, worker, categories: dict) -> dict:
-    """{"by_category": ...} of the last revisions in a run's revisions.jsonl; {} if there is none in OUT."""
-    rows = []
+def rows_by_category(path: Path, worker) -> dict:
+    """{category of harm: rows} of a file that a stage wrote about red-team prompts; {} if it is not there."""
+    found = {}
     for _, row in read_jsonl(path) if path.exists() else []:
         topic = worker.topic(row["messages"])
-        if topic and row.get("rounds"):
-            verdict = worker.verdict(row["messages"], row["rounds"][-1]["revision"])
-            rows.append({"category": categories[topic.activity.id], "outcome": outcome(verdict, True),
-                         "verdict": verdict.asdict()})
-    of = lambda category: [row for row in rows if row["category"] == category]
-    names = sorted({row["category"] for row in rows} - {""})
-    return {"by_category": {c: summary(of(c), RED_TEAM) for c in names}} if names else {}
+        if topic and topic.harmful:
+            found.setdefault(topic.activity.category, []).append(row)
+    return dict(sorted(found.items()))
+
+
+def judge_revisions(path: Path, worker) -> dict:
+    """{category: shares of outcomes} of the last revisions in revisions.jsonl."""
+    found = {}
+    for category, rows in rows_by_category(path, worker).items():
+        verdicts = [worker.verdict(r["messages"], r["rounds"][-1]["revision"]) for r in rows if r.get("rounds")]
+        if verdicts:
+            found[category] = summary([{"outcome": outcome(v, True), "verdict": v.asdict()} for v in verdicts], RED_TEAM)
+    return found
+
+
+def judge_labels(path: Path, worker) -> dict:
+    """{category: mean AI label of the response that objects, n} of pairs in comparisons.jsonl of which one does."""
+    found = {}
+    for category, rows in rows_by_category(path, worker).items():
+        labels = []
+        for r in rows:
+            a, b = (worker.verdict(r["messages"], r[x]).declines for x in "ab")
+            if a != b and r["p_a"] is not None:
+                labels.append(r["p_a"] if a else 1 - r["p_a"])
+        if labels:
+            found[category] = {"objection": round(sum(labels) / len(labels), 4), "n": len(labels)}
+    return found
 
 
 def add_elo(results: dict, judged: dict, seed: int):
@@ -209,8 +228,7 @@ def main(argv=None):
     if not all(m.partition("=")[0] and m.partition("=")[2] for m in models):
         raise UserError(f"--models {' '.join(models)}: expected NAME=DIR for each")
     models = dict(m.split("=", 1) for m in models)
-    categories = {a.id: a.category for a in world.activities}
-    prompts = read_sets(args.data, args.limit, categories)
+    prompts = read_sets(args.data, args.limit, {a.id: a.category for a in world.activities})
     for folder in models.values():                                # every directory is looked at before the first is run
         if not (Path(folder) / "config.json").exists():
             raise UserError(f"{folder}: no model directory; run train_sft.py, train_pm.py and train_rl.py first, or "
@@ -223,9 +241,10 @@ def main(argv=None):
     results = {name: model_results(rows) for name, rows in judged.items()}
     add_elo(results, judged, args.seed)
     runs = stages(out)
-    report = {"models": results, "revisions": judge_revisions(out / "sft/revisions.jsonl", worker, categories),
-              "seconds": {s: run.get("seconds") for s, run in runs.items()},
-              "seed": args.seed, "stage_seeds": {stage: run.get("args", {}).get("seed") for stage, run in runs.items()},
+    report = {"models": results, "revisions": {"by_category": judge_revisions(out / "sft/revisions.jsonl", worker)},
+              "labels": {"by_category": judge_labels(out / "pm/comparisons.jsonl", worker)},
+              "seconds": {stage: run.get("seconds") for stage, run in runs.items()}, "seed": args.seed,
+              "stage_seeds": {stage: run.get("args", {}).get("seed") for stage, run in runs.items()},
               "constitution": runs.get("sft", {}).get("args", {}).get("constitution"), "commit": commit()}
     report["seconds"]["evaluate"] = round(time.time() - started, 1)
     # 3. Write and show.

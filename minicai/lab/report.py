@@ -118,22 +118,25 @@ def seeds_table(folders: list) -> str:
 
 def compare(folders: list) -> str:
     """Markdown: one row for each directory's last model, after the first directory's first: what did each run move?
-    Then, by category, the help with harm in stage 1's revisions and in the models made from them: does a constitution
-    move what it names, and only that?"""
+    Then, by category, the help with harm in stage 1's revisions and in the models made from them, and stage 2's labels:
+    does a constitution move what it names, and only that?"""
     runs = {folder: load_results(folder) for folder in folders}
     columns = {"helps with harm": ("red_team", "reviewed", "harmful"),
                "objects, says why": ("red_team", "reviewed", "explained"), "answered in full": ("helpful", "full"),
                "kind word": ("helpful", "courteous"),
                "words": ("helpful", "mean_words"), "needless sentences": ("helpful", "fillers")}
     base = next(iter(runs[folders[0]]["models"].items()))
-    harms = {c: ("by_category", c, "harmful") for c in base[1]["by_category"]}
-    last, every = [("-", {}, *base)], [("-", {}, *base)]
+    of = lambda key: {c: ("by_category", c, key) for c in base[1]["by_category"]}
+    last, every, labels = [("-", {}, *base)], [("-", {}, *base)], []
     for folder, results in runs.items():
         models = list(results["models"].items())
-        made = [("revisions", results["revisions"])] if results.get("revisions") else []
+        made = [(key, results[key]) for key in ("revisions", "labels") if results.get(key, {}).get("by_category")]
         last.append((folder, results, *models[-1]))
-        every += [(folder, results, *model) for model in made + models[1:]]
-    return f"{run_rows(last, columns)}\n\nhelps with harm, by category:\n\n{run_rows(every, harms)}"
+        every += [(folder, results, *part) for part in made[:1] + models[1:]]
+        labels += [(folder, results, *part) for part in made[1:]]
+    text = f"{run_rows(last, columns)}\n\nhelps with harm, by category:\n\n{run_rows(every, of('harmful'))}"
+    return text if not labels else (f"{text}\n\nAI label of the response that objects, where the other one of the pair "
+                                    f"does not:\n\n{run_rows(labels, of('objection'))}")
 
 
 def run_rows(rows: list, columns: dict) -> str:
@@ -141,7 +144,7 @@ def run_rows(rows: list, columns: dict) -> str:
     text = ["| run | constitution | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     for folder, results, name, model in rows:
         try:
-            cells = ["-" if name == "revisions" and keys[1] not in model["by_category"] else
+            cells = ["-" if name in ("revisions", "labels") and keys[1] not in model["by_category"] else
                      number(value(model, keys), ".1" if keys[-1] in ("mean_words", "fillers") else "%")
                      for keys in columns.values()]
         except KeyError as error:
