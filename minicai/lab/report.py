@@ -130,10 +130,10 @@ def compare(folders: list) -> str:
     last, every, labels = [("-", {}, *base)], [("-", {}, *base)], []
     for folder, results in runs.items():
         models = list(results["models"].items())
-        made = [(key, results[key]) for key in ("revisions", "labels") if results.get(key, {}).get("by_category")]
+        made = lambda key: [(key, results[key])] if results.get(key, {}).get("by_category") else []
         last.append((folder, results, *models[-1]))
-        every += [(folder, results, *part) for part in made[:1] + models[1:]]
-        labels += [(folder, results, *part) for part in made[1:]]
+        every += [(folder, results, *part) for part in made("revisions") + models[1:]]
+        labels += [(folder, results, *part) for part in made("labels")]
     text = f"{run_rows(last, columns)}\n\nhelps with harm, by category:\n\n{run_rows(every, of('harmful'))}"
     return text if not labels else (f"{text}\n\nAI label of the response that objects, where the other one of the pair "
                                     f"does not:\n\n{run_rows(labels, of('objection'))}")
