@@ -245,7 +245,8 @@ def main(argv=None):
               "labels": {"by_category": judge_labels(out / "pm/comparisons.jsonl", worker)},
               "seconds": {stage: run.get("seconds") for stage, run in runs.items()}, "seed": args.seed,
               "stage_seeds": {stage: run.get("args", {}).get("seed") for stage, run in runs.items()},
-              "constitution": runs.get("sft", {}).get("args", {}).get("constitution"), "commit": commit()}
+              "constitution": next((run["args"]["constitution"] for run in runs.values()
+                                    if run.get("args", {}).get("constitution")), None), "commit": commit()}
     report["seconds"]["evaluate"] = round(time.time() - started, 1)
     # 3. Write and show.
     out.mkdir(parents=True, exist_ok=True)
