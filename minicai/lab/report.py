@@ -1,4 +1,4 @@
-"""Results as text: the table at the end of the demo, before-and-after examples, and the tables of the README."""
+"""Results as text: the table at the end of the demo, before-and-after examples, and the tables of RESULTS.md."""
 import json
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def examples(judged: dict, count: int, rng) -> str:
 
 
 def seeds_table(folders: list) -> str:
-    """Markdown: mean (min to max) of each figure over several results.json, as in the README."""
+    """Markdown: mean (min to max) of each figure over several results.json, as in RESULTS.md."""
     runs = [load_results(folder) for folder in folders]
     names = list(runs[0]["models"])
     text = ["| | " + " | ".join(NAMES.get(m, m) for m in names) + " |", "|---|" + "---|" * len(names)]
