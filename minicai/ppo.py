@@ -66,7 +66,7 @@ def states_before(trunk, ids, at):
     return trunk(ids)[rows, columns - 1]
 
 
-def where(mask):
+def token_indices(mask):
     """(rows [N], columns [N]) of a mask's True: looked up once and kept, since a GPU has to wait at each look."""
     return mask.nonzero(as_tuple=True)
 
@@ -92,7 +92,7 @@ def collect(ask, policy, reference, reward_model, value_model, prompts, stop, fo
     # 1. All models read the same ids. What they say of the picked tokens comes as one flat array in the order of the
     #    rows, so writing it to `mask` of a [B,T] array puts every number back at its token.
     logp, ref_logp, values = (torch.zeros(ids.shape, device=device) for _ in range(3))
-    parts = [(some, m, where(m)) for some, m in chunks((ids, mask), config.micro)]
+    parts = [(some, m, token_indices(m)) for some, m in chunks((ids, mask), config.micro)]
     now = [evaluate_tokens(policy, value_model, some, at, config, forbidden) for some, _, at in parts]
     logp[mask], values[mask] = torch.cat([n[0] for n in now]), torch.cat([n[2].float() for n in now])
     ref_logp[mask] = torch.cat([evaluate_tokens(reference, None, some, at, config, forbidden)[0]
@@ -144,7 +144,7 @@ def update(policy, value_model, optimizer, rollout: Rollout, forbidden, config, 
             batch = Rollout(*(x[rows] for x in rollout))
             tokens, total = int(batch.mask.sum()), {}
             for part in map(Rollout._make, chunks(batch, config.micro)):
-                at = where(part.mask)
+                at = token_indices(part.mask)
                 logp, entropy, values = evaluate_tokens(policy, value_model, part.ids, at, config, forbidden, True)
                 loss, info = ppo_loss(logp, values, part.logp[at], part.values[at], part.advantages[at],
                                       part.returns[at], config, tokens)

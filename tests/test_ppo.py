@@ -10,7 +10,7 @@ from torch import nn
 from minicai.critique import sampler
 from minicai.gae import masked_mean
 from minicai.ppo import (PPOConfig, Rollout, collect, evaluate_tokens, policy_loss, ppo_loss, summary,
-                         update, value_loss, where)
+                         token_indices, update, value_loss)
 from minicai.preference import PreferenceModel
 from minicai.run import UserError
 
@@ -60,7 +60,7 @@ def test_a_value_head_on_the_policy_reads_what_a_second_forward_would(tiny_model
     setup = Setup(tiny_model, tok, CountEven(), separate=False)
     nn.init.normal_(setup.value.head.weight)
     rollout = setup.collect()
-    twin, at = PreferenceModel(copy.deepcopy(tiny_model), setup.value.head), where(rollout.mask)
+    twin, at = PreferenceModel(copy.deepcopy(tiny_model), setup.value.head), token_indices(rollout.mask)
     for a, b in zip(*(evaluate_tokens(setup.policy, v, rollout.ids, at, setup.config, setup.forbidden, True)
                       for v in (setup.value, twin))):
         torch.testing.assert_close(a, b)
@@ -104,8 +104,8 @@ def test_log_probs_and_values_ignore_padding_and_the_rest_of_the_batch(setup):
     value = setup.value
     nn.init.normal_(value.head.weight)                                  # it starts at zero, which would prove nothing
     garbage = torch.where(padding, torch.randint_like(ids, 300), ids)
-    for fn in (lambda i, m: evaluate_tokens(setup.policy, None, i, where(m), setup.config, setup.forbidden)[0],
-               lambda i, m: evaluate_tokens(setup.policy, value, i, where(m), setup.config, setup.forbidden)[2]):
+    for fn in (lambda i, m: evaluate_tokens(setup.policy, None, i, token_indices(m), setup.config, setup.forbidden)[0],
+               lambda i, m: evaluate_tokens(setup.policy, value, i, token_indices(m), setup.config, setup.forbidden)[2]):
         whole = fn(ids, mask)
         torch.testing.assert_close(fn(garbage, mask), whole)
         alone = torch.cat([fn(ids[b:b + 1, :last[b] + 1], mask[b:b + 1, :last[b] + 1]) for b in range(len(ids))])

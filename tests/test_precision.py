@@ -11,7 +11,7 @@ import train_pm
 import train_sft
 from minicai.checkpoint import load_model, save_scalar
 from minicai.critique import sampler
-from minicai.ppo import PPOConfig, collect, evaluate_tokens, summary, update, where
+from minicai.ppo import PPOConfig, collect, evaluate_tokens, summary, token_indices, update
 from minicai.preference import PreferenceModel, load_preference_model
 from minicai.run import UserError, descend
 
@@ -110,7 +110,7 @@ def test_a_frozen_model_computes_the_same_bits_from_half_the_memory(family, tmp_
     frozen = copy.deepcopy(model).freeze()
     ids = torch.randint(tok.n_vocab, (3, 20), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(20).expand(3, 20) > 5
-    logps = [evaluate_tokens(m, None, ids, where(mask), PPOConfig(), None)[0].detach()
+    logps = [evaluate_tokens(m, None, ids, token_indices(mask), PPOConfig(), None)[0].detach()
              for m in (exact, model, frozen)]
     assert torch.equal(logps[1], logps[2]) and logps[1].dtype == torch.float32
     assert 0 < (logps[0] - logps[1]).abs().mean() < 0.1
