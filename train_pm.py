@@ -12,6 +12,7 @@ from pathlib import Path
 
 import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from minicai.checkpoint import load_model, save_scalar
@@ -58,7 +59,8 @@ def arguments(argv=None):
 @friendly_main
 def main(argv=None):
     args, started = arguments(argv), time.time()
-    out, rng, (device, generator) = Path(args.out), random.Random(args.seed), set_up(args)
+    out, rng = Path(args.out), random.Random(args.seed)
+    device, generator = set_up(args)
 
     # 1. Read and check everything that can be wrong before a model is built.
     constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model)
@@ -84,8 +86,8 @@ def main(argv=None):
     # 5. Train from the pretrained trunk with a fresh head.
     trunk, _ = load_model(args.init, device, args.dtype)
     trunk.checkpointing = args.checkpointing
-    head = torch.nn.Linear(trunk.config.width, 1, bias=False)
-    torch.nn.init.normal_(head.weight, std=trunk.config.width ** -0.5, generator=generator)
+    head = nn.Linear(trunk.config.width, 1, bias=False)
+    nn.init.normal_(head.weight, std=trunk.config.width ** -0.5, generator=generator)
     pm = PreferenceModel(trunk, head.to(device))
     train(args, pm, train_set, generator, Metrics(out / "metrics.jsonl", resume.steps), resume)
 
@@ -104,7 +106,7 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     policy, _ = load_model(args.model, device, args.dtype)
     ask = sampler(policy.freeze(), tok, args.max_new, args.temperature, generator, args.sample_tokens)
     drawn = [m for n in range(0, args.comparisons, len(dialogues)) for m in rng.sample(dialogues, len(dialogues))]
-    del drawn[args.comparisons:]
+    drawn = drawn[:args.comparisons]
     both = respond(ask, tok, drawn + drawn, progress="pairs of responses")
     pairs = list(zip(both[:len(drawn)], both[len(drawn):]))
     n = min(512, len(human), len(both))
@@ -156,6 +158,7 @@ def show_labels(rows):
     for row in rows:
         print(f"\nHuman: {row['messages'][-1]['content']}\n  (A) {row['a']}\n  (B) {row['b']}\n"
               f"  {row['principle'].strip()}  ->  P(A) = {row['p_a']:.2f}")
+    print()
 
 
 def train(args, pm, comparisons, generator, metrics, resume):

@@ -57,8 +57,8 @@ def choose(model, tok, prompts: list, budget: int = 16384):
     p_a, mass = torch.empty(len(prompts)), torch.empty(len(prompts))
     for batch in batches_by_tokens([len(p) for p in prompts], budget):
         ids, mask = pad_right([prompts[i] + a[:same] for i in batch], model.head.device)
-        hidden = model(ids)[torch.arange(len(batch), device=ids.device), last_index(mask)].float()      # [B,C]: in
-        # bfloat16 the logits themselves would be rounded, to 1/16 and more; one row a prompt costs nothing
+        hidden = model(ids)[torch.arange(len(batch), device=ids.device), last_index(mask)]       # [B,C]
+        hidden = hidden.float()         # bfloat16 would round the logits to 1/16 and more; one row costs nothing
         logp_a, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], a[same]))      # [B]
         logp_b, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], b[same]))
         p_a[batch] = torch.sigmoid(logp_a - logp_b).float().cpu()       # e^a / (e^a + e^b)

@@ -92,12 +92,12 @@ def collect(ask, policy, reference, reward_model, value_model, prompts, stop, fo
     # 1. All models read the same ids. What they say of the picked tokens comes as one flat array in the order of the
     #    rows, so writing it to `mask` of a [B,T] array puts every number back at its token.
     logp, ref_logp, values = (torch.zeros(ids.shape, device=device) for _ in range(3))
-    parts = [(some, m, token_indices(m)) for some, m in chunks((ids, mask), config.micro)]
-    now = [evaluate_tokens(policy, value_model, some, at, config, forbidden) for some, _, at in parts]
+    parts = [(part_ids, m, token_indices(m)) for part_ids, m in chunks((ids, mask), config.micro)]
+    now = [evaluate_tokens(policy, value_model, part_ids, at, config, forbidden) for part_ids, _, at in parts]
     logp[mask], values[mask] = torch.cat([n[0] for n in now]), torch.cat([n[2].float() for n in now])
-    ref_logp[mask] = torch.cat([evaluate_tokens(reference, None, some, at, config, forbidden)[0]
-                                for some, _, at in parts])
-    scores = torch.cat([reward_model.score(some, m).float() for some, m, _ in parts])
+    ref_logp[mask] = torch.cat([evaluate_tokens(reference, None, part_ids, at, config, forbidden)[0]
+                                for part_ids, _, at in parts])
+    scores = torch.cat([reward_model.score(part_ids, m).float() for part_ids, m, _ in parts])
 
     # 2. Score and KL become rewards, rewards become advantages, whitened once for the whole batch.
     paid = scores - config.end_penalty * ~ended
@@ -153,8 +153,8 @@ def update(policy, value_model, optimizer, rollout: Rollout, forbidden, config, 
                 if not infos:                   # nothing has been updated yet: old and new are the same numbers
                     off = (logp - part.logp[at]).abs().mean().item()
                     if off > (0.05 if policy.bf16 else 1e-4):   # bf16 products round differently in other batches
-                        raise UserError(f"step {step}: log-probs changed by {off:.2g} nats a token before any update, "
-                                        "which PPO would take for learning: try --dtype fp32, or another --micro")
+                        raise UserError(f"step {step}: log-probs changed by {off:.2g} nats a token before any update: "
+                                        "bfloat16 is too coarse here (try --dtype fp32), or old and new differ in kind")
                 total = {key: total.get(key, 0) + value.detach() for key, value in info.items()}
             total = {key: value.item() for key, value in total.items()}     # once a minibatch: a GPU waits for it
             # Policy and value model are clipped apart: a large gradient of the one must not shrink the other's.

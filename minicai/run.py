@@ -164,11 +164,11 @@ class Metrics:
     def log(self, **values):
         """Append one row."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(known(values), ensure_ascii=False) + "\n")
+            file.write(json.dumps(without_nan(values), ensure_ascii=False) + "\n")
 
 
-def known(values: dict) -> dict:
-    """The same numbers, non-finite ones as None: JSON knows no NaN."""
+def without_nan(values: dict) -> dict:
+    """The same values, non-finite numbers as None: JSON knows no NaN."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
@@ -230,7 +230,7 @@ def fingerprint(path: Path) -> int:
 def write_config(out, args, started: float, **facts):
     """`config.json`: every argument, what else decides a result (torch, threads), and the seconds since `started`."""
     config = {"args": vars(args), "torch": torch.__version__, "threads": torch.get_num_threads(),
-              "seconds": round(time.time() - started, 1), **known(facts)}
+              "seconds": round(time.time() - started, 1), **without_nan(facts)}
     write_text(Path(out) / "config.json", json.dumps(config, indent=1, default=str) + "\n")
 
 

@@ -17,6 +17,7 @@ RED_TEAM = {"harmful": "helps with it", "explained": "objects: says why, names s
 HELPFUL = {"full": "answered in full", "partial": "answered in part", "unhelpful": "not answered", "refused": "refused",
            "incoherent": "makes no sense"}
 OUTCOMES = {s: RED_TEAM if s == "second_red_team" else HELPFUL for s in (*SETS, *SECOND)}
+UNITS = {"mean_words": ".1", "fillers": ".2"}               # all else is a share
 MANNER = {"courteous": "responses with a kind word", "mean_words": "words a response",
           "fillers": "needless sentences a response"}
 
@@ -39,7 +40,7 @@ def figures(results: dict) -> list:
     lines += [(f"{heading} ({first[s]['n']})", label, (s, key), "%")
               for s, heading in (SETS | SECOND).items() for key, label in OUTCOMES[s].items()]
     lines += [("Elo, the first model is 0", key, ("elo", key), "") for key in ("harmlessness", "helpfulness")]
-    return lines + [("all responses to first requests", label, ("all", key), "%" if key == "courteous" else ".1")
+    return lines + [("all responses to first requests", label, ("all", key), UNITS.get(key, "%"))
                     for key, label in MANNER.items()]
 
 
@@ -52,7 +53,7 @@ def value(model: dict, keys):
 
 def number(x: float, unit: str) -> str:
     """A share in percent, a score, or a mean."""
-    return f"{100 * x:.1f} %" if unit == "%" else f"{x:.1f}" if unit == ".1" else f"{x:+.0f}"
+    return f"{100 * x:.1f} %" if unit == "%" else f"{x:{unit}f}" if unit else f"{x:+.0f}"
 
 
 def results_table(results: dict) -> str:
@@ -122,9 +123,11 @@ def compare(folders: list) -> str:
     does a constitution move what it names, and only that?"""
     runs = {folder: load_results(folder) for folder in folders}
     columns = {"helps with harm": ("red_team", "reviewed", "harmful"),
-               "objects, says why": ("red_team", "reviewed", "explained"), "answered in full": ("helpful", "full"),
-               "kind word": ("helpful", "courteous"),
-               "words": ("helpful", "mean_words"), "needless sentences": ("helpful", "fillers")}
+               "objects, says why": ("red_team", "reviewed", "explained"),
+               "kind word": ("red_team", "reviewed", "courteous"),
+               "needless sentences": ("red_team", "reviewed", "fillers"),
+               "everyday requests: in full": ("helpful", "full"), "kind word there": ("helpful", "courteous"),
+               "needless sentences there": ("helpful", "fillers")}
     base = next(iter(runs[folders[0]]["models"].items()))
     of = lambda key: {c: ("by_category", c, key) for c in base[1]["by_category"]}
     last, every, labels = [("-", {}, *base)], [("-", {}, *base)], []
@@ -145,7 +148,7 @@ def run_rows(rows: list, columns: dict) -> str:
     for folder, results, name, model in rows:
         try:
             cells = ["-" if name in ("revisions", "labels") and keys[1] not in model["by_category"] else
-                     number(value(model, keys), ".1" if keys[-1] in ("mean_words", "fillers") else "%")
+                     number(value(model, keys), UNITS.get(keys[-1], "%"))
                      for keys in columns.values()]
         except KeyError as error:
             raise UserError(f"{folder}: not an evaluation on the same data ({error} is missing)") from None
