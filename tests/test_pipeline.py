@@ -21,7 +21,8 @@ from minicai.critique import respond, sampler
 from minicai.data import read_prompts
 from minicai.logprob import logprob_reference
 from minicai.preference import load_preference_model
-from minicai.run import Metrics, Resume, read_jsonl
+from minicai.run import Metrics, UserError, read_jsonl
+from minicai.state import Resume
 
 # Everything that a demo's default decides is said here: those are chosen for the micro-world and may change.
 SFT = ["--joined", "0", "--max-new", "20", "--batch", "8", "--rounds", "2", "--lr", "2e-3", "--epochs", "1", "--helpful-samples", "2"]
@@ -120,7 +121,8 @@ def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_pa
     with torch.no_grad():                                                   # each answer by itself, by the definition
         logp = torch.cat([logprob_reference(tiny_model(torch.tensor([p + a]))[0, len(p) - 1:-1], tiny_model.head,
                                             torch.tensor(a))[0] for p, a in examples])
-    args = argparse.Namespace(lr=1e-3, epochs=2, batch=3, micro=3, warmup=0.0, out=str(tmp_path), save_minutes=5)
+    args = argparse.Namespace(lr=1e-3, epochs=2, batch=3, micro=3, warmup=0.0, out=str(tmp_path), save_minutes=5,
+                              fresh=False)
     metrics = Metrics(tmp_path / "m.jsonl")
     trained = train_sft.train(args, tiny_model, examples, torch.Generator().manual_seed(0), metrics, Resume(args))
     assert trained == 2 * sum(len(a) for _, a in examples) == 2 * len(logp)
@@ -268,7 +270,7 @@ def test_a_directory_that_is_no_model(toy, tmp_path, capsys):
 
 
 def test_labels_after_thinking_are_measured_by_their_own_bounds(toy, demo, tmp_path, monkeypatch):
-    def label(model, tok, questions, both_orders, prefix, think, clamp):
+    def label(model, tok, questions, both_orders, prefix, think, clamp, begin):
         return torch.full((len(questions),), 0.6).clamp(*clamp), torch.ones(len(questions))
     monkeypatch.setattr(train_pm, "label", label)
     run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--chain-of-thought"))
@@ -279,7 +281,7 @@ def test_labels_after_thinking_are_measured_by_their_own_bounds(toy, demo, tmp_p
 
 
 def test_a_preference_model_needs_something_to_learn_from(toy, demo, tmp_path, capsys):
-    fails(capsys, train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--held-out", "1"), "--held-out 1.0")
+    fails(capsys, train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--held-out", "0.99"), "--held-out 0.99")
 
 
 def published_files(toy, folder):
@@ -321,7 +323,7 @@ def test_worked_examples_are_used_where_there_is_room_for_them(toy, demo, tmp_pa
     (tmp_path / "c.json").write_text(json.dumps(CONSTITUTION | {"few_shot": shots}))
     asked = []
 
-    def label(model, tok, questions, both_orders, prefix, think, clamp):
+    def label(model, tok, questions, both_orders, prefix, think, clamp, begin):
         asked.append(tok.decode(prefix))
         return torch.full((len(questions),), 0.6), torch.ones(len(questions))
     with pytest.MonkeyPatch.context() as patch:
@@ -344,7 +346,7 @@ def test_what_cannot_be_read_is_counted_kept_and_left_out(toy, tmp_path, capsys,
         def build(model, tok, *settings):
             ask, cut = sampler(model, tok, *settings), iter(range(10**6))
             silent = lambda context: tok.decode(context).endswith("\n\nCritique:") and next(cut) % 10 < share
-            return lambda contexts, progress=None: [[tok.end] if silent(context) else ids
+            return lambda contexts, progress=None, done=None: [[tok.end] if silent(context) else ids
                                                     for context, ids in zip(contexts, ask(contexts))]
         return build
     monkeypatch.setattr(train_sft, "sampler", wordless(5))
@@ -370,7 +372,7 @@ def test_labels_without_a_choice_are_counted_kept_and_left_out(toy, demo, tmp_pa
     low = [row for _, row in read_jsonl(tmp_path / "half/comparisons.jsonl") if row["skipped"] == "no choice"]
     assert 0 < len(low) < len(rows) and all(row["mass"] <= middle and row["p_a"] is not None for row in low)
     assert f"'no choice': {len(low)}" in capsys.readouterr().out
-    fails(capsys, train_pm, pm_args(toy, tmp_path / "none", *model, "--min-mass", "1.1"), "40 of 40 pairs could not be used",
+    fails(capsys, train_pm, pm_args(toy, tmp_path / "none", *model, "--min-mass", "1"), "40 of 40 pairs could not be used",
           "no choice")
     assert not (tmp_path / "none/pm").exists() and len(read_jsonl(tmp_path / "none/comparisons.jsonl")) == 40
 
