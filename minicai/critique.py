@@ -8,6 +8,7 @@ import functools
 import re
 
 from minicai.data import read_transcript
+from minicai.run import visible
 from minicai.sample import generate
 
 
@@ -47,7 +48,7 @@ def read_answer(tok, ids: list):
     if went_on := re.search(r"\n\n(Human|Assistant|CritiqueRequest|RevisionRequest):", text):
         text, ended = text[:went_on.start()].rstrip(), True
         ids = tok.encode(text) + [tok.end]
-    return text.strip(), ids, None if ended and text.strip() else "empty" if ended else "no end token"
+    return text.strip(), ids, None if ended and visible(text) else "empty" if ended else "no end token"
 
 
 def respond(ask, tok, conversations: list, progress=None) -> list:

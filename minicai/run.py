@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -225,6 +226,11 @@ def array_items(text: str) -> list:
         value, at = json.JSONDecoder().raw_decode(text, at)
         items.append((number, value))
     return items
+
+
+def visible(text: str) -> bool:
+    """Whether a text has anything to read: not spaces, marks of no width, or letters that are drawn as nothing."""
+    return any(unicodedata.category(c)[0] in "LNPS" and c not in "\u115f\u1160\u3164\uffa0\u2800" for c in text)
 
 
 def tally(what: str, reasons: list, advice: str):

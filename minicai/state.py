@@ -256,7 +256,8 @@ class Resume:
     threads, which is said. Raises UserError for anything else that differs, and for a damaged file; --fresh starts
     over, and even so the old files stay until there are new ones.
     """
-    FREE = {"micro", "checkpointing", "sample_tokens", "save_minutes", "print_every", "out", "fresh", "examples"}
+    FREE = {"micro", "checkpointing", "sample_tokens", "save_minutes", "print_every", "out", "fresh", "examples",
+            "models", "table", "compare"}
 
     def __init__(self, args, inputs: dict | None = None, trained=(), writes=()):
         self.folder, self.every, self.last = Path(args.out), getattr(args, "save_minutes", 0), time.time()
@@ -266,11 +267,11 @@ class Resume:
         refuse_overlap(self.folder, inputs, writes)
         asked = {flag(name): json.loads(json.dumps(value)) for name, value in vars(args).items()
                  if name not in self.FREE and not isinstance(value, Path)}
-        self.run = {"flags": asked, "inputs": {name: digest(place) for name, place in inputs.items()},
+        self.run = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "flags": asked,
+                    "inputs": {name: digest(place) for name, place in inputs.items()},
                     "torch": str(torch.__version__), "threads": torch.get_num_threads()}
-        self.made = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "seed": getattr(args, "seed", None),
-                     "commit": commit(), **self.run,
-                     "inputs": {n: {"path": str(p), "sha256": self.run["inputs"][n]} for n, p in inputs.items()}}
+        parents = {name: {"path": str(place), "sha256": self.run["inputs"][name]} for name, place in inputs.items()}
+        self.made = self.run | {"inputs": parents, "commit": commit()}
         hold(self.folder)
         tidy(self.folder)
         check_space(self.folder, trained)

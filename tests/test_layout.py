@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(p.stem for p in ROOT.glob("train_*.py"))
 # The most lines of code, and of all: of the method, which a student reads (the scripts among it), and of the plumbing.
 PLUMBING = {f"minicai.{name}" for name in ("chat", "checkpoint", "data", "run", "state", "tokenizer")}
-LIMITS = {"method": (1250, 1750), "plumbing": (1150, 1600)}
+LIMITS = {"method": (1250, 1850), "plumbing": (1150, 1600)}
 
 
 def module_name(path: Path) -> str:

@@ -376,7 +376,7 @@ def test_a_manifest_says_what_a_model_was_made_from(toy, before):
     for name, sha in manifest["files"].items():
         assert hashlib.sha256((before / "sft/sl_cai" / name).read_bytes()).hexdigest() == sha
     made = manifest["made"]
-    assert made["seed"] == 0 and made["flags"]["--rounds"] == 2 and made["torch"] == torch.__version__ and made["commit"]
+    assert made["flags"]["--seed"] == 0 and made["flags"]["--rounds"] == 2 and made["command"] and made["torch"] == torch.__version__ and made["commit"]
     assert set(made["inputs"]) == {"--model", "--constitution", "--red-team", "--helpful"}
     pm = json.loads((before / "pm/pm/manifest.json").read_text())["made"]
     assert pm["inputs"]["--model"] == {"path": str(before / "sft/sl_cai"), "sha256": digest(before / "sft/sl_cai")}
