@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minicai.gpt import GPT, GPTConfig
-from minicai.run import UserError
+from minicai.run import UserError, refuse_pointer
 from minicai.tokenizer import Tokenizer
 
 # model_type -> how its class names begin.
@@ -76,24 +76,15 @@ KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rop
                    r"tie_encoder_decoder|use_bfloat16|torchscript|remove_invalid_values")
 
 
-def read_file(path) -> bytes:
-    """A file's bytes; UserError for one that git-lfs has not fetched."""
-    content = Path(path).read_bytes()
-    if content.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: a git-lfs pointer, not the file itself: run git lfs pull")
-    return content
-
-
 def read_config(directory) -> tuple[GPTConfig, dict]:
     """(our config, their config.json) of a model directory; raises UserError naming whatever minicai cannot compute."""
     path = Path(directory) / "config.json"
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such model directory")
+    refuse_pointer(path)
     try:
-        c = json.loads(read_file(path))
+        c = json.loads(path.read_text("utf-8"))
         family = c["model_type"]
-    except UserError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a model's config.json ({type(error).__name__}: {error})") from None
     if not isinstance(family, str) or family not in FAMILIES:
@@ -197,19 +188,16 @@ def open_weights(directory) -> dict:
     names = ["model.safetensors"]
     # One whole file goes before an index of parts, which may be older: transformers chooses so.
     if index.is_file() and not index.with_name(names[0]).is_file():
+        refuse_pointer(index)
         try:
-            names = sorted(set(json.loads(read_file(index))["weight_map"].values()))
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{index}: not an index of weights ({type(error).__name__}: {error})") from None
     where = {}
     for path in (Path(directory) / name for name in names):
         if not path.is_file():
             raise UserError(f"{path}: no such file (minicai reads safetensors only)")
-        with open(path, "rb") as start:
-            if start.read(23) == b"version https://git-lfs":
-                raise UserError(f"{path}: a git-lfs pointer, not the weights themselves: run git lfs pull")
+        refuse_pointer(path)
         try:
             file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:

@@ -82,3 +82,14 @@ def label(model, tok, questions: list, both_orders: bool = False, prefix=(), thi
     thoughts = [read_answer(tok, ids)[0].partition(ANSWER)[0] for ids in think(prompts, progress="thinking")]
     p, mass = choose(model, tok, [p + tok.encode(" " + t + ANSWER) for p, t in zip(prompts, thoughts)])
     return p.clamp(*clamp), mass
+
+
+def lean(model, tok, questions: list, prefix=(), think=None, clamp=(0.4, 0.6), sample: int = 64) -> tuple[float, float]:
+    """How far letters decide: (mean P(A), share of verdicts that stay when the responses change places) on a sample.
+
+    Both orders are asked, so what the responses are worth cancels out of the mean: a judge that reads them gives 0.5.
+    """
+    asked = questions[:sample]
+    p, _ = label(model, tok, asked, False, prefix, think, clamp)
+    q, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in asked], False, prefix, think, clamp)
+    return ((p + q) / 2).mean().item(), ((p > 0.5) == (q < 0.5)).float().mean().item()

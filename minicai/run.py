@@ -30,6 +30,9 @@ def friendly_main(main):
     """Decorator of a script's `main`: a UserError becomes one line on stderr and exit code 2, without a traceback."""
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):         # a terminal may not know every character that a model writes
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
         try:
             return main(*args, **kwargs)
         except UserError as error:
@@ -59,6 +62,7 @@ def pick_device(name: str | None = None) -> torch.device:
 def machine_flags(a) -> None:
     """Add the flags that all three scripts share; `a` is the add_argument of a script's parser."""
     a("--seed", type=int, default=0, help="decides every draw and shuffle")
+    a("--chat", choices=["plain", "chatml", "llama3"], help="chat format of the models, if not their directory's own")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     a("--dtype", choices=["fp32", "bf16"], help="of products, the rest is fp32; default: bf16 on cuda, else fp32")
     a("--checkpointing", action="store_true", help="keep a layer's input only and compute the rest again: less memory")
@@ -91,12 +95,21 @@ def seed_everything(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def refuse_pointer(path) -> None:
+    """Raise UserError for a file that git-lfs has not fetched; one that is missing is nobody's pointer."""
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            if file.read(23) == b"version https://git-lfs":
+                raise UserError(f"{path}: a git-lfs pointer, not the file itself: run git lfs pull")
+
+
 def read_jsonl(path) -> list:
     """All rows of a .jsonl or .jsonl.gz file as (line number, object); raises UserError `path:line: reason`.
 
     A file that opens with "[" is read as one JSON array of such objects: some published .jsonl files are.
     """
     lines, rows = [], []
+    refuse_pointer(path)
     try:
         with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
             # Iterating over bytes splits at \n only (never at U+2028) and tells the line that is not UTF-8.

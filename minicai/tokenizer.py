@@ -22,7 +22,7 @@ import regex
 import tiktoken
 import torch
 
-from minicai.run import UserError
+from minicai.run import UserError, refuse_pointer
 
 # How the families cut text into words before bytes are merged. Others are refused: a near miss would go unnoticed.
 GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -144,9 +144,8 @@ class Tokenizer:
         files = {name: path.with_name(name).read_bytes() for name in FILES if path.with_name(name).is_file()}
         if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
             raise UserError(f"{path}: no such file; is {directory} a model directory?")
-        for name, content in files.items():
-            if content.startswith(b"version https://git-lfs"):
-                raise UserError(f"{path.with_name(name)}: a git-lfs pointer, not the file itself: run git lfs pull")
+        for name in files:
+            refuse_pointer(path.with_name(name))
         try:
             spec = json.loads(files["tokenizer.json"]) if "tokenizer.json" in files else gpt2_spec(files)
             config = json.loads(files.get("tokenizer_config.json", b"{}"))
