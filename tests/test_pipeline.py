@@ -383,7 +383,7 @@ def test_ppo_stops_when_hardly_any_response_ends(toy, demo, tmp_path, capsys):
 
 
 def test_a_model_that_hardly_ever_ends_is_named(toy, tiny_model_dir, tmp_path, capsys):
-    train_sft.main(sft_args(toy, tmp_path / "sft", "--model", tiny_model_dir, "--max-new", "6"))
+    train_sft.main([str(a) for a in sft_args(toy, tmp_path / "sft", "--model", tiny_model_dir, "--max-new", "6")])
     assert "does not know this chat format's end token" in capsys.readouterr().out
     rows = [row for _, row in read_jsonl(tmp_path / "sft/revisions.jsonl")]
     assert sum(row["cut"] for row in rows) > 0.9 * len(rows) and all(row["skipped"] or row["rounds"] for row in rows)
