@@ -17,7 +17,7 @@ from minicai.checkpoint import load_model, save_scalar
 from minicai.constitution import load_constitution
 from minicai.critique import respond, sampler
 from minicai.data import batches_by_length, check_room, fitting, pad_right, read_comparisons, read_prompts, split
-from minicai.feedback import ANSWER, THINK, comparison_prompt, few_shot_prefix, label
+from minicai.feedback import ANSWER, THINK, comparison_prompt, few_shot_prefix, label, lean
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
 from minicai.run import (Parser, UserError, descend, friendly_main, lr_schedule, machine_flags, path, real, set_up, tally,
                          whole, write_config, write_jsonl)
@@ -64,11 +64,12 @@ def main(argv=None):
     # 1. Read and check everything that can be wrong before a model is built.
     if args.clamp[0] > args.clamp[1]:
         raise UserError(f"--clamp {args.clamp[0]} {args.clamp[1]}: the lower bound comes first")
-    constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model)
+    constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model, args.chat)
     shots = [] if args.no_few_shot else constitution.few_shot_comparison
     prefix = few_shot_prefix(tok, shots, rng, args.chain_of_thought)
-    if not (tok.spec == Tokenizer.load(args.feedback_model).spec == Tokenizer.load(args.init).spec):
-        raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one tokenizer")
+    if not all(tok.same_ids(Tokenizer.load(other, args.chat)) for other in (args.feedback_model, args.init)):
+        raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one tokenizer and chat format; "
+                        "--chat says which")
     dialogues, human = read_prompts(args.red_team, tok, args.max_prompt), read_comparisons(args.human)
     longest = [max(len(answered(tok, m, text)) for text in pair) for m, *pair in human]
     human = fitting(human, longest, args.max_prompt + args.max_new, args.human)
@@ -84,7 +85,7 @@ def main(argv=None):
                                                             rng, generator, resume)
 
     # 5. Train from the pretrained trunk with a fresh head.
-    trunk, _ = load_model(args.init, device, args.dtype)
+    trunk, _ = load_model(args.init, device, args.dtype, args.chat)
     trunk.checkpointing = args.checkpointing
     head = nn.Linear(trunk.config.width, 1, bias=False)
     nn.init.normal_(head.weight, std=trunk.config.width ** -0.5, generator=generator)
@@ -103,7 +104,7 @@ def main(argv=None):
 def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator, resume):
     """Steps 2 to 4: (comparisons as ids to train on, to hold out, ids of SL-CAI's own responses, counts)."""
     # 2. Two responses to each prompt from SL-CAI, and some to helpful prompts for step 6.
-    policy, _ = load_model(args.model, device, args.dtype)
+    policy, _ = load_model(args.model, device, args.dtype, args.chat)
     ask = resume.kept(sampler(policy.freeze(), tok, args.max_new, args.temperature, generator, args.sample_tokens))
     drawn = [m for n in range(0, args.comparisons, len(dialogues)) for m in rng.sample(dialogues, len(dialogues))]
     drawn = drawn[:args.comparisons]
@@ -114,7 +115,7 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     del policy, ask                     # room for the judge
 
     # 3. One principle a pair, drawn at random: over many labels this is an ensemble of all of them.
-    judge, _ = load_model(args.feedback_model, device, args.dtype)
+    judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)
     rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator, resume)
     write_jsonl(args.out / "comparisons.jsonl", rows)
     tally("pairs", [row["skipped"] for row in rows], f"does {args.model} end and vary its answers, does "
@@ -122,33 +123,40 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     show_labels([row for row in rows if not row["skipped"]][:3])
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
-    ai = [(row["messages"], row["a"], row["b"], row["p_a"]) for row in rows if not row["skipped"]]
+    ai = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"]) for row in rows if not row["skipped"]]
     train_ai, test_ai = split(ai, args.held_out, rng)
-    train_human, test_human = split([(m, chosen, rejected, 1.0) for m, chosen, rejected in human], args.held_out, rng)
+    train_human, test_human = split([(*row, 1.0, (False, False)) for row in human], args.held_out, rng)
     if not train_ai + train_human:
         raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none is left to train on")
-    ids_of = lambda comparisons: [(answered(tok, m, a), answered(tok, m, b), p) for m, a, b, p in comparisons]
+    ids_of = lambda comparisons: [(answered(tok, m, a, cut[0]), answered(tok, m, b, cut[1]), p)
+                                  for m, a, b, p, cut in comparisons]
     return (ids_of(train_ai + train_human), {"ai": ids_of(test_ai), "human": ids_of(test_human)},
             [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference],
             {"used_ai": len(ai), "used_human": len(human)})
 
 
-def answered(tok, messages, text):
-    """The ids of a dialogue and an answer to it, up to its end token: what the preference model reads."""
+def answered(tok, messages, text, cut=False):
+    """The ids of a dialogue and an answer to it, up to its end token, which a cut one lacks: what the preference model
+    reads, here and in stage 3."""
     ids, says = tok.encode_chat(messages + [{"role": "assistant", "content": text}])
-    return ids[:len(says) - says[::-1].index(1)]            # a format may put a line break behind the end token
+    return ids[:len(says) - says[::-1].index(1) - cut]      # a format may put a line break behind the end token
 
 
 def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, resume):
     """Rows of comparisons.jsonl: both responses, the principle, P(A), and why a pair was left out if it was."""
-    rows = [{"messages": a["messages"], "a": a["response"], "b": b["response"],
+    rows = [{"messages": a["messages"], "a": a["response"], "b": b["response"], "cut": [a["cut"], b["cut"]],
              "principle": rng.choice(constitution.comparisons), "p_a": None, "mass": None,
              "skipped": a["skipped"] or b["skipped"] or ("identical" if a["response"] == b["response"] else None)}
             for a, b in pairs]
     good = [row for row in rows if not row["skipped"]]
     think = resume.kept(sampler(judge, tok, args.max_new, args.temperature, generator, args.sample_tokens))
-    p_a, mass = label(judge, tok, [(row["messages"], row["a"], row["b"], row["principle"]) for row in good],
-                      args.both_orders, prefix, think if args.chain_of_thought else None, args.clamp, begin=resume.begin)
+    questions, state = [(row["messages"], row["a"], row["b"], row["principle"]) for row in good], generator.get_state()
+    how = (prefix, think if args.chain_of_thought else None, args.clamp, resume.begin)
+    mean, stays = lean(judge, tok, questions, *how) if good else (0.5, 1)
+    print(f"the judge: mean P(A) {mean:.2f} over both orders, {stays:.0%} of its verdicts stay when the two change places"
+          + "; letters weigh too much: give --both-orders" * (abs(mean - 0.5) > 0.15 and not args.both_orders))
+    generator.set_state(state)                                           # looking must not change what is drawn
+    p_a, mass = label(judge, tok, questions, args.both_orders, *how)
     for row, p, m in zip(good, p_a.tolist(), mass.tolist()):
         row.update(p_a=round(p, 5), mass=round(m, 5), skipped=None if m >= args.min_mass else "no choice")
     return rows

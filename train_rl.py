@@ -66,18 +66,19 @@ def main(argv=None):
     config = PPOConfig(**{name: getattr(args, name) for name in vars(PPOConfig())})
 
     # 1. Read and check everything that can be wrong before a model is built.
-    tok = Tokenizer.load(args.model)
-    if tok.spec != Tokenizer.load(args.pm).spec:
-        raise UserError(f"{args.model} and {args.pm} must share one tokenizer")
+    tok = Tokenizer.load(args.model, args.chat)
+    if not tok.same_ids(Tokenizer.load(args.pm)):
+        raise UserError(f"{args.model} and {args.pm} must share one tokenizer and chat format")
     red_team, helpful = ([tok.encode_chat(m, generation=True)[0] for m in read_prompts(path, tok, args.max_prompt)]
                          for path in (args.red_team, args.helpful))
-    check_room(args.model, args.max_prompt + args.max_new, ())
+    for directory in (args.model, args.pm):
+        check_room(directory, args.max_prompt + args.max_new, ())
     resume = Resume(args, trained=[args.model, args.pm], writes=["rollouts.jsonl", "rl_cai"])
 
     # 2. The models are of one class. Values come from a network that starts as the preference model, which knows what
     #    a good answer looks like, or from a head on the policy's own trunk. Either head starts at zero: at first it
     #    predicts 0, the mean of the normalised score.
-    policy, tok = load_model(args.model, device, args.dtype)
+    policy, tok = load_model(args.model, device, args.dtype, args.chat)
     reference = copy.deepcopy(policy).freeze()
     reward_model, _ = load_preference_model(args.pm, device, args.dtype)
     policy.checkpointing = reward_model.trunk.checkpointing = args.checkpointing

@@ -58,7 +58,7 @@ def main(argv=None):
     device, generator = set_up(args)
 
     # 1. Read and check everything that can be wrong before a model is built.
-    constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model)
+    constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model, args.chat)
     shots = [] if args.no_few_shot else constitution.few_shot_critique
     red_team, helpful = (read_prompts(path, tok, args.max_prompt) for path in (args.red_team, args.helpful))
     rng.shuffle(red_team)
@@ -70,7 +70,7 @@ def main(argv=None):
         raise UserError("nothing to learn from: --red-team-limit and --rounds, or --helpful-limit and --helpful-samples, "
                         "must be above 0")
     resume = Resume(args, trained=[args.model], writes=["revisions.jsonl", "answers.jsonl", "sl_cai"])
-    model, tok = load_model(args.model, device, args.dtype)
+    model, tok = load_model(args.model, device, args.dtype, args.chat)
     model.checkpointing = args.checkpointing
     ask = resume.kept(sampler(model, tok, args.max_new, args.temperature, generator, args.sample_tokens))
 
@@ -126,6 +126,9 @@ def keep(path, rows):
         if outputs:
             tally(f"{path}: {what}", [output["skipped"] for output in outputs], "does this model know the format? Try "
                   "--max-new, a constitution with worked examples (constitutions/general.json), a larger model")
+            share = sum(output["cut"] for output in outputs) / len(outputs)
+            print(f"   {share:.1%} of them cut at --max-new" + ": too short, or a model that does not know this chat "
+                  "format's end token (see --chat)" * (share > 0.9))
 
 
 def show_revisions(rows):

@@ -46,6 +46,9 @@ def friendly_main(main):
     Ctrl-C and a request to end become one line that says how to go on, and exit code 128 + the signal's number."""
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):         # a terminal may not know every character that a model writes
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
         try:
             with ending_on((signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))):
                 return main(*args, **kwargs)
@@ -163,6 +166,7 @@ def pick_device(name: str | None = None) -> torch.device:
 def machine_flags(a) -> None:
     """Add the flags that all three scripts share; `a` is the add_argument of a script's parser."""
     a("--seed", type=whole(0, 2**63 - 1), default=0, help="decides every draw and shuffle")
+    a("--chat", choices=["plain", "chatml", "llama3"], help="chat format of the models, if not their directory's own")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     a("--dtype", choices=["fp32", "bf16"], help="of products, the rest is fp32; default: bf16 on cuda, else fp32")
     a("--checkpointing", action="store_true", help="keep a layer's input only and compute the rest again: less memory")
@@ -189,12 +193,21 @@ def seed_everything(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def refuse_pointer(path) -> None:
+    """Raise UserError for a file that git-lfs has not fetched; one that is missing is nobody's pointer."""
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            if file.read(23) == b"version https://git-lfs":
+                raise UserError(f"{path}: a git-lfs pointer, not the file itself: run git lfs pull")
+
+
 def read_jsonl(path) -> list:
     """All rows of a .jsonl or .jsonl.gz file as (line number, object); raises UserError `path:line: reason`.
 
     A file that opens with "[" is read as one JSON array of such objects: some published .jsonl files are.
     """
     lines, rows = [], []
+    refuse_pointer(path)
     try:
         with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
             # Iterating over bytes splits at \n only (never at U+2028) and tells the line that is not UTF-8.

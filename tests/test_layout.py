@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(p.stem for p in ROOT.glob("train_*.py"))
 # The most lines of code, and of all: of the method, which a student reads (the scripts among it), and of the plumbing.
-PLUMBING = {f"minicai.{name}" for name in ("chat", "checkpoint", "data", "run", "state", "tokenizer")}
-LIMITS = {"method": (1250, 1850), "plumbing": (1150, 1600)}
+PLUMBING = {f"minicai.{name}" for name in ("chat", "checkpoint", "data", "gguf", "run", "state", "tokenizer")}
+LIMITS = {"method": (1300, 1900), "plumbing": (1400, 1900)}
 
 
 def module_name(path: Path) -> str:
@@ -141,7 +141,7 @@ def test_the_method_stays_small():
         code, whole = (sum(column) for column in zip(*counted))
         print(f"{code:4} {whole:5} {part}")
         assert 500 < code <= limits[0] and whole <= limits[1], f"{part}: {code} lines of code, {whole} in all: what can go?"
-    assert all(lines[script][1] <= 210 for script in SCRIPTS)
+    assert all(lines[script][1] <= 225 for script in SCRIPTS)
 
 
 # ---- packaging -------------------------------------------------------------------------------------------------
@@ -154,12 +154,12 @@ def listed(pattern: str, text: str) -> set:
 def test_dependencies_are_the_same_everywhere():
     """What the method imports = pyproject = Makefile; every one is pinned in constraints.txt.
 
-    Triton is not required: logprob.py does without where it does not import.
+    Triton is not required: logprob.py does without where it does not import. Nor is gguf: only minicai.gguf reads such.
     """
     project, make = ((ROOT / name).read_text() for name in ("pyproject.toml", "Makefile"))
     run, test = listed(r"^dependencies = \[(.*)\]", project), listed(r"^test = \[(.*)\]", project)
     foreign = {i.split(".")[0] for name in METHOD for i in imports(name)} - {"minicai"} - set(sys.stdlib_module_names)
-    assert foreign - {"triton"} <= run == {"torch", "tiktoken", "numpy", "tqdm", "safetensors"}
+    assert foreign - {"triton", "gguf"} <= run == {"torch", "tiktoken", "regex", "numpy", "tqdm", "safetensors"}
     assert listed(r"^RUN +:= (.*)", make) == run and listed(r"^TEST +:= (.*)", make) == test
     pinned = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():

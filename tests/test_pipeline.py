@@ -16,6 +16,7 @@ from families import same_in_transformers
 import train_pm
 import train_rl
 import train_sft
+from minicai import critique
 from minicai.checkpoint import load_model
 from minicai.critique import respond, sampler
 from minicai.data import read_prompts
@@ -83,7 +84,7 @@ def test_revisions_hold_every_intermediate(toy, demo):
     for row in rows:
         assert row["skipped"] or len(row["rounds"]) == 2
         for r in row.get("rounds", []):
-            assert set(r) == {"principle", "critique_request", "critique", "revision_request", "revision", "skipped"}
+            assert set(r) == {"principle", "critique_request", "critique", "revision_request", "revision", "cut", "skipped"}
 
 
 def test_the_tokens_trained_on_are_the_tokens_sampled(demo):
@@ -383,9 +384,18 @@ def test_ppo_stops_when_hardly_any_response_ends(toy, demo, tmp_path, capsys):
     assert len(read_jsonl(tmp_path / "rl/rollouts.jsonl")) == 12 and not (tmp_path / "rl/rl_cai").exists()
 
 
-def test_a_model_that_cannot_do_it_stops_the_run_and_leaves_the_evidence(toy, tiny_model_dir, tmp_path, capsys):
-    """A random model hardly ever ends an answer: nothing is trained, and what it said can be read."""
-    fails(capsys, train_sft, sft_args(toy, tmp_path / "sft", "--model", tiny_model_dir, "--max-new", "6"), "could not be used")
+def test_a_model_that_hardly_ever_ends_is_named(toy, tiny_model_dir, tmp_path, capsys):
+    train_sft.main([str(a) for a in sft_args(toy, tmp_path / "sft", "--model", tiny_model_dir, "--max-new", "6")])
+    assert "does not know this chat format's end token" in capsys.readouterr().out
+    rows = [row for _, row in read_jsonl(tmp_path / "sft/revisions.jsonl")]
+    assert sum(row["cut"] for row in rows) > 0.9 * len(rows) and all(row["skipped"] or row["rounds"] for row in rows)
+
+
+def test_a_model_that_cannot_do_it_stops_the_run_and_leaves_the_evidence(toy, tiny_model_dir, tmp_path, capsys, monkeypatch):
+    """Answers without words teach nothing: nothing is trained, and what was said can be read."""
+    monkeypatch.setattr(critique, "generate", lambda model, prompts, **how: [[] for _ in prompts])
+    fails(capsys, train_sft, sft_args(toy, tmp_path / "sft"), "could not be used")
     assert all(row["skipped"] or row["rounds"] for _, row in read_jsonl(tmp_path / "sft/revisions.jsonl"))
+    monkeypatch.undo()
     fails(capsys, train_pm, pm_args(toy, tmp_path / "pm", "--feedback-model", tiny_model_dir), "could not be used", "(A)")
     assert (tmp_path / "pm/comparisons.jsonl").exists() and not (tmp_path / "pm/pm").exists()
