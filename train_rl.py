@@ -71,8 +71,8 @@ def main(argv=None):
         raise UserError(f"{args.model} and {args.pm} must share one tokenizer and chat format")
     red_team, helpful = ([tok.encode_chat(m, generation=True)[0] for m in read_prompts(path, tok, args.max_prompt)]
                          for path in (args.red_team, args.helpful))
-    for directory in (args.model, args.pm):
-        check_room(directory, args.max_prompt + args.max_new, ())
+    check_room(args.model, args.max_prompt + args.max_new, ())
+    check_room(args.pm, args.max_prompt + args.max_new, (), scorer=True)
     resume = Resume(args, trained=[args.model, args.pm], writes=["rollouts.jsonl", "rl_cai"])
 
     # 2. The models are of one class. Values come from a network that starts as the preference model, which knows what

@@ -238,6 +238,7 @@ def main(argv=None):
         if not (Path(folder) / "config.json").exists():
             raise UserError(f"{folder}: no model directory; run train_sft.py, train_pm.py and train_rl.py first, or "
                             "name others with --models")
+        load_model(folder, "meta")
     # So is what the stages have left.
     runs, worker = stages(out), Crowdworker(world)
     revisions = judge_revisions(out / "sft/revisions.jsonl", worker)
