@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(p.stem for p in ROOT.glob("train_*.py"))
-CODE_LINES, ALL_LINES = 2300, 3200      # of the three scripts and minicai/*.py, without and with what explains them
+CODE_LINES, ALL_LINES = 2350, 3350      # of the three scripts and minicai/*.py, without and with what explains them
 
 
 def module_name(path: Path) -> str:
