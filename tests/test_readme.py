@@ -17,7 +17,8 @@ CODE = re.findall(r"`([^`\n]+)`", BOTH)                                       # 
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", BOTH, re.M)] + \
     [code for code in CODE if code.startswith(("python ", "make ", "pip "))]
 SCRIPTS = ["train_sft.py", "train_pm.py", "train_rl.py"]
-MODULES = ["minicai.chat", "minicai.lab.bench", "minicai.lab.evaluate", "minicai.lab.figures", "minicai.lab.plan", "minicai.world.exam", "minicai.world.make_data",
+MODULES = ["minicai.chat", "minicai.lab.bench", "minicai.lab.evaluate", "minicai.lab.figures", "minicai.lab.plan", "minicai.lab.report_html",
+           "minicai.world.exam", "minicai.world.make_data",
            "minicai.world.pretrain"]
 
 
@@ -91,9 +92,11 @@ def test_demo_is_the_scripts_with_their_defaults(parse):
     """The plain lines and `make demo` do the same: what the Makefile spells out are the scripts' defaults."""
     makefile = (ROOT / "Makefile").read_text()
     values = dict(re.findall(r"^(\w+) +\?= (\S+)", makefile, re.M))
-    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.M)[1]
-    lines = [re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), line.strip()) for line in recipe.splitlines()]
-    assert len(lines) == 4
+    values |= dict.fromkeys(("SFT_FLAGS", "PM_FLAGS", "RL_FLAGS", "EVALUATE_FLAGS"), "")
+    recipe = lambda target: re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, re.M)[1].splitlines()
+    steps = [line.split()[-1] for line in recipe("demo")]
+    assert steps == ["sft", "pm", "rl", "evaluate", "report"]
+    lines = [re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), recipe(step)[0].strip()) for step in steps]
     for line in lines:
         words = shlex.split(line)[1:]
         parser = parse(words)
