@@ -10,8 +10,8 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
-RUN    := torch tiktoken numpy tqdm safetensors
-TEST   := pytest tokenizers transformers "triton;sys_platform=='linux'"
+RUN    := torch tiktoken regex numpy tqdm safetensors
+TEST   := pytest tokenizers transformers gguf "triton;sys_platform=='linux'"
 
 # Threads that wait should sleep: spinning ones slow down everything else on a small machine.
 export OMP_WAIT_POLICY := PASSIVE

@@ -10,12 +10,12 @@ from minicai.data import pad_right
 from minicai.logprob import token_logprobs
 
 
-def answered_ids(tok, messages: list, text: str) -> list:
-    """The ids of a dialogue and an answer to it, up to its end token: what the preference model
-    reads."""
+def answered_ids(tok, messages: list, text: str, cut: bool = False) -> list:
+    """The ids of a dialogue and an answer to it, up to its end token, which a cut one lacks: what
+    the preference model reads, here and in stage 3."""
     ids, says = tok.encode_chat(messages + [{"role": "assistant", "content": text}])
     # a format may put a line break behind the end token
-    return ids[:len(says) - says[::-1].index(1)]
+    return ids[:len(says) - says[::-1].index(1) - cut]
 
 
 def encode_answer(tok, messages: list, text: str) -> tuple[list, list]:

@@ -8,6 +8,7 @@ import functools
 import re
 
 from minicai.data import read_transcript
+from minicai.run import visible
 from minicai.sample import generate
 
 
@@ -38,25 +39,33 @@ def sampler(model, tok, max_new_tokens: int, temperature: float, generator, batc
 
 
 def read_answer(tok, ids: list):
-    """(text, ids to train on, why not) of sampled ids; `why not` is None, "empty" or "no end token".
+    """(text, ids to train on, why not) of sampled ids; `why not` is None or "empty".
 
-    A model that was not trained to end its turn goes on to the next one, as worked examples do; there it is cut.
+    A model that was not trained to end its turn goes on to the next one, as worked examples do; there it is cut, and
+    ended. What ran into the limit on tokens is used as it is, without an end token: whether a text ends at a place is
+    then learned from all texts that reached the place, so neither the chance to end nor long answers are lost.
     """
-    ended = bool(ids) and ids[-1] in tok.stop
-    text = tok.decode(ids[:-1] if ended else ids)
-    if went_on := re.search(r"\n\n(Human|Assistant|CritiqueRequest|RevisionRequest):", text):
-        text, ended = text[:went_on.start()].rstrip(), True
+    text = tok.decode(ids[:-1] if ended(tok, ids) else ids)
+    went_on = re.search(r"\n\n(Human|Assistant|CritiqueRequest|RevisionRequest):", text)
+    if went_on and not ended(tok, ids):                     # an answer that ended by itself says what it means to say
+        text = text[:went_on.start()].rstrip()
         ids = tok.encode(text) + [tok.end]
-    return text.strip(), ids, None if ended and text.strip() else "empty" if ended else "no end token"
+    text = text if ended(tok, ids) else text.rstrip("\ufffd")            # the limit may cut a character in two
+    return text.strip(), ids, None if visible(text) else "empty"
+
+
+def ended(tok, ids: list) -> bool:
+    """Whether sampled ids end by themselves, not at the limit on tokens."""
+    return bool(ids) and ids[-1] in tok.stop
 
 
 def respond(ask, tok, conversations: list, progress=None) -> list:
-    """One sampled answer to each dialogue, as rows {"messages", "response", "ids", "skipped": reason or None}."""
+    """One sampled answer to each dialogue, as rows {"messages", "response", "ids", "cut" at the limit, "skipped"}."""
     answers = ask([tok.encode_chat(m, generation=True)[0] for m in conversations], progress=progress)
     rows = []
     for messages, ids in zip(conversations, answers):
         text, ids, reason = read_answer(tok, ids)
-        rows.append({"messages": messages, "response": text, "ids": ids, "skipped": reason})
+        rows.append({"messages": messages, "response": text, "ids": ids, "cut": not ended(tok, ids), "skipped": reason})
     return rows
 
 
@@ -77,16 +86,18 @@ def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=
         judged = [row["messages"] + [{"role": "assistant", "content": text}] for row, text in zip(rows, current)]
         critiques = ask([critique_prompt(tok, constitution, m, p, shots) for m, p in zip(judged, drawn)],
                         progress=f"round {n}: critiques")
-        critiques = [read_answer(tok, ids) for ids in critiques]
+        # As in the worked examples, a model may go on to the request for a revision: a critique ends there.
+        critiques = [read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip() for ids in critiques]
         revisions = ask([revision_prompt(tok, constitution, m, p, text, shots)
-                         for m, p, (text, _, _) in zip(judged, drawn, critiques)], progress=f"round {n}: revisions")
-        for i, ids in enumerate(revisions):
-            (critique, _, bad_critique), (revision, ids, bad_revision) = critiques[i], read_answer(tok, ids)
+                         for m, p, text in zip(judged, drawn, critiques)], progress=f"round {n}: revisions")
+        for i, (critique, ids) in enumerate(zip(critiques, revisions)):
+            revision, ids, bad_revision = read_answer(tok, ids)
             if tok.chat != "plain":         # there an answer starts without the space that follows "Revision:"
-                ids = tok.encode(revision) + [tok.end]
-            reason = f"critique: {bad_critique}" if bad_critique else bad_revision and f"revision: {bad_revision}"
+                ids = tok.encode(revision) + [tok.end] * ended(tok, ids)
+            reason = "critique: empty" if not critique else bad_revision and f"revision: {bad_revision}"
             rows[i]["rounds"].append({
                 "principle": numbers[i], "critique_request": drawn[i].critique_request, "critique": critique,
-                "revision_request": drawn[i].revision_request, "revision": revision, "ids": ids, "skipped": reason})
+                "revision_request": drawn[i].revision_request, "revision": revision, "ids": ids,
+                "cut": not ended(tok, ids), "skipped": reason})
             if not reason:
                 current[i] = revision

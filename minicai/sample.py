@@ -22,12 +22,14 @@ from minicai.run import UserError
 
 def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop: set[int],
              forbidden: torch.Tensor | None = None, temperature: float = 1.0, generator: torch.Generator | None = None,
-             batch_tokens: int | None = None, progress: str | None = None) -> list[list[int]]:
+             batch_tokens: int | None = None, progress: str | None = None,
+             done: dict | None = None) -> list[list[int]]:
     """New ids of each prompt, in the order given; a row's last id is in `stop` if it ended by itself.
 
     forbidden [V] bool: ids never to be sampled. temperature 0: always the likeliest id. batch_tokens bounds rows x
     columns of a batch (default: 16k on a CPU, whose caches are small; 128k elsewhere). `generator` (on the CPU) gives
-    every prompt its own random numbers, so how prompts are batched does not matter. Raises UserError for a prompt that
+    every prompt its own random numbers, so how prompts are batched does not matter. done: new ids by prompt's index as
+    far as they are known already (see state.py); each batch's are put in with update(). Raises UserError for a prompt that
     is empty or leaves no room.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: too long fails at once
@@ -38,19 +40,19 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
                         f"this model reads at most {model.config.max_positions}")
     batch_tokens = batch_tokens or (2**14 if model.head.device.type == "cpu" else 2**17)
     chance = random_numbers(len(prompts), max_new_tokens, model.head.device, generator)
-    new: list[list[int]] = [[] for _ in prompts]
+    done = {} if done is None else done
+    order = [i for i in order if i not in done]
     # Inference mode is the quicker one, but in it autocast would cast the weights anew for every token.
     no_graph = torch.no_grad if model.bf16 else torch.inference_mode
-    with no_graph(), tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
+    with no_graph(), tqdm(total=len(prompts), initial=len(done), desc=progress, disable=progress is None) as bar:
         while order:
             rows = max(1, batch_tokens // (len(prompts[order[0]]) + max_new_tokens))
             batch, order = order[:rows], order[rows:]
             with model.autocast():                      # entered here, it casts the weights once, not for every token
                 sampled = sample_batch(model, [prompts[i] for i in batch], chance[batch], stop, forbidden, temperature)
-            for i, ids in zip(batch, sampled):
-                new[i] = ids
+            done.update(zip(batch, sampled))
             bar.update(len(batch))
-    return new
+    return [done[i] for i in range(len(prompts))]
 
 
 def sample_batch(model, prompts, chance, stop, forbidden, temperature) -> list[list[int]]:

@@ -88,10 +88,11 @@ def tiny_model(tok):
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tok, tmp_path_factory):
-    """The same random model as a directory."""
+    """The same random model as a directory; as others' models, it has no manifest: tests change its files."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     config = GPTConfig(vocab_size=tok.n_vocab + 12, n_layer=2, n_head=2, width=32, mlp_width=64, max_positions=512)
     save_model(folder, GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.1), tok)
+    (folder / "manifest.json").unlink()
     return folder
 
 

@@ -170,7 +170,7 @@ def test_labelling(case, tmp_path, monkeypatch):
     rows, budget = [p + a for p, a in case.pairs] * 8, BATCH * 8 * (P + R)
     monkeypatch.setattr(plan, "LABEL_TOKENS", budget)
     planned = case.planned(tmp_path, "PM labelling")
-    close(planned, peak(lambda: choose(case.frozen, case.tok, rows, budget)), owned(case.frozen))
+    close(planned, peak(lambda: choose(case.frozen, case.tok, rows, budget=budget)), owned(case.frozen))
 
 
 def test_defaults_are_the_scripts():

@@ -17,7 +17,7 @@ CODE = re.findall(r"`([^`\n]+)`", BOTH)                                       # 
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", BOTH, re.M)] + \
     [code for code in CODE if code.startswith(("python ", "make ", "pip "))]
 SCRIPTS = ["train_sft.py", "train_pm.py", "train_rl.py"]
-MODULES = ["minicai.chat", "minicai.lab.bench", "minicai.lab.evaluate", "minicai.lab.figures", "minicai.lab.plan", "minicai.lab.report_html",
+MODULES = ["minicai.chat", "minicai.lab.bench", "minicai.lab.doctor", "minicai.lab.evaluate", "minicai.lab.figures", "minicai.lab.plan", "minicai.lab.report_html",
            "minicai.world.exam", "minicai.world.make_data",
            "minicai.world.pretrain"]
 
@@ -67,7 +67,7 @@ def test_every_python_command_is_understood(parse):
 
 
 def test_every_flag_exists_and_every_flag_is_explained(parse):
-    needed = {"minicai.chat": ["data/base"], "minicai.lab.plan": ["data/base"]}
+    needed = {"minicai.chat": ["data/base"], "minicai.lab.doctor": ["out"], "minicai.lab.plan": ["data/base"]}
     parsers = [parse([s]) for s in SCRIPTS] + [parse(["-m", m, *needed.get(m, [])]) for m in MODULES]
     known = {option for p in parsers for option in p._option_string_actions} | {"--help"}
     named = {flag for code in CODE for flag in re.findall(r"(?<!\S)--[a-z0-9-]+", code)}
@@ -115,7 +115,7 @@ def test_every_path_exists():
         for path in paths:
             if path.startswith("out/"):                              # made by a run: named in the source at least
                 assert Path(path).name in sources, path
-            elif path not in ("tokenizer.json", "config.json"):      # a file of any model directory
+            elif path not in ("tokenizer.json", "config.json", "manifest.json"):      # a file of any model directory
                 assert list(ROOT.glob(path)) or list((ROOT / page).parent.glob(path)), path
 
 
