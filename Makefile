@@ -1,5 +1,8 @@
-# make demo    install what is needed into .venv, run the three stages and the evaluation on the shipped data
+# make demo    install what is needed into .venv, run the three stages and the evaluation on the shipped data,
+#              write OUT/report.html
 #              (make demo CONSTITUTION=courtesy SEED=1 OUT=out/courtesy-1: another constitution, seed, folder)
+# make sft, pm, rl, evaluate, report      one step of the demo, after those before it
+# make quick   the whole pipeline, smaller in every number: see that it runs, change something, see it again
 # make test    the same set-up with the test extras, then the whole test suite
 # make data    write the shipped data files again (byte for byte)
 # make base    pretrain the micro-world's base model again
@@ -16,17 +19,47 @@ TEST   := pytest tokenizers transformers gguf "triton;sys_platform=='linux'"
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test data base real clean
+.PHONY: demo sft pm rl evaluate report quick test data base real clean
 
 CONSTITUTION ?= harmlessness
 SEED ?= 0
 OUT  ?= out/demo
 
+# Flags that the stages get beside these: empty in a demo.
+SFT_FLAGS ?=
+PM_FLAGS  ?=
+RL_FLAGS  ?=
+EVALUATE_FLAGS ?=
+
 demo: $(VENV)/installed
-	$(PY) train_sft.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --out $(OUT)/sft
-	$(PY) train_pm.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --model $(OUT)/sft/sl_cai --out $(OUT)/pm
-	$(PY) train_rl.py --seed $(SEED) --model $(OUT)/sft/sl_cai --pm $(OUT)/pm/pm --out $(OUT)/rl
-	$(PY) -m minicai.lab.evaluate --seed $(SEED) --out $(OUT)
+	$(MAKE) sft
+	$(MAKE) pm
+	$(MAKE) rl
+	$(MAKE) evaluate
+	$(MAKE) report
+
+sft: $(VENV)/installed
+	$(PY) train_sft.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --out $(OUT)/sft $(SFT_FLAGS)
+
+pm: $(VENV)/installed
+	$(PY) train_pm.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --model $(OUT)/sft/sl_cai --out $(OUT)/pm $(PM_FLAGS)
+
+rl: $(VENV)/installed
+	$(PY) train_rl.py --seed $(SEED) --model $(OUT)/sft/sl_cai --pm $(OUT)/pm/pm --out $(OUT)/rl $(RL_FLAGS)
+
+evaluate: $(VENV)/installed
+	$(PY) -m minicai.lab.evaluate --seed $(SEED) --out $(OUT) $(EVALUATE_FLAGS)
+
+report: $(VENV)/installed
+	$(PY) -m minicai.lab.report_html --run $(OUT)
+
+quick: OUT := out/quick
+quick: export SFT_FLAGS := --red-team-limit 160 --helpful-limit 240 --helpful-samples 1 --rounds 1 --lr 3e-3 --epochs 3
+quick: export PM_FLAGS := --comparisons 200 --human-limit 800
+quick: export RL_FLAGS := --steps 8 --batch 32
+quick: export EVALUATE_FLAGS := --limit 40
+quick: $(VENV)/installed
+	$(MAKE) demo OUT=$(OUT)
 
 test: $(VENV)/installed-test
 	$(PY) -m pytest -q

@@ -329,22 +329,12 @@ def lr_schedule(step: int, total: int, warmup: int) -> float:
     return min((step + 1) / max(1, warmup), (total - step) / max(1, total - warmup), 1.0)
 
 
-def descend(losses, model, optimizer, step: int, lr: float, max_norm: float = 1.0) -> tuple[float, float]:
-    """Backward, clip, one optimizer step at learning rate `lr`; returns loss and gradient norm (before clipping).
+def clip_gradients(parameters, max_norm: float, step: int, loss: float) -> float:
+    """Shorten the gradient to `max_norm` if it is longer; returns its norm as it was.
 
-    losses: a generator of the parts of a batch's loss, each divided by the *whole* batch's count: they add up to its
-    loss and their gradients to its gradient, in the memory of one part. Raises UserError if loss or norm is not finite,
-    *before* the step: the weights stay usable.
+    Raises UserError if loss or norm is not finite: *before* the optimizer's step, so the weights stay usable.
     """
-    loss = 0.0
-    for part in losses:
-        part.backward()
-        loss = loss + part.detach()             # read once at the end: each reading makes a GPU wait
-    loss, norm = float(loss), torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm).item()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
     if not math.isfinite(loss + norm):
         raise UserError(f"step {step}: loss {loss} or gradient norm {norm} not finite; stopped before it")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, norm
+    return norm

@@ -67,7 +67,7 @@ def test_damage_is_found(toy, made, tmp_path, capsys):
 def test_what_is_unfinished_and_what_is_left(toy, made, tmp_path, capsys, monkeypatch):
     shutil.copytree(made, tmp_path / "m")
     with monkeypatch.context() as patch:
-        dies(patch, train_sft, "descend", 3)
+        dies(patch, train_sft, "clip_gradients", 3)
         killed(train_sft, sft_args(toy, tmp_path / "m/sft", *OFTEN, "--seed", "3"))
     (tmp_path / "m/sft/.state.pt.part").write_bytes(b"half")
     capsys.readouterr()

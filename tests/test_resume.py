@@ -37,8 +37,8 @@ def stage(request, toy, before):
     """(script, its arguments for a directory, what is called once a step, whether it samples first, its model's name)"""
     more = (*OFTEN, "--epochs", "2")
     scorer, tuned = before / "pm/pm", ("--model", before / "sft/sl_cai")
-    return {"sft": (train_sft, lambda out: sft_args(toy, out, *more), "descend", True, "sl_cai"),
-            "pm": (train_pm, lambda out: pm_args(toy, out, *more, *tuned), "descend", True, "pm"),
+    return {"sft": (train_sft, lambda out: sft_args(toy, out, *more), "clip_gradients", True, "sl_cai"),
+            "pm": (train_pm, lambda out: pm_args(toy, out, *more, *tuned), "clip_gradients", True, "pm"),
             "rl": (train_rl, lambda out: rl_args(toy, scorer, out, *OFTEN, *tuned), "update", False, "rl_cai")}[request.param]
 
 
@@ -168,7 +168,7 @@ def test_killed_while_writing(toy, tmp_path, monkeypatch):
 def halfway(toy, tmp_path, monkeypatch, capsys):
     """The folder of a stage 1 that was killed in its third step."""
     with monkeypatch.context() as patch:
-        dies(patch, train_sft, "descend", 3)
+        dies(patch, train_sft, "clip_gradients", 3)
         killed(train_sft, sft_args(toy, tmp_path / "sft", *OFTEN))
     capsys.readouterr()
     return tmp_path / "sft"
@@ -197,7 +197,7 @@ def test_what_does_not_matter_may_differ(toy, halfway, tmp_path, capsys, monkeyp
     shutil.copytree(toy / "base", tmp_path / "copy")
     (tmp_path / "copy/notes.txt").write_text("a note")
     with monkeypatch.context() as patch:
-        dies(patch, train_sft, "descend", 2)
+        dies(patch, train_sft, "clip_gradients", 2)
         nothing_is_sampled(patch)
         patch.chdir(tmp_path)
         patch.setattr(torch, "get_num_threads", lambda: 7)
@@ -237,7 +237,7 @@ def test_a_run_over_a_finished_one_says_so(toy, tmp_path, monkeypatch, capsys):
     assert "holds an earlier run" in said.out and everything(tmp_path) == old and not unfinished(tmp_path)
     assert f"without --fresh, goes on from what {tmp_path} holds" in said.err
     with monkeypatch.context() as patch:
-        dies(patch, train_sft, "descend", 2)
+        dies(patch, train_sft, "clip_gradients", 2)
         killed(train_sft, sft_args(toy, tmp_path, "--seed", "1"))
     assert unfinished(tmp_path)
 
