@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from minicai.answers import answered_ids
 from minicai.checkpoint import load_model, save_scalar
 from minicai.constitution import load_constitution
 from minicai.critique import respond, sampler
 from minicai.data import batches_by_length, check_room, fitting, pad_right, read_comparisons, read_prompts, split
 from minicai.feedback import ANSWER, THINK, comparison_prompt, few_shot_prefix, label
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
-from minicai.run import (Metrics, Resume, UserError, descend, friendly_main, lr_schedule, machine_flags, set_up, tally,
+from minicai.run import (Metrics, Resume, UserError, clip_gradients, friendly_main, lr_schedule, machine_flags, set_up, tally,
                          write_config, write_jsonl)
 from minicai.tokenizer import Tokenizer
 
@@ -36,13 +37,14 @@ def arguments(argv=None):
     a("--red-team", default="data/red_team.jsonl", help="dialogues: README.md says which files it reads")
     a("--human", default="data/helpful_comparisons.jsonl", help="comparisons: README.md says which files")
     a("--out", default="out/demo/pm", help="directory of everything this script writes")
-    a("--comparisons", type=int, default=1000, help="pairs to sample and label; prompts are reused when they run out")
-    a("--human-limit", type=int, default=3000, help="use at most this many human comparisons")
+    a("--comparisons", type=int, default=1000, help="pairs to sample and label, prompts are reused; 0: helpfulness only")
+    a("--human-limit", type=int, default=3000, help="use at most this many human comparisons; 0: harmlessness only")
     a("--both-orders", action="store_true", help="ask with the responses swapped too and average")
     a("--chain-of-thought", action="store_true", help="let the feedback model think first and clamp its label")
     a("--clamp", type=float, nargs=2, default=(0.4, 0.6), help="bounds of a label after a chain of thought")
     a("--min-mass", type=float, default=0.1, help="leave a label out if P(A) + P(B) is less: not understood")
     a("--no-few-shot", action="store_true", help="leave the constitution's worked comparisons out of the question")
+    a("--no-score-norm", action="store_true", help="leave scores in the unit that training gave them")
     a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
     a("--max-new", type=int, default=96, help="most tokens of a response, and of a chain of thought")
     a("--temperature", type=float, default=1.0, help="of sampling the pairs, and of thinking")
@@ -68,20 +70,22 @@ def main(argv=None):
     prefix = few_shot_prefix(tok, shots, rng, args.chain_of_thought)
     if not (tok.spec == Tokenizer.load(args.feedback_model).spec == Tokenizer.load(args.init).spec):
         raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one tokenizer")
-    dialogues, human = read_prompts(args.red_team, tok, args.max_prompt), read_comparisons(args.human)
-    longest = [max(len(answered(tok, m, text)) for text in pair) for m, *pair in human]
+    if args.comparisons == args.human_limit == 0:
+        raise UserError("--comparisons 0 --human-limit 0: nothing is left to learn from; one of them must be above 0")
+    dialogues = read_prompts(args.red_team, tok, args.max_prompt)
+    human = read_comparisons(args.human)
+    longest = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair in human]
     human = fitting(human, longest, args.max_prompt + args.max_new, args.human)
     rng.shuffle(human)
     human = human[:args.human_limit]
-    asked = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER)) for c in constitution.comparisons)
-    check_room(args.feedback_model, asked + args.max_prompt + (2 + args.chain_of_thought) * args.max_new, prefix)
+    longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER)) for c in constitution.comparisons)
+    check_room(args.feedback_model, longest + args.max_prompt + (2 + args.chain_of_thought) * args.max_new, prefix)
     for directory in (args.model, args.init):
         check_room(directory, args.max_prompt + args.max_new, ())
     resume = Resume(args)
     # 2. to 4. Comparisons, unless this run has been killed and had them.
-    if resume.data is None:
-        resume.data = make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator)
-    train_set, held_out, reference, used = resume.data
+    train_set, held_out, reference, used = resume.once(
+        make_comparisons, args, device, tok, constitution, prefix, dialogues, human, rng, generator)
 
     # 5. Train from the pretrained trunk with a fresh head.
     trunk, _ = load_model(args.init, device, args.dtype)
@@ -93,7 +97,8 @@ def main(argv=None):
 
     # 6. Measure on what was held out; fix the unit of the score on SL-CAI's own responses; save.
     facts = measure(args, pm, held_out)
-    pm.normalise(pm.score_rows(reference))
+    if not args.no_score_norm:
+        pm.normalise(pm.score_rows(reference))
     save_scalar(out / "pm", pm.trunk, pm.head, tok, shift=pm.shift)
     write_config(out, args, started, **used, **facts)
     resume.path.unlink()
@@ -109,7 +114,7 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     drawn = drawn[:args.comparisons]
     both = respond(ask, tok, drawn + drawn, progress="pairs of responses")
     pairs = list(zip(both[:len(drawn)], both[len(drawn):]))
-    n = min(512, len(human), len(both))
+    n = min(count for count in (512, len(human), len(both)) if count)    # as many of each kind, if there are both
     reference = both[:n] + respond(ask, tok, [m for m, _, _ in human[:n]], progress="helpful responses")
     del policy, ask                     # room for the judge
 
@@ -123,20 +128,15 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
     ai = [(row["messages"], row["a"], row["b"], row["p_a"]) for row in rows if not row["skipped"]]
-    train_ai, test_ai = split(ai, args.held_out, rng)
-    train_human, test_human = split([(m, chosen, rejected, 1.0) for m, chosen, rejected in human], args.held_out, rng)
+    ranked = [(m, chosen, rejected, 1.0) for m, chosen, rejected in human]
+    (train_ai, test_ai), (train_human, test_human) = (
+        split(rows, args.held_out, rng) if rows else ([], []) for rows in (ai, ranked))
     if not train_ai + train_human:
         raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none is left to train on")
-    ids_of = lambda comparisons: [(answered(tok, m, a), answered(tok, m, b), p) for m, a, b, p in comparisons]
+    ids_of = lambda comparisons: [(answered_ids(tok, m, a), answered_ids(tok, m, b), p) for m, a, b, p in comparisons]
     return (ids_of(train_ai + train_human), {"ai": ids_of(test_ai), "human": ids_of(test_human)},
             [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference],
             {"used_ai": len(ai), "used_human": len(human)})
-
-
-def answered(tok, messages, text):
-    """The ids of a dialogue and an answer to it, up to its end token: what the preference model reads."""
-    ids, says = tok.encode_chat(messages + [{"role": "assistant", "content": text}])
-    return ids[:len(says) - says[::-1].index(1)]            # a format may put a line break behind the end token
 
 
 def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator):
@@ -164,20 +164,32 @@ def show_labels(rows):
 def train(args, pm, comparisons, generator, metrics, resume):
     """AdamW on Bradley-Terry over (ids a, ids b, P(a better)); both responses of a pair share one forward."""
     optimizer = torch.optim.AdamW(pm.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    resume.restore(generator, pm=pm, optimizer=optimizer)
-    begun = generator.get_state()                                        # before the batches are drawn
-    resume.save(resume.steps, begun, pm=pm, optimizer=optimizer)
+    parts = {"pm": pm, "optimizer": optimizer}
+    resume.restore(generator, **parts)
+    before_batches = generator.get_state()              # a run that goes on draws the same batches
+    resume.save(resume.steps, before_batches, **parts)
     lengths = [max(len(a), len(b)) for a, b, _ in comparisons]
-    batches = [b for _ in range(args.epochs) for b in batches_by_length(lengths, args.batch, generator)]
+    batches = [batch for _ in range(args.epochs)
+               for batch in batches_by_length(lengths, args.batch, generator)]
     for step, batch in enumerate(bar := tqdm(batches, desc="preference model")):
-        if step < resume.steps:
+        if step < resume.steps:                         # done before this run was stopped
             continue
-        chosen = [comparisons[i] for i in batch]
-        losses = (pair_loss(pm, chosen[i:i + args.micro], len(batch)) for i in range(0, len(batch), args.micro))
+        # 1. The gradient of the batch's mean loss, `micro` comparisons a forward: gradients add up.
+        chosen, loss = [comparisons[i] for i in batch], 0.0
+        for i in range(0, len(chosen), args.micro):
+            part = pair_loss(pm, chosen[i:i + args.micro], len(chosen))
+            part.backward()
+            loss = loss + part.detach()                 # read once, below: each reading makes a GPU wait
+        # 2. One step.
+        loss = float(loss)
+        norm = clip_gradients(pm.parameters(), 1.0, step, loss)
         lr = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
-        loss, norm = descend(losses, pm, optimizer, step, lr)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        # 3. Log, and keep what is needed to go on from here.
         metrics.log(step=step, loss=loss, grad_norm=norm, lr=lr)
-        resume.save(step + 1, begun, pm=pm, optimizer=optimizer)
+        resume.save(step + 1, before_batches, **parts)
         bar.set_postfix(loss=f"{loss:.3f}")
 
 
@@ -193,6 +205,8 @@ def measure(args, pm, held_out):
     """Agreement and calibration on held-out comparisons, printed; the numbers go to config.json."""
     facts, furthest = {}, max(abs(p - 0.5) for p in (args.clamp if args.chain_of_thought else (0, 1)))
     for name, comparisons in held_out.items():
+        if not comparisons:                                             # --comparisons 0 or --human-limit 0
+            continue
         gap = pm.score_rows([a for a, _, _ in comparisons]) - pm.score_rows([b for _, b, _ in comparisons])
         p = torch.tensor([p for _, _, p in comparisons])
         share, decided = agreement(gap, p, furthest / 2)        # half as far from 1/2 as a label can be

@@ -2,6 +2,11 @@
 
 Shapes: B batch, T time, C width. A dialogue's last token is the end token of the judged response: the model has read
 everything there. The same class, with its head zeroed, is PPO's value model: one number at *every* token.
+
+Why a preference model at all? People and models compare two answers more reliably than they grade one, and a
+comparison exists only for answers that somebody compared. PPO needs a number for every new answer. Bradley and Terry
+(1952) tell how to get it: give each answer a strength s, and let P(a beats b) = sigmoid(s_a - s_b), as Elo does for
+chess players. Fitted to comparisons, s is a reward that can be asked about any answer.
 """
 import torch
 import torch.nn.functional as F
@@ -59,6 +64,7 @@ def bt_loss(score_a, score_b, p_a):
     """Bradley-Terry loss on soft labels: scores [B] of both responses, p_a [B] the probability that a is better.
 
     P(a better) = sigmoid(score_a - score_b) and the loss is its cross-entropy against p_a; p_a = 1 is the usual loss.
+    Only the gap counts: a label of 0.5 pulls it to 0, a label of 0.9 to log(0.9 / 0.1) = 2.2, one of 1 without end.
     """
     return F.binary_cross_entropy_with_logits(score_a - score_b, p_a)
 
@@ -66,7 +72,7 @@ def bt_loss(score_a, score_b, p_a):
 def agreement(gap, p_a, decided: float = 0.25):
     """(share of decided pairs where the sign of gap [N] = score_a - score_b fits the label p_a [N], their number).
 
-    A pair is decided if its label lies at least `decided` away from 1/2: a coin's side is no test.
+    A pair is decided if its label lies at least `decided` away from 1/2: on a toss-up there is nothing to agree with.
     """
     clear = (p_a - 0.5).abs() >= decided
     fits = (gap > 0) == (p_a > 0.5)
@@ -76,7 +82,10 @@ def agreement(gap, p_a, decided: float = 0.25):
 def calibration(gap, p_a, bins: int = 5):
     """(expected calibration error, rows of (low, high, count, mean prediction, mean label)) of sigmoid(gap) [N].
 
-    Each pair counts in both orders, so that the table does not depend on which response was called a.
+    Calibrated means: of the pairs where it said 0.8, 80 % turn out that way. The error is how far said and true lie
+    apart, averaged over bins of predictions, weighted by how many pairs each bin holds. A model can rank well (see
+    agreement) and still be wrong here: sure where it should doubt. Each pair counts in both orders, so that the table
+    does not depend on which response was called a.
     """
     said, true = torch.sigmoid(torch.cat([gap, -gap])), torch.cat([p_a, 1 - p_a])
     place = (said * bins).long().clamp(max=bins - 1)

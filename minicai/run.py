@@ -69,8 +69,8 @@ def machine_flags(a) -> None:
 def set_up(args) -> tuple[torch.device, torch.Generator]:
     """The device that machine_flags ask for and a seeded generator; settles args.device and args.dtype where they were
     left open. Raises UserError for a device that does not exist and for too small a number."""
-    least = dict.fromkeys("batch minibatch micro epochs steps max_new print_every comparisons human_limit".split(), 1)
-    least |= dict.fromkeys("temperature rounds red_team_limit helpful_limit".split(), 0)
+    least = dict.fromkeys("batch minibatch micro epochs steps max_new print_every".split(), 1)
+    least |= dict.fromkeys("temperature rounds red_team_limit helpful_limit comparisons human_limit".split(), 0)
     for name, low in least.items():
         if getattr(args, name, low) < low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {low}")
@@ -200,6 +200,12 @@ class Resume:
                                       "left by a run with other arguments or inputs: starting over"))
         self.data, self.steps = self.saved.get("data"), self.saved.get("step", 0)
 
+    def once(self, make, *args):
+        """What make(*args) returns, made once a run: one that goes on finds it in its state.pt."""
+        if self.data is None:
+            self.data = make(*args)
+        return self.data
+
     def restore(self, generator, **parts) -> None:
         """Put everything that was saved back into its place, if there is anything."""
         if self.saved:
@@ -239,22 +245,12 @@ def lr_schedule(step: int, total: int, warmup: int) -> float:
     return min((step + 1) / max(1, warmup), (total - step) / max(1, total - warmup), 1.0)
 
 
-def descend(losses, model, optimizer, step: int, lr: float, max_norm: float = 1.0) -> tuple[float, float]:
-    """Backward, clip, one optimizer step at learning rate `lr`; returns loss and gradient norm (before clipping).
+def clip_gradients(parameters, max_norm: float, step: int, loss: float) -> float:
+    """Shorten the gradient to `max_norm` if it is longer; returns its norm as it was.
 
-    losses: a generator of the parts of a batch's loss, each divided by the *whole* batch's count: they add up to its
-    loss and their gradients to its gradient, in the memory of one part. Raises UserError if loss or norm is not finite,
-    *before* the step: the weights stay usable.
+    Raises UserError if loss or norm is not finite: *before* the optimizer's step, so the weights stay usable.
     """
-    loss = 0.0
-    for part in losses:
-        part.backward()
-        loss = loss + part.detach()             # read once at the end: each reading makes a GPU wait
-    loss, norm = float(loss), torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm).item()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
     if not math.isfinite(loss + norm):
         raise UserError(f"step {step}: loss {loss} or gradient norm {norm} not finite; stopped before it")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, norm
+    return norm

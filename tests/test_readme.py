@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_layout import METHOD
 
 ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md", "data/README.md")}
@@ -117,8 +118,10 @@ def test_every_path_exists():
 
 def test_the_reading_order_leaves_nothing_out():
     table = PAGES["README.md"].split("## Reading order")[1].split("## ")[0]
-    for path in [*ROOT.glob("minicai/[a-z]*.py"), *ROOT.glob("train_*.py")]:
-        assert f"`{path.relative_to(ROOT)}`" in table, path
+    for name in METHOD:
+        assert f"`{name.replace('.', '/')}.py`" in table, name
+    listed = re.findall(r"`(minicai/\w+\.py|train_\w+\.py)`", table)
+    assert sorted(listed) == sorted(f"{name.replace('.', '/')}.py" for name in METHOD)
 
 
 def test_what_is_installed_is_what_is_needed():

@@ -25,8 +25,8 @@ def stage(request, toy, before):
     """(script, its arguments for a directory, what is called once a step, what samples, model directory's name)"""
     more = (*OFTEN, "--epochs", "2")
     scorer, tuned = before / "pm/pm", ("--model", before / "sft/sl_cai")
-    return {"sft": (train_sft, lambda out: sft_args(toy, out, *more), "descend", "critique_revise", "sl_cai"),
-            "pm": (train_pm, lambda out: pm_args(toy, out, *more, *tuned), "descend", "ai_labels", "pm"),
+    return {"sft": (train_sft, lambda out: sft_args(toy, out, *more), "clip_gradients", "critique_revise", "sl_cai"),
+            "pm": (train_pm, lambda out: pm_args(toy, out, *more, *tuned), "clip_gradients", "ai_labels", "pm"),
             "rl": (train_rl, lambda out: rl_args(toy, scorer, out, *OFTEN, *tuned), "update", None, "rl_cai")}[request.param]
 
 
@@ -87,7 +87,7 @@ def test_killed_while_writing(toy, tmp_path, monkeypatch):
 def test_what_belongs_to_another_run_is_not_taken_up(toy, tmp_path, monkeypatch, capsys):
     out = tmp_path / "sft"
     with monkeypatch.context() as patch:
-        dies(patch, train_sft, "descend", 2)
+        dies(patch, train_sft, "clip_gradients", 2)
         killed(train_sft, sft_args(toy, out, *OFTEN))
     state = (out / "state.pt").read_bytes()
     for change in (["--seed", "1"], ["--lr", "1e-3"]):
@@ -108,7 +108,7 @@ def test_what_belongs_to_another_run_is_not_taken_up(toy, tmp_path, monkeypatch,
 def test_memory_flags_may_change_on_the_way(toy, tmp_path, monkeypatch, capsys):
     """What the message about too little memory advises does not throw away what was sampled."""
     with monkeypatch.context() as patch:
-        dies(patch, train_sft, "descend", 2)
+        dies(patch, train_sft, "clip_gradients", 2)
         killed(train_sft, sft_args(toy, tmp_path, *OFTEN))
     with monkeypatch.context() as patch:
         dies(patch, train_sft, "critique_revise", 1)

@@ -138,7 +138,7 @@ def test_a_share_of_more_than_all_is_one_line_that_names_the_flag(flag):
             set_up(argparse.Namespace(**{flag: value}))
 
 
-@pytest.mark.parametrize("flag", ["batch", "micro", "epochs", "steps", "max_new", "human_limit"])
+@pytest.mark.parametrize("flag", ["batch", "micro", "epochs", "steps", "max_new"])
 def test_a_count_of_nothing_is_one_line_that_names_the_flag(flag):
     with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} 0: must be at least 1"):
         set_up(argparse.Namespace(device="cpu", dtype=None, seed=0, **{flag: 0}))
