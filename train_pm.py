@@ -163,7 +163,8 @@ def show_labels(rows):
 
 def train(args, pm, comparisons, generator, metrics, resume):
     """AdamW on Bradley-Terry over (ids a, ids b, P(a better)); both responses of a pair share one forward."""
-    optimizer = torch.optim.AdamW(pm.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(pm.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0,
+                                  fused=pm.head.weight.is_cuda or None)
     parts = {"pm": pm, "optimizer": optimizer}
     resume.restore(generator, **parts)
     before_batches = generator.get_state()              # a run that goes on draws the same batches

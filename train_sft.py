@@ -140,7 +140,7 @@ def train(args, model, examples, generator, metrics, resume):
     # them down a little); with the usual eps of 1e-8 their rows of a tied embedding would move as far as all others:
     # forgotten.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5,
-                                  weight_decay=0.0)
+                                  weight_decay=0.0, fused=model.head.is_cuda or None)
     parts = {"model": model, "optimizer": optimizer}
     resume.restore(generator, **parts)
     before_batches = generator.get_state()              # a run that goes on draws the same batches

@@ -192,7 +192,7 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
     if odd:
         raise UserError(f"{directory}: tensors that minicai does not know: {', '.join(odd[:3])} ({len(odd)} in all)")
     model.load_state_dict(state, assign=True)
-    model.bf16 = dtype == "bf16"
+    model.bf16, model.recording = dtype == "bf16", torch.device(device).type == "cuda"
     return model.requires_grad_(True), where, raw
 
 

@@ -102,7 +102,7 @@ class Decoder:
             s.ids.copy_(ids)
             s.positions += 1
             s.at += 1
-        s.run = record(step, self.device)
+        s.run, = record([step], self.device)
         self.steps[key] = s
         return s
 

@@ -19,6 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from minicai.graph import recorded_forward
 from minicai.run import UserError
 
 
@@ -219,6 +220,7 @@ class GPT(nn.Module):
         self.unembed = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.checkpointing = False      # True: keep a block's input only, compute the rest again in the backward
         self.bf16 = False               # True: products in bfloat16; weights, norms, residual stream stay float32
+        self.recording = False          # True: forward and backward of whole texts as CUDA graphs (graph.py)
         # A plain attribute, not a buffer: model.to(bfloat16) must not round the angles.
         self.freq = None if learned else rope_frequencies(config)
 
@@ -257,6 +259,14 @@ class GPT(nn.Module):
         for left padding (padding on the right is never seen by the tokens before it); or what attention_bias makes of
         it. cache: filled as it goes.
         """
+        if self.recording and positions is mask is cache is None:
+            hidden = recorded_forward(self, ids)
+            if hidden is not None:
+                return hidden
+        return self.hidden_states(ids, positions, mask, cache)
+
+    def hidden_states(self, ids, positions=None, mask=None, cache=None) -> torch.Tensor:
+        """What forward promises, operation by operation."""
         T, past = ids.shape[1], 0 if cache is None else cache.length
         if past + T > self.config.max_positions:
             raise UserError(f"a text of {past + T} tokens: this model reads at most {self.config.max_positions}")

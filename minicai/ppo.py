@@ -146,7 +146,9 @@ def advantages(rollout: Rollout, config: PPOConfig) -> Rollout:
     it, and whitening takes off the batch's mean. Another estimator (GRPO's, for one) replaces this function.
     """
     lam = config.lam if config.valued else 1.0
-    raw, returns = gae(rollout.rewards, rollout.values, rollout.mask, config.gamma, lam)
+    # On the CPU: a GPU would wait for Python at every token.
+    arrays = (x.cpu() for x in (rollout.rewards, rollout.values, rollout.mask))
+    raw, returns = (x.to(rollout.mask.device) for x in gae(*arrays, config.gamma, lam))
     # Whitening comes last: returns are made from the raw ones, since the value model must learn the real unit.
     return rollout._replace(advantages=masked_whiten(raw, rollout.mask) if config.whiten else raw, returns=returns)
 
@@ -238,7 +240,7 @@ def minibatch_gradient(models: Models, batch: Rollout, config: PPOConfig, forbid
             check_unmoved(logp, old.logp, step, models.policy.bf16)
         info["entropy"] = entropy.sum() / tokens
         total = {key: total.get(key, 0) + value.detach() for key, value in info.items()}
-    return {key: value.item() for key, value in total.items()}          # once a minibatch: a GPU waits for it
+    return dict(zip(total, torch.stack(list(total.values())).tolist()))     # once a minibatch: a GPU waits for it
 
 
 def check_unmoved(logp, old_logp, step: int, bf16: bool):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import FAMILIES, make_model
 
-from minicai import decode, graph, sample
+from minicai import decode, sample
 from minicai.checkpoint import load_model
 from minicai.gpt import GPT, GPTConfig
 from minicai.sample import generate
@@ -90,29 +90,3 @@ def test_more_room_drops_what_was_recorded_on_the_old(model, monkeypatch):
         plain, recorded = both(monkeypatch, model, prompts(n, 61), **options)
         assert plain == recorded
     assert {key[0] for key in decode.DECODERS[model].steps} == {8, 4}
-
-
-@pytest.mark.parametrize("n, least, parts, wanted", [(1, 1, 1, 1), (5, 1, 1, 8), (64, 1, 1, 64), (65, 1, 4, 80),
-                                                     (3, 64, 4, 64), (257, 64, 4, 320), (1000, 64, 4, 1024)])
-def test_sizes_are_few(n, least, parts, wanted):
-    assert graph.rounded(n, least, parts) == wanted == graph.rounded(wanted, least, parts)
-
-
-def test_a_recording_that_fails_is_told_once_and_the_step_is_called(monkeypatch, capsys):
-    class Graph:
-        def __init__(self, *_, **__):
-            pass
-
-        def __enter__(self):
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
-        __exit__ = wait_stream = replay = lambda *_: None
-    monkeypatch.setattr(graph, "FAILED", [])
-    monkeypatch.setattr(graph, "side", lambda device: (Graph(), None))
-    for name in ("Stream", "CUDAGraph", "graph", "stream", "current_stream", "synchronize"):
-        monkeypatch.setattr(torch.cuda, name, Graph if name != "stream" else lambda *_: torch.no_grad())
-    calls = []
-    for _ in range(2):
-        run = graph.record(lambda: calls.append(1), torch.device("cuda"))
-        run()
-    assert len(calls) == 4 and capsys.readouterr().err.count("CUDA graphs cannot be used here (operation not") == 1
