@@ -240,6 +240,12 @@ class GPT(nn.Module):
                 module.bfloat16()
         return self
 
+    def compile_blocks(self) -> "GPT":
+        """Let torch.compile fuse what lies between the products; one layer's code serves all layers."""
+        for block in self.blocks:
+            block.compile()
+        return self
+
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> "GPT":
         """Draw the weights as GPT-2 did: normal, the projections into the residual stream scaled by 1/sqrt(2L)."""
         for name, p in self.named_parameters():

@@ -73,9 +73,9 @@ def record(steps: list, device: torch.device, owner: SimpleNamespace | None = No
 
 # ---- a trunk, there and back -----------------------------------------------------------------------------------
 def recorded_forward(model, ids: torch.Tensor) -> torch.Tensor | None:
-    """model(ids), hidden states [B,T,C], by a recording; None where there can be none: then call the model.
+    """model(ids), hidden states [B,T,C], by a recording; None where there is none: then call the model.
 
-    Rows and columns are filled up to a few sizes, on the right, where nothing real looks. With gradients, one batch at
+    It is made when a size comes for the second time. Rows and columns are filled up to a few sizes, on the right, where nothing real looks. With gradients, one batch at
     a time is on its way: what a recording holds for its backward, the next forward would overwrite.
     """
     learns = torch.is_grad_enabled() and model.head.requires_grad
@@ -90,11 +90,12 @@ def recorded_forward(model, ids: torch.Tensor) -> torch.Tensor | None:
     stamp = [p.data_ptr() for p in trunk.weights]
     if trunk.stamp != stamp:                        # the weights have moved, or changed their type
         trunk.found, trunk.stamp, trunk.pairs = {}, stamp, []
-    rows, columns = rounded(B, parts=4), min(rounded(T, 32, parts=4), model.config.max_positions)
+    rows, columns = rounded(B, parts=4), min(rounded(T, 64, parts=4), model.config.max_positions)
     key = rows, columns, learns, model.bf16
     if key not in trunk.found:
-        trunk.found[key] = record_trunk(model, trunk, rows, columns, learns)
-    s = trunk.found[key]
+        trunk.found[key] = None
+        return None
+    s = trunk.found[key] = trunk.found[key] or record_trunk(model, trunk, rows, columns, learns)
     s.ids[:B, :T] = ids
     if learns:
         return Replay.apply(torch.ones((), requires_grad=True), s, trunk, B, T)
