@@ -10,6 +10,7 @@ sample.py holds the loop that says the same in the open; it is what a CPU does, 
 Shapes: R rows of a recorded step (R >= B), S columns, V vocabulary, L layers, G key/value heads, D head width.
 """
 
+import sys
 import weakref
 from types import SimpleNamespace
 
@@ -18,10 +19,12 @@ import torch.nn.functional as F
 
 from minicai.gpt import GPT, KVCache
 from minicai.graph import record, rounded
+from minicai.logprob import triton_kernels
 
 DECODERS = weakref.WeakKeyDictionary()              # GPT -> its Decoder: what is recorded outlives a call
 LOOK = 16                                           # tokens between two looks at who has ended: each makes a GPU wait
 ROOM = 2**27                                        # numbers in the least table of keys and values
+WORTH = 256                                         # width from which on decode_triton.py is worth being compiled
 
 
 def decodes(device: torch.device) -> bool:
@@ -37,6 +40,12 @@ def decoder_of(model: GPT) -> "Decoder":
     return DECODERS[model]
 
 
+def decode_kernels(model: GPT):
+    """The module decode_triton, if it can do what this model does, else None."""
+    from minicai import decode_triton                   # here, so that nobody without a GPU waits for the import
+    return decode_triton if decode_triton.fits(model) else None
+
+
 class Decoder:
     """A copy of a model to sample from, room for keys and values, and the steps that have been recorded on them."""
 
@@ -49,6 +58,8 @@ class Decoder:
         self.model.load_state_dict(state, assign=True)
         self.model.requires_grad_(False)
         self.bias = torch.zeros(model.config.vocab_size, dtype=self.dtype, device=self.device)
+        worth = self.device.type == "cuda" and model.config.width >= WORTH and triton_kernels(self.device)
+        self.kernels = decode_kernels(self.model) if worth else None
         self.steps, self.room = {}, torch.zeros(0, dtype=self.dtype, device=self.device)
 
     @torch.no_grad()
@@ -94,9 +105,8 @@ class Decoder:
 
         def step():
             s.seen.index_fill_(3, s.at, 0.0)                                    # the token sees itself
-            hidden = self.model(s.ids, s.positions, s.seen, cache)[:, -1]       # [R, C]
-            chance = s.chance.index_select(1, s.at).squeeze(1)
-            ids = pick(F.linear(hidden, self.model.head, self.bias), temperature, chance)[:, None]
+            logits = self.logits(s.ids, s.positions, s.seen, cache)             # [R, V]
+            ids = pick(logits, temperature, s.chance.index_select(1, s.at).squeeze(1))[:, None]
             s.made.index_copy_(1, s.at, ids)
             s.ended |= (ids == stops).any(1)
             s.ids.copy_(ids)
@@ -105,6 +115,17 @@ class Decoder:
         s.run, = record([step], self.device)
         self.steps[key] = s
         return s
+
+    def logits(self, ids, positions, seen, cache: KVCache) -> torch.Tensor:
+        """Logits [R, V] after ids [R, 1], by kernels made for that where there are any."""
+        if self.kernels:
+            try:
+                return self.kernels.step_logits(self.model, ids, positions, seen, cache, self.bias)
+            except Exception as error:                  # whatever a compiler may find
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                print(f"decoding kernels cannot be used here ({reason:.200}): plain torch instead", file=sys.stderr)
+                self.kernels = None
+        return F.linear(self.model(ids, positions, seen, cache)[:, -1], self.model.head, self.bias)
 
     def go_on(self, made, positions, seen, chance, cache: KVCache, stops, bias, temperature, pick) -> torch.Tensor:
         """made [B, n], of which the first column is there, with the others filled in; chance [B, n] decides.

@@ -3,6 +3,7 @@
 On a CPU a step is called where CUDA replays it; the shapes, the masks, the moves of rows are the same.
 """
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +71,16 @@ def test_rows_that_ended_leave_and_the_rest_go_on(model, monkeypatch):
     seen = len(sizes)
     assert both(monkeypatch, model, prompts(64, 61), **options)[1] == recorded and len(sizes) == 2 * seen
     assert len(decode.DECODERS[model].steps) == seen                                # nothing was recorded again
+
+
+def test_kernels_that_fail_are_told_once_and_done_without(model, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("no such instruction\nmore")
+    options = {"max_new_tokens": 8, "stop": {3}, "temperature": 0}
+    plain, recorded = both(monkeypatch, model, prompts(5, 61), **options)
+    decode.DECODERS[model].steps, decode.DECODERS[model].kernels = {}, SimpleNamespace(step_logits=broken)
+    assert same(recorded, both(monkeypatch, model, prompts(5, 61), **options)[1])
+    assert capsys.readouterr().err.count("kernels cannot be used here (no such instruction): plain torch") == 1
 
 
 def test_a_decoder_follows_the_weights_and_goes_with_the_model(model, monkeypatch):

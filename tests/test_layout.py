@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["train_pm", "train_rl", "train_sft"]
 CORE = [f"minicai.{name}" for name in "constitution critique feedback preference gae ppo gpt sample logprob".split()]
-PLUMBING = [f"minicai.{name}" for name in "answers chat checkpoint data decode graph logprob_triton run tokenizer".split()]
+PLUMBING = [f"minicai.{name}" for name in "answers chat checkpoint data decode decode_triton graph logprob_triton run tokenizer".split()]
 METHOD = CORE + PLUMBING + SCRIPTS      # what is shipped, by name: whoever tries something may put files of their own beside
 # Lines of code: explanations are welcome and do not count.
-CORE_LINES, METHOD_LINES, SCRIPT_LINES = 1150, 2400, 200
+CORE_LINES, METHOD_LINES, SCRIPT_LINES = 1150, 2600, 200
 
 
 def module_name(path: Path) -> str:

@@ -20,11 +20,12 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 
-from minicai import graph, sample
+from minicai import decode, graph, sample
 from minicai.checkpoint import save_model, save_scalar
 from minicai.gpt import GPT, GPTConfig
 from minicai.lab import bench, peers
@@ -41,7 +42,7 @@ TINY = dict(vocab_size=300, n_layer=2, n_head=6, n_kv_head=2, width=48, mlp_widt
 # Shapes (N, D, V); model; batches with the least factor over transformers; prompt and new tokens; rows of a PPO step.
 FULL = SimpleNamespace(logprob=[(8192, 1024, 49152), (8192, 2048, 151936)], model=SMOLLM2, micro=MICRO,
                        batches={1: 5, 64: 5, 256: 3}, prompt=64, new=128, rows=64, repeats=5, bytes=2**30, demo=[],
-                       training=(16, 96, 30), tests=["logprob_triton", "decode", "graph", "logprob", "sample", "gpt"])
+                       training=(16, 96, 30), tests=["logprob_triton", "decode_triton", "decode", "graph", "logprob", "sample", "gpt"])
 QUICK = SimpleNamespace(logprob=[(64, 16, 50)], model=TINY, micro=TINY, batches={1: 5, 3: 3}, prompt=6, new=20, rows=4,
                         repeats=2, bytes=2**20, training=(3, 12, 2), tests=["graph"], demo=[
                             "--red-team-limit 6 --helpful-limit 6 --helpful-samples 1 --rounds 1 --epochs 1",
@@ -169,6 +170,12 @@ def decoding(sizes, device, folder):
                 for name, t in (("greedy", 0.0), ("sampled", 1.0))}
         yield row(f"batch {batch}: a token, greedy", each["greedy"], "ms", 4e3 * reading if batch == 1 else None,
                   note=f"weights read in {reading * 1e3:.3f} ms; first call {first:.1f} s")
+        decode.DECODERS.clear()
+        with mock.patch.object(decode, "WORTH", 10**9):
+            ours(temperature=0.0)
+            plain = seconds(lambda: ours(temperature=0.0), 2, device) / sizes.new * 1e3
+            decode.DECODERS.clear()
+        yield row(f"batch {batch}: a token, greedy, without decode_triton.py", plain, "ms")
         yield row(f"batch {batch}: a token, sampled", each["sampled"], "ms",
                   note=f"{batch / each['sampled'] * 1e3:,.0f} tokens/s {'; '.join(graph.FAILED)}")
         if theirs:
@@ -247,9 +254,8 @@ def demo(sizes, device, folder):
     yield row("demo, whole", total, "s", 60)
     found = json.loads((out / "results.json").read_text())["models"]
     for name, model in found.items():
-        shares = {f"{s}": model["red_team"]["held-out"][s] for s in ("harmful", "explained")
-                  if "held-out" in model["red_team"]} or {"harmful": next(iter(model["red_team"].values()))["harmful"]}
-        yield row(f"demo, {name}: helpful, full", model["helpful"]["full"], "", note=str(shares))
+        harmful = ", ".join(f"{group} {shares['harmful']:.0%}" for group, shares in model["red_team"].items())
+        yield row(f"demo, {name}: helped in full", model["helpful"]["full"], "", note=f"harmful: {harmful}")
 
 
 def training(sizes, device, folder):
