@@ -6,7 +6,7 @@
 
 It needs a python3 with torch, triton, tiktoken, numpy, tqdm, safetensors, for some parts pytest, tokenizers and
 transformers (trl, if it is there, is measured too), no network and no .venv. Every part runs in a process of its own
-with a time limit; its rows are printed and appended to --out as they come, its output kept beside. The last lines are
+with a time limit; its rows are printed, and appended to rows.jsonl as they come, its output to log.txt. The last lines are
 the table: what was measured, the target, the verdict. Weights are random, of the shape of SmolLM2-135M.
 """
 import argparse
@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -206,7 +207,8 @@ def ppo(sizes, device, folder):
     config = bench.PPOConfig(epochs=2, minibatch=batch, micro=batch)
     step = bench.PPOStep(model, head.to(device), prompts, sizes.new, config, device, bf16=bf16)
     start = time.perf_counter()
-    step()
+    step()                                                              # by operations
+    step()                                                              # recorded
     settle(device)
     first = time.perf_counter() - start
     phases = [step() for _ in range(max(2, sizes.repeats - 2))]
@@ -214,7 +216,7 @@ def ppo(sizes, device, folder):
     note = ", ".join(f"{name} {value:.3f}" for name, value in whole.items() if name != "whole step")
     failed = "; ".join(graph.FAILED)
     yield row(f"{batch} x ({sizes.prompt} + {sizes.new}), a step", whole["whole step"], "s", 1.2,
-              note=f"{note}; the first {first:.1f} s {failed}")
+              note=f"{note}; the first two {first:.1f} s {failed}")
     for m in step.models:
         getattr(m, "trunk", m).recording = False
     graph.TRUNKS.clear()                                                # and what they hold
@@ -246,7 +248,8 @@ def demo(sizes, device, folder):
         done = subprocess.run([sys.executable, *map(str, stage), *more, "--device", device.type], cwd=ROOT,
                               capture_output=True, text=True)
         total += time.perf_counter() - start
-        print(done.stdout[-7000:], done.stderr[-3000:], flush=True)
+        said = [line for line in done.stderr.splitlines() if "%|" not in line or "100%" in line]
+        print(done.stdout[-7000:], "\n".join(said[-40:]), flush=True)
         if done.returncode:
             raise RuntimeError(f"{stage[0]} ended with {done.returncode}: {(done.stderr.splitlines() or ['?'])[-1]}")
         failed = next((line for line in done.stderr.splitlines() if "CUDA graphs cannot" in line), "")
@@ -281,6 +284,37 @@ def training(sizes, device, folder):
             del model, run
 
 
+def profile(sizes, device, folder):
+    """Where the time goes, operation by operation: for the log, not for the table."""
+    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
+    model, vocab = random_model(sizes.model, device, device.type == "cuda"), sizes.model["vocab_size"]
+    small = random_model(sizes.micro, device, device.type == "cuda")
+    rows, length, steps = sizes.training
+    N, D, V = sizes.logprob[-1]
+    hidden, weight = (torch.randn(n, D, device=device).mul_(D ** -0.25) for n in (N, V))
+    hidden, weight = (x.to(torch.bfloat16 if device.type == "cuda" else x.dtype).requires_grad_() for x in (hidden, weight))
+    targets = torch.randint(V, (N,), device=device)
+    sample_from = lambda m, batch: lambda: generate(m, bench.draw(batch, sizes.prompt, m.config.vocab_size),
+                                                    max_new_tokens=sizes.new, stop={m.config.vocab_size})
+    tune = lambda m: bench.sft_training(m, bench.draw(rows * 4, length, m.config.vocab_size), rows,
+                                        SimpleNamespace(log=lambda **_: None))
+    work = {"sampling, batch 1": sample_from(model, 1), "sampling, batch 64": sample_from(model, sizes.rows),
+            "sampling, micro-world": sample_from(small, 4 * sizes.rows), "4 fine-tuning steps, micro-world": tune(small),
+            "4 fine-tuning steps": tune(model),
+            "log-prob": lambda: (-bench.token_logprobs(hidden, weight, targets)[0].mean()).backward()}
+    for name, run in work.items():
+        run(), run()
+        settle(device)
+        start = time.perf_counter()
+        with torch.profiler.profile(activities=activities) as seen:
+            run()
+            settle(device)
+        took = time.perf_counter() - start
+        by = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        print(f"\n==== {name}\n" + seen.key_averages().table(sort_by=by, row_limit=22, max_name_column_width=70), flush=True)
+        yield row(f"profiled: {name}", took, "s", note="its operations: see the log")
+
+
 def real(sizes, device, folder):
     """The three stages on real weights, where a folder of them is given (MINICAI_WEIGHTS)."""
     where = os.environ.get("MINICAI_WEIGHTS")
@@ -288,7 +322,7 @@ def real(sizes, device, folder):
 
 
 PARTS = {"machine": (machine, 40), "tests": (tests, 100), "logprob": (logprob, 60), "decoding": (decoding, 120),
-         "ppo": (ppo, 100), "demo": (demo, 180), "training": (training, 100), "real": (real, 20)}
+         "ppo": (ppo, 100), "demo": (demo, 180), "training": (training, 100), "profile": (profile, 60), "real": (real, 20)}
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
@@ -299,43 +333,46 @@ def arguments(argv=None):
     a("--quick", action="store_true", help="tiny sizes: does it run?")
     a("--device", default=None, help="cuda, or cpu for trying it out; default: the best one here")
     a("--minutes", type=float, default=6, help="start no part, and let none go on, after so many")
-    a("--out", default="out/gpu_check", help="folder of rows.jsonl and of every part's output")
+    a("--out", default="out/gpu_check", help="folder of rows.jsonl and log.txt")
     a("--part", choices=PARTS, help=argparse.SUPPRESS)                  # what the process of a part is started with
     return p.parse_args(argv)
 
 
 def run_part(args) -> None:
     """One part, here: rows are appended as they come."""
-    device, out = pick_device(args.device), Path(args.out)
-    folder = out / args.part
-    folder.mkdir(parents=True, exist_ok=True)
+    device = pick_device(args.device)
     if args.quick:
         sample.decodes = lambda device: True            # the GPU's way, tried out: a step is called where it would be replayed
-    for r in PARTS[args.part][0](QUICK if args.quick else FULL, device, folder):
-        with open(out / "rows.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"part": args.part, **r}) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for r in PARTS[args.part][0](QUICK if args.quick else FULL, device, Path(folder)):
+            append(args.out, {"part": args.part, **r})
+
+
+def append(out, r: dict) -> None:
+    """Write a row to the end of rows.jsonl, and to the part's output."""
+    with open(Path(out) / "rows.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(r) + "\n")
 
 
 def start_part(name: str, args, limit: float) -> list:
     """The rows that a part gave in a process of its own within `limit` seconds; a last one says why, if it did not end."""
-    out, before = Path(args.out), len(read_rows(args.out))
+    before, path = len(read_rows(args.out)), Path(args.out) / "log.txt"
     command = [sys.executable, "-m", "minicai.lab.gpu_check", "--part", name, "--out", args.out]
     command += ["--quick"] * args.quick + (["--device", args.device] if args.device else [])
-    start, why = time.perf_counter(), ""
-    with open(out / f"{name}.log", "w", encoding="utf-8") as log:
+    start, why, begins = time.perf_counter(), "", path.stat().st_size
+    with open(path, "a", encoding="utf-8") as log:
+        log.write(f"\n######## {name}\n")
+        log.flush()
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
-            code = process.wait()
-            why = f"stopped after {limit:.0f} s"
+            code, why = process.wait(), f"stopped after {limit:.0f} s"
     if code:
-        last = (Path(log.name).read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-        with open(out / "rows.jsonl", "a", encoding="utf-8") as file:
-            bad = {**row("did not end", time.perf_counter() - start, "s", note=f"{why or code}: {last:.200}"),
-                   "verdict": "BROKEN"}
-            file.write(json.dumps({"part": name, **bad}) + "\n")
+        said = path.read_bytes()[begins:].decode(errors="replace").strip().splitlines()
+        bad = row("did not end", time.perf_counter() - start, "s", note=f"{why or code}: {said[-1]:.200}")
+        append(args.out, {"part": name, **bad, "verdict": "BROKEN"})
     print(f"[{name}: {time.perf_counter() - start:.0f} s]", flush=True)
     return read_rows(args.out)[before:]
 
@@ -357,7 +394,8 @@ def main(argv=None):
     Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.part:
         return run_part(args)
-    (Path(args.out) / "rows.jsonl").unlink(missing_ok=True)
+    for name in ("rows.jsonl", "log.txt"):
+        (Path(args.out) / name).write_text("")
     device = pick_device(args.device)
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     heading = f"{chip}, torch {torch.__version__}, " + ", ".join(f"{name} {installed(name)}" for name in
