@@ -49,11 +49,11 @@ def test_rates_passes_and_clipped_gradients(toy, before, tmp_path, monkeypatch, 
     more = ["--model", before / "sft/sl_cai"] if script is train_pm else []
     real = getattr(script, loss)
     monkeypatch.setattr(script, loss, lambda *how: 100 * real(*how))            # every gradient is far too long
-    run(script, args(toy, tmp_path, *more, "--epochs", "2", "--warmup", "0.2", "--lr", "1e-3"))
+    run(script, args(toy, tmp_path, *more, "--epochs", "2", "--warmup", "0.5", "--lr", "1e-3"))
     rows = log(tmp_path)
     assert len(rows) == len(steps) and len(rows) % 2 == 0 and [row["step"] for row in rows] == list(range(len(rows)))
     for step, (row, (rates, norms, _)) in enumerate(zip(rows, steps)):
-        assert rates == [row["lr"]] == [pytest.approx(1e-3 * lr_schedule(step, len(rows), int(0.2 * len(rows))))]
+        assert rates == [row["lr"]] == [pytest.approx(1e-3 * lr_schedule(step, len(rows), int(0.5 * len(rows))))]
         assert row["grad_norm"] > 1.5 and norms[0] == pytest.approx(1, abs=1e-3)
     assert rows[0]["lr"] < max(row["lr"] for row in rows) > rows[-1]["lr"] > 0
 
