@@ -6,6 +6,7 @@
 # make test    the same set-up with the test extras, then the whole test suite
 # make data    write the shipped data files again (byte for byte)
 # make base    pretrain the micro-world's base model again
+# make gpu-check   on a machine with a GPU, by its own python3 (PYTHON=...), no .venv: is it right there, and how fast
 # make clean   remove .venv and out/
 PYTHON ?= python3
 VENV   := .venv
@@ -17,7 +18,7 @@ TEST   := pytest tokenizers transformers gguf "triton;sys_platform=='linux'"
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo sft pm rl evaluate report quick test data base clean
+.PHONY: demo sft pm rl evaluate report quick test data base gpu-check clean
 
 CONSTITUTION ?= harmlessness
 SEED ?= 0
@@ -67,6 +68,9 @@ data: $(VENV)/installed
 
 base: $(VENV)/installed-test
 	$(PY) -m minicai.world.pretrain --out data/base --bf16
+
+gpu-check:
+	$(PYTHON) -m minicai.lab.gpu_check $(FLAGS)
 
 clean:
 	rm -rf $(VENV) out

@@ -170,7 +170,8 @@ def show_labels(rows):
 
 def train(args, pm, comparisons, generator, metrics, resume):
     """AdamW on Bradley-Terry over (ids a, ids b, P(a better)); both responses of a pair share one forward."""
-    optimizer = torch.optim.AdamW(pm.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(pm.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0,
+                                  fused=pm.head.weight.is_cuda or None)
     resume.restore(pm=pm, optimizer=optimizer)
     lengths = [max(len(a), len(b)) for a, b, _ in comparisons]
     batches = [batch for _ in range(args.epochs)

@@ -86,7 +86,8 @@ def main(argv=None):
     # 2. Models, optimizer, sampler.
     models, tok = load_models(args, device)
     optimizer = torch.optim.Adam([{"params": models.policy.parameters(), "lr": args.lr},
-                                  {"params": models.value_parameters(), "lr": args.value_lr}], eps=1e-5)
+                                  {"params": models.value_parameters(), "lr": args.value_lr}], eps=1e-5,
+                                 fused=models.policy.head.is_cuda or None)
     ask = sampler(models.policy, tok, args.max_new, args.temperature, generator, args.sample_tokens)
     forbidden = tok.forbidden(models.policy.config.vocab_size).to(device)
     logs = {name: resume.log(f"{name}.jsonl") for name in ("metrics", "rollouts", "trace")}

@@ -143,7 +143,8 @@ def train(args, model, examples, generator, metrics, resume):
     # Adam divides a gradient by its own size. Words that no example holds have tiny gradients (each softmax pushes
     # them down a little); with the usual eps of 1e-8 their rows of a tied embedding would move as far as all others:
     # forgotten.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5,
+                                  weight_decay=0.0, fused=model.head.is_cuda or None)
     resume.restore(model=model, optimizer=optimizer)
     lengths = [len(prompt) + len(answer) for prompt, answer in examples]
     batches = [batch for _ in range(args.epochs)

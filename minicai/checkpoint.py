@@ -237,7 +237,7 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
             raise UserError(f"{directory}: lm_head.weight is not the embedding, though tie_word_embeddings says so: "
                             "set it to false in config.json if the head is meant")
     model.load_state_dict(state, assign=True)
-    model.bf16 = dtype == "bf16"
+    model.bf16, model.recording = dtype == "bf16", torch.device(device).type == "cuda"
     return model.requires_grad_(True), where, raw
 
 

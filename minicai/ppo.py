@@ -164,7 +164,9 @@ def advantages(rollout: Rollout, config: PPOConfig) -> Rollout:
     one) replaces this function.
     """
     lam = config.lam if config.valued else 1.0
-    raw, returns = gae(rollout.rewards, rollout.values, rollout.mask, config.gamma, lam)
+    # On the CPU: a GPU would wait for Python at every token.
+    arrays = (x.cpu() for x in (rollout.rewards, rollout.values, rollout.mask))
+    raw, returns = (x.to(rollout.mask.device) for x in gae(*arrays, config.gamma, lam))
     # Whitening comes last: returns are made from the raw ones, since the value model must learn the
     # real unit.
     better = masked_whiten(raw, rollout.mask) if config.whiten else raw
@@ -274,7 +276,7 @@ def minibatch_gradient(models: Models, batch: Rollout, config: PPOConfig, forbid
         info["entropy"] = entropy.sum() / tokens
         total = {key: total.get(key, 0) + value.detach() for key, value in info.items()}
     # once a minibatch: a GPU waits for it
-    return {key: value.item() for key, value in total.items()}
+    return dict(zip(total, torch.stack(list(total.values())).tolist()))
 
 
 def check_unmoved(logp, old_logp, step: int, bf16: bool):

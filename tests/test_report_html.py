@@ -151,7 +151,7 @@ def test_a_run_that_is_not_finished_shows_what_there_is(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name, content, says", [
-    (None, "", "nothing to report"), ("results.json", "{", "results.json: not JSON"), ("results.json", "{}", "not what the scripts write"),
+    (None, "", "nothing to report"), ("results.json", "{", "results.json: not JSON"), ("results.json", "{}", "results.json: not an evaluation"),
     ("rl/trace.jsonl", '{"step": 0}\n', "not what the scripts write"), ("rl/metrics.jsonl", "{\n", "metrics.jsonl:1:")])
 def test_bad_files_are_one_line(tmp_path, capsys, name, content, says):
     if name:

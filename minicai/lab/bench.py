@@ -163,7 +163,7 @@ class PPOStep:
     def __init__(self, model: GPT, head, prompts: list, max_new: int, config: PPOConfig, device, bf16: bool = False,
                  shared: bool = False):
         model = copy.deepcopy(model)
-        model.bf16 = bf16
+        model.bf16, model.recording = bf16, model.recording or device.type == "cuda"
         fresh = lambda: PreferenceModel(copy.deepcopy(model), copy.deepcopy(head)).to(device)
         self.policy, self.value_model, reward_model = copy.deepcopy(model).to(device), fresh(), fresh()
         if shared:
@@ -172,7 +172,7 @@ class PPOStep:
         reference.requires_grad_(False), reward_model.requires_grad_(False)
         self.models = Models(self.policy, reference, reward_model, self.value_model)
         trained = dict.fromkeys([*self.policy.parameters(), *self.value_model.parameters()])     # each once
-        self.optimizer = torch.optim.Adam(list(trained), lr=1e-5, eps=1e-5)
+        self.optimizer = torch.optim.Adam(list(trained), lr=1e-5, eps=1e-5, fused=device.type == "cuda" or None)
         self.prompts, self.max_new, self.config, self.device = prompts, max_new, config, device
         self.end, self.generator = model.config.vocab_size, torch.Generator().manual_seed(3)
         self.forbidden = torch.zeros(self.end, dtype=torch.bool, device=device)
