@@ -79,8 +79,8 @@ def main(argv=None):
         raise UserError(f"{args.model} and {args.pm} must share one tokenizer and chat format")
     prompts = {kind: [tok.encode_chat(m, generation=True)[0] for m in read_prompts(file, tok, args.max_prompt)]
                for kind, file in (("red_team", args.red_team), ("helpful", args.helpful))}
-    for directory in (args.model, args.pm):
-        check_room(directory, args.max_prompt + args.max_new, ())
+    check_room(args.model, args.max_prompt + args.max_new, ())
+    check_room(args.pm, args.max_prompt + args.max_new, (), scorer=True)
     resume = Resume(args, trained=[args.model, args.pm], writes=["rollouts.jsonl", "trace.jsonl", "rl_cai", "value_model"])
 
     # 2. Models, optimizer, sampler.

@@ -205,7 +205,9 @@ def open_weights(directory) -> dict:
 
 
 def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
-    """(model, open_weights, config.json) of a directory; weights are float32, dtype "bf16" is that of the products."""
+    """(model, open_weights, config.json) of a directory; weights are float32, dtype "bf16" is that of the products.
+
+    device "meta" reads and checks all of it and keeps none."""
     config, raw = read_config(directory)
     contents(directory)                                                   # are these the bytes that were written?
     where, used, state = open_weights(directory), set(), {}
@@ -226,14 +228,14 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
             raise UserError(f"{directory}: {theirs} has shape {list(tensor.shape)}, config.json means "
                             f"{list(empty.shape)}")
         state[name] = tensor.to(device, torch.float32).contiguous()
-        if not state[name].isfinite().all():
+        if not tensor.isfinite().all():
             raise UserError(f"{directory}: {theirs} holds numbers that are not finite: a damaged or diverged model")
     odd = [n for n in sorted(set(where) - used) if not n.endswith(IGNORED_TENSORS)]
     if odd:
         raise UserError(f"{directory}: tensors that minicai does not know: {', '.join(odd[:3])} ({len(odd)} in all)")
     if config.tied and not is_scorer(raw) and "lm_head.weight" in where:
         head = where["lm_head.weight"].get_tensor("lm_head.weight")
-        if not torch.equal(head.to(device, torch.float32), state["embed.weight"]):
+        if device != "meta" and not torch.equal(head.to(device, torch.float32), state["embed.weight"]):
             raise UserError(f"{directory}: lm_head.weight is not the embedding, though tie_word_embeddings says so: "
                             "set it to false in config.json if the head is meant")
     model.load_state_dict(state, assign=True)

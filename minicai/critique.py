@@ -12,23 +12,47 @@ from minicai.run import visible
 from minicai.sample import generate
 
 
-def critique_prompt(tok, constitution, messages: list, principle, shots=()) -> list:
-    """Ids that ask for a critique of the last assistant turn: preamble, worked `shots`, dialogue, request."""
+def critique_prompt(tok, constitution, messages: list, principle, shots=(), turns=None) -> list:
+    """Ids that ask for a critique of the last assistant turn: preamble, worked `shots`, dialogue, request.
+
+    turns: ask in turns of the chat, as models want it that know no other form (default: unless the format is plain).
+    """
+    if tok.chat != "plain" if turns is None else turns:
+        return chat_prompt(tok, constitution, messages, [principle.critique_request], shots)
     ids = tok.bos + tok.encode(constitution.preamble)
     for shot in shots:
         # Written as the real thing is, end token included. Published ones carry the next one's "Human:" at their end.
         dialogue, tag, review = shot.partition("\n\nCritiqueRequest:")
-        turns, _ = tok.encode_chat(read_transcript(dialogue))
-        ids = ids + turns[len(tok.bos):] + tok.encode(tag + review.rstrip().removesuffix("Human:").rstrip()) + [tok.end]
+        spoken, _ = tok.encode_chat(read_transcript(dialogue))
+        review = review.rstrip().removesuffix("Human:").rstrip()
+        ids = ids + spoken[len(tok.bos):] + tok.encode(tag + review) + [tok.end]
     dialogue, _ = tok.encode_chat(messages)
     ids = ids + dialogue[len(tok.bos):]
     return ids + tok.encode(f"\n\nCritiqueRequest: {principle.critique_request}\n\nCritique:")
 
 
-def revision_prompt(tok, constitution, messages: list, principle, critique: str, shots=()) -> list:
+def revision_prompt(tok, constitution, messages: list, principle, critique: str, shots=(), turns=None) -> list:
     """Ids that ask for a revision: the critique's context goes on, so the model reads its own reasons."""
-    ids = critique_prompt(tok, constitution, messages, principle, shots) + tok.encode(" " + critique.strip())
+    if tok.chat != "plain" if turns is None else turns:
+        asked = [principle.critique_request, critique.strip(), principle.revision_request]
+        return chat_prompt(tok, constitution, messages, asked, shots)
+    ids = critique_prompt(tok, constitution, messages, principle, shots, turns) + tok.encode(" " + critique.strip())
     return ids + tok.encode(f"\n\nRevisionRequest: {principle.revision_request}\n\nRevision:")
+
+
+def chat_prompt(tok, constitution, messages: list, asked: list, shots=()) -> list:
+    """Ids of a chat in which the human asks for critique and revision: the preamble as the system's message, worked
+    dialogues, `messages`, and `asked`, which the human and the assistant say by turns."""
+    talk = [{"role": "system", "content": constitution.preamble}] if constitution.preamble else []
+    for shot in shots:
+        dialogue, *said = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):", shot)
+        talk += read_transcript(dialogue) + by_turns([text.strip().removesuffix("Human:").strip() for text in said])
+    return tok.encode_chat(talk + messages + by_turns(asked), generation=True)[0]
+
+
+def by_turns(texts: list) -> list:
+    """Messages in which the human says the first text, the assistant the second, and so on."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def sampler(model, tok, max_new_tokens: int, temperature: float, generator, batch_tokens=None):
@@ -69,7 +93,7 @@ def respond(ask, tok, conversations: list, progress=None) -> list:
     return rows
 
 
-def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=()) -> None:
+def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=(), turns=None) -> None:
     """Put `rounds` critiques and revisions into each usable row of `respond`, as a list under "rounds".
 
     The principle of every round is drawn anew, i.i.d. with replacement, with rng (random.Random). A revision replaces
@@ -84,16 +108,14 @@ def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=
         numbers = [rng.randrange(len(constitution.critiques)) for _ in rows]
         drawn = [constitution.critiques[i] for i in numbers]
         judged = [row["messages"] + [{"role": "assistant", "content": text}] for row, text in zip(rows, current)]
-        critiques = ask([critique_prompt(tok, constitution, m, p, shots) for m, p in zip(judged, drawn)],
+        critiques = ask([critique_prompt(tok, constitution, m, p, shots, turns) for m, p in zip(judged, drawn)],
                         progress=f"round {n}: critiques")
         # As in the worked examples, a model may go on to the request for a revision: a critique ends there.
         critiques = [read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip() for ids in critiques]
-        revisions = ask([revision_prompt(tok, constitution, m, p, text, shots)
+        revisions = ask([revision_prompt(tok, constitution, m, p, text, shots, turns)
                          for m, p, text in zip(judged, drawn, critiques)], progress=f"round {n}: revisions")
         for i, (critique, ids) in enumerate(zip(critiques, revisions)):
             revision, ids, bad_revision = read_answer(tok, ids)
-            if tok.chat != "plain":         # there an answer starts without the space that follows "Revision:"
-                ids = tok.encode(revision) + [tok.end] * ended(tok, ids)
             reason = "critique: empty" if not critique else bad_revision and f"revision: {bad_revision}"
             rows[i]["rounds"].append({
                 "principle": numbers[i], "critique_request": drawn[i].critique_request, "critique": critique,

@@ -98,9 +98,12 @@ def writing(path, size: int = 0):
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        cause = error                                   # torch says something else of what the disk said
+        while cause.__context__ and not isinstance(cause, OSError):
+            cause = cause.__context__
         there = next(folder for folder in Path(path).absolute().parents if folder.exists())
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
-        full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0][:200]
+        full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         room = f"{f'it takes {megabytes(size)}, ' * bool(size)}{megabytes(shutil.disk_usage(there).free)} are free there"
         raise UserError(f"{path}: cannot be written ({reason}); {f'{room}: make room' if full else 'check path and rights'} or give "
                         "another --out; what was saved before is still there") from None

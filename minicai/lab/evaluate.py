@@ -242,6 +242,8 @@ def main(argv=None):
     runs, worker = stages(out), Crowdworker(world)
     revisions = judge_revisions(out / "sft/revisions.jsonl", worker)
     labels = judge_labels(out / "pm/comparisons.jsonl", worker)
+    for folder in models.values():
+        load_model(folder, "meta")                                # read, checked, and not kept
     mixed = [stage for stage in ("sft", "pm", "rl") if unfinished(out / stage)]
     for stage in mixed:
         print(f"{out / stage}: a run there has not ended: what it has written and its model may be of different runs")

@@ -1,0 +1,80 @@
+"""Which way of asking suits a model? `python -m minicai.lab.critique_formats MODEL`: one round of critique and revision
+in the raw format of the paper and in turns of the chat, with the constitution's worked examples and without.
+
+Counted by the word patterns of evaluate_real.py: how many answers decline or object before and after, how many
+critiques and revisions repeat a sentence of the worked examples, how many say the response again, how many were cut.
+"""
+import argparse
+import random
+import re
+from pathlib import Path
+
+import torch
+
+from minicai.checkpoint import load_model
+from minicai.constitution import load_constitution
+from minicai.critique import critique_revise, respond, sampler
+from minicai.data import read_prompts
+from minicai.lab.evaluate_real import declines, objects
+from minicai.run import friendly_main, pick_device, write_jsonl
+
+
+def sentences(shots: list) -> set:
+    """The sentences (of 25 characters and more) of worked examples."""
+    return {part.strip() for shot in shots for part in re.split(r"(?<=[.!?:])\s+", shot) if len(part.strip()) >= 25}
+
+
+def count(rows: list, worked: set) -> dict:
+    """Shares in per cent over the usable rows of one way of asking."""
+    rounds = [(row["response"], row["rounds"][0]) for row in rows if not row["skipped"]]
+    used = [(response, r) for response, r in rounds if not r["skipped"]]
+    share = lambda hits: 100 * sum(hits) / max(1, len(used))
+    copied = lambda text: any(sentence in text for sentence in worked)
+    return {"used": 100 * len(used) / max(1, len(rows)), "response objects": share(objects(a) for a, _ in used),
+            "declines": share(declines(r["revision"]) for _, r in used),
+            "objects": share(objects(r["revision"]) for _, r in used),
+            "critique copies": share(copied(r["critique"]) for _, r in used),
+            "revision copies": share(copied(r["revision"]) for _, r in used),
+            "says it again": share(a == r["revision"] for a, r in used), "cut": share(r["cut"] for _, r in used),
+            "words": sum(len(r["revision"].split()) for _, r in used) / max(1, len(used))}
+
+
+@friendly_main
+def main(argv: list[str] | None = None) -> None:
+    """Ask in every way, print a line for each, keep what was said."""
+    parser = argparse.ArgumentParser(prog="python -m minicai.lab.critique_formats", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    a = parser.add_argument
+    a("model", help="model directory")
+    a("--constitution", default="constitutions/general.json", help="JSON, or directory in the published format")
+    a("--prompts", default=str(Path(__file__).parents[2] / "data/real/red_team.jsonl"), help="red-team prompts")
+    a("--limit", type=int, default=48, help="prompts at most")
+    a("--max-new", type=int, default=96, help="most tokens of a response, a critique, a revision")
+    a("--temperature", type=float, default=0.7, help="of all sampling")
+    a("--shots", type=int, nargs="+", default=[0, 5], help="how many worked examples, one way of asking each")
+    a("--seed", type=int, default=0, help="decides every draw")
+    a("--out", default="out/formats.jsonl", help="file of all that was said")
+    a("--chat", choices=["plain", "chatml", "llama3"], help="chat format, if not the directory's own")
+    a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
+    a("--dtype", choices=["fp32", "bf16"], default="fp32", help="of products")
+    args = parser.parse_args(argv)
+    constitution, device = load_constitution(args.constitution), pick_device(args.device)
+    model, tok = load_model(args.model, device, args.dtype, args.chat)
+    prompts = read_prompts(args.prompts, tok, 256)[:args.limit]
+    ask = sampler(model.freeze(), tok, args.max_new, args.temperature, torch.Generator().manual_seed(args.seed))
+    rows, said, worked = respond(ask, tok, prompts), [], sentences(constitution.few_shot_critique)
+    for turns in (False, True):
+        for number in args.shots:
+            fresh = [dict(row) for row in rows]
+            shots = constitution.few_shot_critique[:number]
+            critique_revise(ask, tok, constitution, fresh, 1, random.Random(args.seed), shots, turns)
+            name = f"{'turns' if turns else 'raw'}, {len(shots)} worked"
+            print(f"{name}: " + ", ".join(f"{key} {value:.0f}" for key, value in count(fresh, worked).items()), flush=True)
+            said += [{"asked": name, **{key: value for key, value in row.items() if key != "ids"},
+                      "rounds": [{k: v for k, v in r.items() if k != "ids"} for r in row.get("rounds", [])]} for row in fresh]
+            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+            write_jsonl(args.out, said)
+
+
+if __name__ == "__main__":
+    main()
