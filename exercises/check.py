@@ -1,6 +1,6 @@
 """Checks what you have written for an exercise.
 
-    python exercises/check.py losses                  checks exercises/losses/mine.py (made at first)
+    python exercises/check.py losses                 checks exercises/losses/mine.py (made at first)
     python exercises/check.py losses --file solution  checks the solution instead
 
 Each exercise is a folder with a page (README.md), a stub, a check and a solution. Exit code 0: all
