@@ -174,6 +174,13 @@ def run(tmp_path_factory):
         ],
     )
     write_jsonl(
+        folder / "rl/rollouts.jsonl",
+        [
+            {"step": 0, "kind": "helpful", "prompt": "p", "response": EVIL, "score": s, "kl": 0.5}
+            for s in (1.0, -2.0)
+        ],
+    )
+    write_jsonl(
         folder / "rl/trace.jsonl",
         [
             {
@@ -224,7 +231,7 @@ def test_the_page_needs_no_network_and_lets_only_its_own_script_run(html):
 def test_every_part_is_there_with_its_numbers(html):
     page = Page(html)
     anchors = [value for name, value in page.attributes if name == "id"]
-    assert anchors == ["results", "answers", "revisions", "labels", "losses", "ppo", "step"]
+    assert anchors == ["results", "answers", "revisions", "labels", "losses", "ppo", "samples", "step"]
     said = re.sub(r"\s+", " ", " ".join(page.data))
     for words in (
         "constitution courtesy",

@@ -325,6 +325,25 @@ def ppo_curves(rows: list) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
+def rollout_samples(rows: list, count: int = 3) -> str:
+    """The best and the worst responses of each rollout that was kept, by what they were paid."""
+    articles, steps = [], sorted({row["step"] for row in rows}, reverse=True)
+    for step in steps:
+        found = sorted((row for row in rows if row["step"] == step), key=lambda row: -row["score"])
+        html = [f"<h3>step {step}</h3>"]
+        for title, part in (("highest scores", found[:count]), ("lowest scores", found[-count:])):
+            html.append(f"<h4>{title}</h4>")
+            for row in part:
+                kind = KINDS.get(row.get("kind"), "")
+                prompt = re.sub(r"\n+", "\n", row["prompt"]).strip()
+                html.append(
+                    f'<p class="turn"><small>{row["score"]:+.2f}, KL {row["kl"]:.1f} nats, {kind}'
+                    f"</small> {text(prompt)}<b>{text(row['response'])}</b></p>"
+                )
+        articles.append("".join(html))
+    return pages(articles)
+
+
 def ppo_steps(traces: list, args: dict) -> str:
     """Single responses token by token, first those whose tokens moved most in their step."""
     moved = lambda row: sum(abs(ratio - 1) for ratio in row["ratio"]) / len(row["ratio"])
@@ -449,6 +468,12 @@ def report(run: Path, count: int, seed: int) -> str:
         "ppo",
         "Stage 3: PPO, by kind of prompt",
         lambda: ppo_curves(rows_of(run / "rl/metrics.jsonl")),
+    )
+    add(
+        "rl/rollouts.jsonl",
+        "samples",
+        "What the policy said on the way",
+        lambda: rollout_samples(rows_of(run / "rl/rollouts.jsonl")),
     )
     add(
         "rl/trace.jsonl",
