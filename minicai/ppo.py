@@ -275,7 +275,7 @@ def minibatch_gradient(models: Models, batch: Rollout, config: PPOConfig, forbid
             check_unmoved(logp, old.logp, step, models.policy.bf16)
         info["entropy"] = entropy.sum() / tokens
         total = {key: total.get(key, 0) + value.detach() for key, value in info.items()}
-    # once a minibatch: a GPU waits for it
+    # Read once a minibatch: a GPU waits for it.
     return dict(zip(total, torch.stack(list(total.values())).tolist()))
 
 

@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["train_pm", "train_rl", "train_sft"]
 CORE = [f"minicai.{name}" for name in "constitution critique feedback preference gae ppo gpt sample logprob".split()]
-PLUMBING = [f"minicai.{name}" for name in
-            "answers chat checkpoint data decode decode_triton gguf graph logprob_triton run state tokenizer".split()]
+PLUMBING = [f"minicai.{name}" for name in "answers chat checkpoint data decode decode_triton gguf graph logprob_triton run "
+            "state tokenizer".split()]
 METHOD = CORE + PLUMBING + SCRIPTS      # what is shipped, by name: whoever tries something may put files of their own beside
 # Lines of code: explanations are welcome and do not count.
-CORE_LINES, METHOD_LINES, SCRIPT_LINES = 1150, 3200, 200
+CORE_LINES, METHOD_LINES, SCRIPT_LINES = 1150, 3400, 200
 
 
 def module_name(path: Path) -> str:

@@ -64,7 +64,6 @@ class TRLStep:
 
     def __init__(self, lm, scorer, prompts: list, max_new: int, epochs: int, end: int, device, out, bf16=False):
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-        from datasets import Dataset
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
         from transformers.utils import logging
         from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
@@ -80,7 +79,7 @@ class TRLStep:
             num_ppo_epochs=epochs, total_episodes=len(prompts), response_length=max_new, temperature=1.0,
             local_rollout_forward_batch_size=len(prompts), whiten_rewards=False, learning_rate=1e-5,
             num_sample_generations=0, report_to="none", save_strategy="no", eval_strategy="no", disable_tqdm=True)
-        data = Dataset.from_dict({"input_ids": prompts})
+        data = [{"input_ids": prompt} for prompt in prompts]
         self.trainer = PPOTrainer(
             args=config, processing_class=SimpleNamespace(pad_token_id=end, eos_token_id=end), model=policy,
             ref_model=copy.deepcopy(policy), reward_model=reward, value_model=copy.deepcopy(reward),
