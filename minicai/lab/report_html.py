@@ -433,62 +433,32 @@ def report(run: Path, count: int, seed: int) -> str:
     """The page of a run's directory; raises UserError if no stage has left anything in it."""
     draw = lambda: random.Random(seed)
     configs = {stage: config_of(run / stage) for stage in ("sft", "pm", "rl")}
-    parts, missing = [], []
-
-    def add(path, anchor, title, make):
-        """A section, if the file that it is made from is there."""
-        if (run / path).exists() and (run / path).stat().st_size:
-            parts.append((anchor, title, make()))
-        else:
-            missing.append(path)
-
-    add("results.json", "results", "What came of it", lambda: results_part(load_results(run)))
-    add(
-        "transcripts.jsonl",
-        "answers",
-        "Side by side",
-        lambda: side_by_side(rows_of(run / "transcripts.jsonl"), count, draw()),
-    )
-    add(
-        "sft/revisions.jsonl",
-        "revisions",
-        "Stage 1: critiques and revisions",
-        lambda: revision_chains(rows_of(run / "sft/revisions.jsonl"), count),
-    )
-    add(
-        "pm/comparisons.jsonl",
-        "labels",
-        "Stage 2: AI labels",
-        lambda: label_part(rows_of(run / "pm/comparisons.jsonl"), configs["pm"], count, draw()),
-    )
-    if any((run / stage / "metrics.jsonl").exists() for stage in ("sft", "pm")):
-        parts.append(("losses", "Losses of stages 1 and 2", loss_part(run)))
-    add(
-        "rl/metrics.jsonl",
-        "ppo",
-        "Stage 3: PPO, by kind of prompt",
-        lambda: ppo_curves(rows_of(run / "rl/metrics.jsonl")),
-    )
-    add(
-        "rl/rollouts.jsonl",
-        "samples",
-        "What the policy said on the way",
-        lambda: rollout_samples(rows_of(run / "rl/rollouts.jsonl")),
-    )
-    add(
-        "rl/trace.jsonl",
-        "step",
-        "One PPO step, token by token",
-        lambda: (
-            STEP_HELP + ppo_steps(rows_of(run / "rl/trace.jsonl"), configs["rl"].get("args", {}))
-        ),
-    )
+    args = configs["rl"].get("args", {})
+    made = [  # anchor, title, the file that it is made from, how
+        ("results", "What came of it", "results.json", lambda _: results_part(load_results(run))),
+        ("answers", "Side by side", "transcripts.jsonl", lambda x: side_by_side(x, count, draw())),
+        ("revisions", "Stage 1: critiques and revisions", "sft/revisions.jsonl",
+         lambda x: revision_chains(x, count)),
+        ("labels", "Stage 2: AI labels", "pm/comparisons.jsonl",
+         lambda x: label_part(x, configs["pm"], count, draw())),
+        ("losses", "Losses of stages 1 and 2", "sft/metrics.jsonl", lambda _: loss_part(run)),
+        ("ppo", "Stage 3: PPO, by kind of prompt", "rl/metrics.jsonl", ppo_curves),
+        ("samples", "What the policy said on the way", "rl/rollouts.jsonl", rollout_samples),
+        ("step", "One PPO step, token by token", "rl/trace.jsonl",
+         lambda x: STEP_HELP + ppo_steps(x, args)),
+    ]
+    there = lambda name: (run / name).exists() and (run / name).stat().st_size
+    parts = [
+        (anchor, title, make(rows_of(run / name) if name.endswith(".jsonl") else None))
+        for anchor, title, name, make in made
+        if there(name)
+    ]
     if not parts:
         raise UserError(
             f"{run}: nothing to report: no file of train_sft.py, train_pm.py, train_rl.py or the "
-            f"evaluation"
+            "evaluation"
         )
-    return page(run, parts, missing, configs)
+    return page(run, parts, [name for _, _, name, _ in made if not there(name)], configs)
 
 
 def page(run: Path, parts: list, missing: list, configs: dict) -> str:
