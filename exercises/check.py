@@ -1,10 +1,12 @@
 """Checks what you have written for an exercise.
 
-    python exercises/check.py losses                  checks exercises/losses/mine.py; makes it from the stub at first
+    python exercises/check.py losses                 checks exercises/losses/mine.py (made at first)
     python exercises/check.py losses --file solution  checks the solution instead
 
-Each exercise is a folder with a page (README.md), a stub, a check and a solution. Exit code 0: all checks pass.
+Each exercise is a folder with a page (README.md), a stub, a check and a solution. Exit code 0: all
+checks pass.
 """
+
 import argparse
 import importlib.util
 import json
@@ -17,7 +19,18 @@ sys.path.insert(0, str(HERE.parent))
 
 import minicai  # noqa: E402, F401  before torch: it makes waiting threads sleep instead of spin
 
-NAMES = ["label", "constitution", "losses", "logprob", "advantages", "trace", "predict", "variants", "dpo", "bugs"]
+NAMES = [
+    "label",
+    "constitution",
+    "losses",
+    "logprob",
+    "advantages",
+    "trace",
+    "predict",
+    "variants",
+    "dpo",
+    "bugs",
+]
 
 
 def load(path: Path):
@@ -31,17 +44,21 @@ def load(path: Path):
 
 
 def run(name: str, file: str = "mine", out=print) -> bool:
-    """Run every check_... of an exercise on one of its files; say what passes and why something does not."""
+    """Run every check_... of an exercise on one of its files; say what passes and why something
+    does not."""
     folder = HERE / name
     stub = next(folder.glob("stub.*"))
     path = folder / f"{file}{stub.suffix}"
     if not path.exists():
         shutil.copy(stub, path)
-        out(f"wrote {path.relative_to(HERE.parent)}: read {name}/README.md, fill it in, run this again")
+        out(
+            f"wrote {path.relative_to(HERE.parent)}: read {name}/README.md, fill it in, run this "
+            f"again"
+        )
         return False
     try:
         mine = load(path)
-    except Exception as error:                              # the student's file: whatever is wrong in it, say so
+    except Exception as error:  # the student's file: whatever is wrong in it, say so
         out(f"  {path.name} cannot be read: {type(error).__name__}: {error}")
         return False
     checks, passed = load(folder / "check.py"), 0
@@ -52,7 +69,10 @@ def run(name: str, file: str = "mine", out=print) -> bool:
         except NotImplementedError:
             out(f"  ...    {test.__doc__}")
         except Exception as error:
-            out(f"  not yet {test.__doc__}\n         {type(error).__name__}: {str(error) or 'see ' + path.name}")
+            out(
+                f"  not yet {test.__doc__}\n         {type(error).__name__}: "
+                f"{str(error) or 'see ' + path.name}"
+            )
         else:
             passed += 1
             out(f"  ok     {test.__doc__}")
@@ -62,9 +82,13 @@ def run(name: str, file: str = "mine", out=print) -> bool:
 
 def main(argv=None):
     """Check one exercise; the exit code says whether it is done."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("name", choices=NAMES, help="the exercise's folder")
-    p.add_argument("--file", default="mine", help="which file of it: mine, stub or solution (default mine)")
+    p.add_argument(
+        "--file", default="mine", help="which file of it: mine, stub or solution (default mine)"
+    )
     args = p.parse_args(argv)
     raise SystemExit(0 if run(args.name, args.file) else 1)
 

@@ -32,13 +32,12 @@ from minicai.run import UserError
 class PPOConfig:
     """The numbers of PPO; the defaults are the demo's."""
     temperature: float = 1.0
-    kl_coef: float = 0.25  # price of one nat of KL, in standard deviations of the score
+    kl_coef: float = 0.25               # price of one nat of KL, in units of score (std 1)
     reward_shape: str = "identity"      # what a score is worth: one of SHAPES
-    # taken off what a response is paid that was cut off before its end token
-    end_penalty: float = 1.0
+    end_penalty: float = 1.0            # what a response loses that has no end token
     gamma: float = 1.0                  # 1: a response is short and its score is paid at the end
     lam: float = 0.95
-    valued: bool = True  # False: no value model, an advantage is all that a token was paid later
+    valued: bool = True                 # False: no value model; see advantages()
     whiten: bool = True                 # advantages to mean 0 and standard deviation 1
     clip: float = 0.2                   # of the ratio
     value_clip: float = 0.2             # of the value's change; scores have std 1
@@ -46,7 +45,7 @@ class PPOConfig:
     max_grad_norm: float = 1.0
     epochs: int = 2                     # passes over a rollout
     minibatch: int = 32                 # rows an optimizer step
-    micro: int = 32  # rows a forward; gradients add up, results do not depend on it
+    micro: int = 32                     # rows a forward; gradients add up to the same
 
 
 class Models(NamedTuple):
@@ -54,7 +53,7 @@ class Models(NamedTuple):
     policy: torch.nn.Module             # GPT
     reference: torch.nn.Module          # GPT: what the policy was at the start
     reward_model: torch.nn.Module       # PreferenceModel
-    value_model: torch.nn.Module | None  # PreferenceModel; its trunk may be the policy itself
+    value_model: torch.nn.Module | None  # PreferenceModel; its trunk may be the policy
 
     def value_parameters(self) -> list:
         """What the value model trains beside the policy: all of it, only its head on a shared
@@ -71,7 +70,7 @@ class Rollout(NamedTuple):
     mask: torch.Tensor                  # [B,T] bool, True on sampled tokens, the end token included
     logp: torch.Tensor                  # [B,T] log-prob of token t under the policy that sampled it
     ref_logp: torch.Tensor              # [B,T] the same under the reference
-    values: torch.Tensor  # [B,T] value of the state before token t; 0 without a value model
+    values: torch.Tensor                # [B,T] value of the state before token t (or 0: no model)
     scores: torch.Tensor                # [B] the preference model's
     ended: torch.Tensor                 # [B] bool, the response closed with its end token
     paid: torch.Tensor = None           # [B] what the score was worth: shaped, less the penalty
@@ -140,9 +139,11 @@ def collect(models: Models, ask, prompts: list, config: PPOConfig, stop, forbidd
 # What a score is worth. Scores have mean 0 and standard deviation 1 on SL-CAI's own responses
 # (preference.normalise).
 SHAPES = {
-    "identity": lambda score: score,                                        # as in the paper
-    "clipped": lambda score: score.clamp(-1, 1),  # no prize for the last bit of a high score
-    # what is bad costs twice what good earns
+    # As in the paper.
+    "identity": lambda score: score,
+    # No prize for the last bit of a high score: that is where a preference model can be fooled.
+    "clipped": lambda score: score.clamp(-1, 1),
+    # What is bad costs twice what the same amount of good earns.
     "averse": lambda score: torch.where(score < 0, 2 * score, score),
 }
 
@@ -178,11 +179,13 @@ def policy_loss(logp, old_logp, advantages, clip: float):
     """The clipped surrogate [N] (1707.06347, equation 7); ratio = p_new / p_old of the token that
     was said.
 
-    A > 0, the token was better than expected: the loss falls as the ratio grows, until 1 + clip,
-    and not beyond. A < 0, it was worse: the loss falls as the ratio shrinks, until 1 - clip, and
-    not beyond. On the other side nothing is cut off: a step that went the wrong way is always
-    pulled back. So a rollout can be used for several updates without the policy running away from
-    the one that sampled it.
+    - A > 0, the token was better than expected: the loss falls as the ratio grows, up to 1 + clip;
+      beyond that nothing is gained.
+    - A < 0, it was worse: the loss falls as the ratio shrinks, down to 1 - clip; beyond that
+      nothing is gained.
+    - In the other direction nothing is cut off: a step that went the wrong way is pulled back.
+
+    So a rollout can be used for several updates, and the policy stays near the one that sampled it.
     """
     ratio = (logp - old_logp).exp()
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
@@ -283,7 +286,8 @@ def check_unmoved(logp, old_logp, step: int, bf16: bool):
     """Raise UserError unless new log-probs [N] are the old ones: nothing has been updated yet, so
     they must be."""
     off = (logp - old_logp).abs().mean().item()
-    if off > (0.05 if bf16 else 1e-4):  # bfloat16 products round differently in other batches
+    # bfloat16 products round differently in other batches.
+    if off > (0.05 if bf16 else 1e-4):
         raise UserError(f"step {step}: log-probs changed by {off:.2g} nats a token before any "
                         "update: bfloat16 is too coarse here (try --dtype fp32), or old and new "
                         "differ in kind")

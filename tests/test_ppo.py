@@ -261,3 +261,17 @@ def test_a_toy_policy_learns_without_a_value_model_too(tiny_model, tok, sign):
         said.append(sign * rollout.scores.mean().item())
         setup.update(rollout, lr=5e-3, step=step)
     assert sum(said[-2:]) / 2 > sum(said[:2]) / 2 + 1 if sign > 0 else sum(said[-2:]) / 2 < sum(said[:2]) / 2 - 1, said
+
+
+def test_policy_and_value_model_are_clipped_apart(tiny_model, tok):
+    """With plain gradient descent at rate 1, a step is as long as the gradient was allowed to be."""
+    limit = 1e-3
+    setup = Setup(tiny_model, tok, CountEven(), max_grad_norm=limit, epochs=1, minibatch=64)
+    setup.optimizer = torch.optim.SGD([*setup.policy.parameters(), *setup.value.parameters()], lr=1.0)
+    parts = {"policy": setup.policy, "value": setup.value}
+    before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
+    rollout = setup.collect()
+    info = update(setup.models, setup.optimizer, rollout, setup.config, setup.forbidden, setup.generator, 0)
+    for name, part in parts.items():
+        moved = sum((p - q).pow(2).sum() for p, q in zip(part.parameters(), before[name])).sqrt().item()
+        assert info[f"{name}_grad"] > 10 * limit and moved == pytest.approx(limit, rel=0.01), name

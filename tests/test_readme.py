@@ -11,7 +11,7 @@ import pytest
 from test_layout import METHOD
 
 ROOT = Path(__file__).parent.parent
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md", "data/README.md")}
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md", "data/README.md", "docs/real_models.md")}
 BOTH = "\n".join(PAGES.values())
 CODE = re.findall(r"`([^`\n]+)`", BOTH)                                       # inline
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", BOTH, re.M)] + \
@@ -19,7 +19,8 @@ COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$",
 SCRIPTS = ["train_sft.py", "train_pm.py", "train_rl.py"]
 MODULES = ["minicai.chat", "minicai.lab.bench", "minicai.lab.doctor", "minicai.lab.evaluate", "minicai.lab.figures", "minicai.lab.plan", "minicai.lab.report_html",
            "minicai.world.exam", "minicai.world.make_data",
-           "minicai.world.pretrain"]
+           "minicai.world.pretrain", "minicai.gguf", "minicai.lab.real", "minicai.lab.real_data", "minicai.lab.evaluate_real",
+           "minicai.lab.critique_formats", "minicai.lab.export_preferences"]
 
 
 class Parsed(Exception):
@@ -67,7 +68,8 @@ def test_every_python_command_is_understood(parse):
 
 
 def test_every_flag_exists_and_every_flag_is_explained(parse):
-    needed = {"minicai.chat": ["data/base"], "minicai.lab.doctor": ["out"], "minicai.lab.plan": ["data/base"]}
+    needed = {"minicai.chat": ["data/base"], "minicai.lab.doctor": ["out"], "minicai.lab.plan": ["data/base"], "minicai.gguf": ["a", "b"],
+              "minicai.lab.critique_formats": ["a"],"minicai.lab.export_preferences": ["a", "b"], "minicai.lab.evaluate_real": ["--models", "a=b"]}
     parsers = [parse([s]) for s in SCRIPTS] + [parse(["-m", m, *needed.get(m, [])]) for m in MODULES]
     known = {option for p in parsers for option in p._option_string_actions} | {"--help"}
     named = {flag for code in CODE for flag in re.findall(r"(?<!\S)--[a-z0-9-]+", code)}

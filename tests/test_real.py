@@ -11,7 +11,7 @@ import torch
 
 from minicai.checkpoint import load_model, save_scalar
 from minicai.data import read_comparisons, read_prompts
-from minicai.lab import evaluate_real, real, real_data
+from minicai.lab import critique_formats, evaluate_real, real, real_data
 from minicai.run import UserError, read_jsonl
 
 DATA = Path(__file__).parents[1] / "data" / "real"
@@ -53,6 +53,26 @@ def test_the_patterns_errors_are_measured_on_labelled_answers():
         assert yes >= 20 and no >= 20 and yes + no == len(rows) and missed <= 0.25 * yes and false <= 0.25 * no
     wrong = [row | {"declines": not row["declines"]} for row in rows]           # and it can see errors
     assert evaluate_real.pattern_errors(wrong)["declines"][0] > 10
+
+
+def test_formats_of_critique_are_counted(tmp_path, capsys):
+    from families import eager_to_end, make_model
+    make_model("smollm2", tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    (tmp_path / "m/config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    eager_to_end(tmp_path / "m")
+    critique_formats.main([str(tmp_path / "m"), "--limit", "2", "--max-new", "6", "--shots", "0", "1", "--device", "cpu",
+                           "--out", str(tmp_path / "f.jsonl")])
+    printed = capsys.readouterr().out
+    for how in ("raw, 0", "raw, 1", "turns, 0", "turns, 1"):
+        assert f"{how} worked, red-team: used" in printed and f"{how} worked, harmless: used" in printed
+    assert len(read_jsonl(tmp_path / "f.jsonl")) == 4 * 4
+    said = [("How do I steal a cart?", "I won't help with the cart."), ("How do I steal a cart?", "I won't help with a bicycle."),
+            ("How do I steal a cart?", "Take it."), ("How do I bake?", "I saw the whole worked sentence here.")]
+    rows = [{"messages": USER(q), "response": "Take it.", "skipped": None,
+             "rounds": [{"critique": "No.", "revision": a, "cut": False, "skipped": None}]} for q, a in said]
+    shares = critique_formats.count(rows, {"the whole worked sentence"})
+    assert (shares["declines"], shares["and names it"], shares["says it again"], shares["revision copies"]) == (50, 25, 25, 25)
 
 
 @pytest.fixture(scope="module")
@@ -130,4 +150,4 @@ def test_every_stage_of_make_real_understands_its_command(monkeypatch, tmp_path,
 
 def real_args(out):
     from argparse import Namespace
-    return Namespace(model="m", out=out, red_team="r", helpful="h", human="c", temperature=0.7, steps=3, seed=0)
+    return Namespace(model="m", out=out, red_team="r", constitution="c", helpful="h", human="c", temperature=0.7, steps=3, seed=0)

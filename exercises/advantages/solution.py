@@ -1,4 +1,5 @@
 """Row by row, as one would do it with a pencil."""
+
 import torch
 
 
@@ -16,7 +17,7 @@ def gae(rewards, values, mask, gamma: float, lam: float):
     """(advantages, returns), both 0 outside the mask, whatever rewards and values hold there."""
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(rewards)
     for b in range(len(rewards)):
-        next_value = next_advantage = 0.0                   # the response is over: nothing comes after it
+        next_value = next_advantage = 0.0  # the response is over: nothing comes after it
         for t in reversed(mask[b].nonzero()[:, 0].tolist()):
             delta = rewards[b, t] + gamma * next_value - values[b, t]
             next_advantage = delta + gamma * lam * next_advantage

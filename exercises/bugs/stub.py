@@ -1,11 +1,14 @@
-"""Three functions with one mistake each. Shapes: B batch, T time, C width, V vocabulary; mask [B,T] bool."""
+"""Three functions with one mistake each. Shapes: B batch, T time, C width, V vocabulary; mask [B,T]
+bool."""
+
 import torch
 
 
 def answer_loss(hidden, head, ids, mask):
-    """Stage 1: minus the mean log p of the answers' tokens. hidden [B,T,C] of ids [B,T]; head [V,C]; mask on answers."""
-    logp = (hidden @ head.T).log_softmax(-1)                                    # [B,T,V]
-    picked = logp.gather(-1, ids[:, :, None]).squeeze(-1)                       # [B,T]
+    """Stage 1: minus the mean log p of the answers' tokens. hidden [B,T,C] of ids [B,T]; head
+    [V,C]; mask on answers."""
+    logp = (hidden @ head.T).log_softmax(-1)  # [B,T,V]
+    picked = logp.gather(-1, ids[:, :, None]).squeeze(-1)  # [B,T]
     return -picked[mask].mean()
 
 

@@ -1,4 +1,5 @@
 """The form of a constitution and its control; writes both where they can be used."""
+
 import json
 import re
 import tempfile
@@ -21,7 +22,9 @@ def read(entry: dict):
 def sentences(entry: dict) -> list:
     """All sentences of a constitution, in order."""
     found = read(entry)
-    return [text for p in found.critiques for text in (p.critique_request, p.revision_request)] + found.comparisons
+    return [
+        text for p in found.critiques for text in (p.critique_request, p.revision_request)
+    ] + found.comparisons
 
 
 def check_form(mine):
@@ -36,7 +39,9 @@ def check_form(mine):
 def check_the_control_is_a_control(mine):
     """each sentence of the control is its twin with other words in the same frame"""
     pairs = list(zip(sentences(mine["constitution"]), sentences(mine["control"])))
-    assert pairs and len(sentences(mine["constitution"])) == len(sentences(mine["control"])), "not equally many sentences"
+    assert pairs and len(sentences(mine["constitution"])) == len(sentences(mine["control"])), (
+        "not equally many sentences"
+    )
     for a, b in pairs:
         words = [re.findall(r"\w+", text.lower()) for text in (a, b)]
         assert words[0] != words[1], f"the same in both: {a!r}"

@@ -1,7 +1,8 @@
 """DPO from SL-CAI on the comparisons of stage 2, with the dpo_loss of mine.py.
 
-    python exercises/dpo/train.py --run out/demo            writes out/demo/dpo/dpo, a model directory
+python exercises/dpo/train.py --run out/demo            writes out/demo/dpo/dpo, a model directory
 """
+
 import argparse
 import copy
 import importlib.util
@@ -13,25 +14,46 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-import minicai  # noqa: E402, F401  before torch: it makes waiting threads sleep instead of spin
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+import minicai  # noqa: E402, F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import encode_answer, sequence_logprobs  # noqa: E402
 from minicai.checkpoint import load_model, save_model  # noqa: E402
 from minicai.data import batches_by_length, read_comparisons  # noqa: E402
-from minicai.run import (Metrics, UserError, clip_gradients, friendly_main, lr_schedule, read_jsonl,  # noqa: E402
-                         write_config)
+
+# noqa: E402
+from minicai.run import (
+    Metrics,
+    UserError,
+    clip_gradients,
+    friendly_main,
+    lr_schedule,
+    read_jsonl,
+    write_config,
+)
 
 
 def arguments(argv=None):
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--run", default="out/demo", help="directory of a run: sft/ and pm/ are read, dpo/ is written")
-    p.add_argument("--human", default="data/helpful_comparisons.jsonl", help="human comparisons, as in stage 2")
-    p.add_argument("--human-limit", type=int, default=1000, help="use at most this many human comparisons")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--run",
+        default="out/demo",
+        help="directory of a run: sft/ and pm/ are read, dpo/ is written",
+    )
+    p.add_argument(
+        "--human", default="data/helpful_comparisons.jsonl", help="human comparisons, as in stage 2"
+    )
+    p.add_argument(
+        "--human-limit", type=int, default=1000, help="use at most this many human comparisons"
+    )
     p.add_argument("--file", default="mine", help="mine or solution: whose dpo_loss")
-    p.add_argument("--beta", type=float, default=0.1, help="price of a nat: PPO's --kl-coef in DPO's clothes")
+    p.add_argument(
+        "--beta", type=float, default=0.1, help="price of a nat: PPO's --kl-coef in DPO's clothes"
+    )
     p.add_argument("--lr", type=float, default=3e-4, help="AdamW's peak learning rate")
     p.add_argument("--batch", type=int, default=16, help="comparisons a step")
     p.add_argument("--seed", type=int, default=0, help="decides every draw and shuffle")
@@ -52,11 +74,13 @@ def main(argv=None):
 
     policy, tok = load_model(Path(args.run) / "sft/sl_cai")
     reference = copy.deepcopy(policy).freeze()
-    ai = [row for _, row in read_jsonl(Path(args.run) / "pm/comparisons.jsonl") if not row["skipped"]]
+    ai = [
+        row for _, row in read_jsonl(Path(args.run) / "pm/comparisons.jsonl") if not row["skipped"]
+    ]
     pairs = [(row["messages"], row["a"], row["b"], row["p_a"]) for row in ai]
     human = read_comparisons(args.human)
     random.Random(args.seed).shuffle(human)
-    pairs += [(m, chosen, rejected, 1.0) for m, chosen, rejected in human[:args.human_limit]]
+    pairs += [(m, chosen, rejected, 1.0) for m, chosen, rejected in human[: args.human_limit]]
     rows = [(encode_answer(tok, m, a), encode_answer(tok, m, b), p) for m, a, b, p in pairs]
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, eps=1e-5, weight_decay=0.0)

@@ -1,4 +1,5 @@
 """The definition, token by token, with a forward for each."""
+
 import torch
 
 from minicai.gpt import GPT, GPTConfig
@@ -26,8 +27,12 @@ def check_each_token(mine):
     gpt = model()
     for example in EXAMPLES:
         found, wanted = mine.answer_logprobs(gpt, *example), slowly(gpt, *example)
-        assert found.shape == wanted.shape, f"shape {tuple(found.shape)}, wanted {tuple(wanted.shape)}"
-        assert torch.allclose(found, wanted, atol=1e-4), f"off by {(found - wanted).abs().max():.3f} nats"
+        assert found.shape == wanted.shape, (
+            f"shape {tuple(found.shape)}, wanted {tuple(wanted.shape)}"
+        )
+        assert torch.allclose(found, wanted, atol=1e-4), (
+            f"off by {(found - wanted).abs().max():.3f} nats"
+        )
 
 
 def check_no_token_sees_itself(mine):

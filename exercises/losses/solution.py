@@ -1,4 +1,5 @@
 """The two losses, spelt out."""
+
 import torch
 import torch.nn.functional as F
 

@@ -1,9 +1,8 @@
 """What happens in the toy, beside what was expected."""
+
 import functools
 import sys
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy  # noqa: E402
@@ -31,13 +30,15 @@ def answered(mine, name, measured):
         raise NotImplementedError
     assert len(entry["reason"].split()) >= 5, "give your reason, in five words or more"
     if entry["prediction"] != measured:
-        assert len(entry["explanation"].split()) >= 5, f"measured: {measured}. Why? Write it into \"explanation\""
+        assert len(entry["explanation"].split()) >= 5, (
+            f"measured: {measured}. Why? Write it into \"explanation\""
+        )
 
 
 def check_kl_order(mine):
     """KL after training, by KL coefficient"""
     if mine["kl_order"]["prediction"] is None:
-        raise NotImplementedError                           # predict first: nothing is measured before
+        raise NotImplementedError  # predict first: nothing is measured before
     answered(mine, "kl_order", order({k: final(kl_coef=k)["kl"] for k in (0, 0.1, 0.25)}))
 
 
@@ -53,8 +54,14 @@ def credited(lam: float) -> str:
     models, ask, prompts, config = toy.make(lam=lam, whiten=False)
     rollout = advantages(collect(models, ask, prompts, config, {toy.END}, None), config)
     rows = [(a[m] != 0).tolist() for a, m in zip(rollout.advantages, rollout.mask) if m.sum() > 1]
-    rows = [row for row in rows if any(row)]                # a response that is paid exactly 0 says nothing
-    return "all" if all(map(all, rows)) else "last" if all(not any(row[:-1]) and row[-1] for row in rows) else "some"
+    rows = [row for row in rows if any(row)]  # a response that is paid exactly 0 says nothing
+    return (
+        "all"
+        if all(map(all, rows))
+        else "last"
+        if all(not any(row[:-1]) and row[-1] for row in rows)
+        else "some"
+    )
 
 
 def check_lambda_0(mine):
@@ -71,5 +78,8 @@ def check_closest_shape(mine):
     """the reward shape that leaves the policy closest to its start"""
     if mine["closest_shape"]["prediction"] is None:
         raise NotImplementedError
-    moved = {name: final(kl_coef=0.05, reward_shape=name)["kl"] for name in ("identity", "clipped", "averse")}
+    moved = {
+        name: final(kl_coef=0.05, reward_shape=name)["kl"]
+        for name in ("identity", "clipped", "averse")
+    }
     answered(mine, "closest_shape", order(moved)[-1])

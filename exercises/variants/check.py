@@ -1,4 +1,5 @@
 """Properties of the two functions, and a toy that must learn with them."""
+
 import sys
 from pathlib import Path
 from unittest import mock
@@ -35,7 +36,17 @@ def rollout(mine, rewards):
     mask = torch.ones_like(rewards).bool()
     mask[::2, -1] = False
     zeros = torch.zeros_like(rewards)
-    given = ppo.Rollout(zeros.long(), mask, zeros, zeros, zeros, zeros[:, 0], mask[:, 0], zeros[:, 0], rewards * mask)
+    given = ppo.Rollout(
+        zeros.long(),
+        mask,
+        zeros,
+        zeros,
+        zeros,
+        zeros[:, 0],
+        mask[:, 0],
+        zeros[:, 0],
+        rewards * mask,
+    )
     return mine.advantages(given, ppo.PPOConfig(valued=False)), (rewards * mask).sum(1), mask
 
 
@@ -44,8 +55,12 @@ def check_groups(mine):
     rewards = torch.randn(3 * mine.GROUP, 5, generator=torch.Generator().manual_seed(0))
     found, total, mask = rollout(mine, rewards)
     groups = total.view(-1, mine.GROUP)
-    wanted = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).view(-1, 1) * mask
-    assert torch.allclose(found.advantages, wanted, atol=1e-4), "differs from (total - mean) / (std + 1e-6) of its group"
+    wanted = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).view(
+        -1, 1
+    ) * mask
+    assert torch.allclose(found.advantages, wanted, atol=1e-4), (
+        "differs from (total - mean) / (std + 1e-6) of its group"
+    )
     assert found.returns.shape == rewards.shape and torch.equal(found.mask, mask)
 
 
@@ -59,8 +74,8 @@ def check_other_groups_do_not_matter(mine):
     """what another prompt's answers earn changes nothing"""
     rewards = torch.randn(2 * mine.GROUP, 5, generator=torch.Generator().manual_seed(1))
     richer = rewards.clone()
-    richer[mine.GROUP:] += 7
-    a, b = (rollout(mine, r)[0].advantages[:mine.GROUP] for r in (rewards, richer))
+    richer[mine.GROUP :] += 7
+    a, b = (rollout(mine, r)[0].advantages[: mine.GROUP] for r in (rewards, richer))
     assert torch.allclose(a, b, atol=1e-5)
 
 

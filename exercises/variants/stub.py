@@ -1,5 +1,6 @@
 """Fill in both functions."""
-GROUP = 4       # responses a prompt, in neighbouring rows
+
+GROUP = 4  # responses a prompt, in neighbouring rows
 
 
 def shape(score):
@@ -8,9 +9,11 @@ def shape(score):
 
 
 def advantages(rollout, config):
-    """The rollout with `advantages` and `returns` [B,T] put in: rollout._replace(advantages=..., returns=...).
+    """The rollout with `advantages` and `returns` [B,T] put in: rollout._replace(advantages=...,
+    returns=...).
 
-    rollout.rewards [B,T] holds KL penalties and, on the last token, what the score was worth; rollout.mask [B,T].
-    Without a value model nobody reads the returns; give the rewards to come, or the rewards.
+    rollout.rewards [B,T] holds KL penalties and, on the last token, what the score was worth;
+    rollout.mask [B,T]. Without a value model nobody reads the returns; give the rewards to come, or
+    the rewards.
     """
     raise NotImplementedError

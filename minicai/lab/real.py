@@ -16,7 +16,6 @@ from minicai.run import UserError, friendly_main, pick_device
 
 ROOT = Path(__file__).parents[2]
 DATA = "data/real"
-SHARED = ["--constitution", "constitutions/general.json"]
 # Learning rates for a model of a hundred million parameters; a billion wants about a fifth of them.
 SETTINGS = {
     "cpu": {
@@ -43,10 +42,10 @@ def commands(args, device: str) -> list:
     steps = ["--steps", str(args.steps)] if args.steps else []
     models = [f"base={args.model}", f"sl_cai={sl}", f"rl_cai={rl}"]
     return [
-        ("stage 1", sl / "config.json", ["train_sft.py", "--model", args.model, *SHARED, *prompts, "--helpful", args.helpful,
+        ("stage 1", sl / "config.json", ["train_sft.py", "--model", args.model, "--constitution", args.constitution, *prompts, "--helpful", args.helpful,
                                          "--out", out / "sft", *words["sft"], *scripts]),
         ("stage 2", pm / "config.json", ["train_pm.py", "--model", sl, "--feedback-model", args.model, "--init", args.model,
-                                         *SHARED, *prompts, *human, "--both-orders", "--out", out / "pm", *words["pm"],
+                                         "--constitution", args.constitution, *prompts, *human, "--both-orders", "--out", out / "pm", *words["pm"],
                                          *scripts]),
         # PPO samples from the whole distribution at the temperature at which it computes probabilities.
         ("stage 3", rl / "config.json", ["train_rl.py", "--model", sl, "--pm", pm, *prompts, "--helpful", args.helpful,
@@ -64,10 +63,11 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.add_argument
     a("--model", default="out/smollm2", help="model directory; minicai.gguf makes one from a GGUF file")
     a("--out", default="out/real", help="directory of everything that is written")
+    a("--constitution", default="constitutions/small.json", help="JSON; general.json for models of a billion and more")
     a("--red-team", default=f"{DATA}/red_team.jsonl", help="prompts of stages 1 to 3")
     a("--helpful", default=f"{DATA}/helpful.jsonl", help="the same")
     a("--human", default=f"{DATA}/helpful_comparisons.jsonl", help="comparisons of helpfulness, for stage 2")
-    a("--temperature", type=float, default=0.7, help="of all sampling: a small model garbles at 1")
+    a("--temperature", type=float, default=0.5, help="of all sampling: a small model garbles at 1")
     a("--steps", type=int, help="of PPO; default: 10 on a CPU, 30 on a GPU")
     a("--seed", type=int, default=0, help="of the three stages")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
