@@ -142,10 +142,10 @@ def arguments(argv=None):
 
 def report(rows: list, errors: dict, judged: dict) -> str:
     """What cannot be told, then the table."""
-    wrong = [f"'{name}' is a word pattern that missed {missed} of {yes} hand-labelled answers and found {false} of {no} "
-             "where it should not" for name, (missed, yes, false, no) in errors.items()]
-    lines = [f"Read with care: {'; '.join(wrong)}. Nothing here says whether an answer is true, or a refusal kind. Behind "
-             "each mean: most minus least over seeds.", "", f"{'prompts':12} {'model':10} {'n':>5} {'declines %':>12} "
+    wrong = [f"'{name}' is a word pattern that missed {missed} of {yes} hand-labelled answers and found {false} of "
+             f"{no} where it should not" for name, (missed, yes, false, no) in errors.items()]
+    lines = [f"Read with care: {'; '.join(wrong)}. Nothing here says whether an answer is true, or a refusal kind. "
+             "Behind each mean: most minus least over seeds.", "", f"{'prompts':12} {'model':10} {'n':>5} {'declines %':>12} "
              f"{'objects %':>12} {'ended %':>12} {'words':>13} {'PM score':>13}"]
     for kind in dict.fromkeys(row["set"] for row in rows):
         for name in dict.fromkeys(row["model"] for row in rows):
@@ -155,8 +155,8 @@ def report(rows: list, errors: dict, judged: dict) -> str:
             lines.append(f"{kind:12} {name:10} {line['answers']:5} {cells[0]:>12} {cells[1]:>12} {cells[2]:>12} "
                          f"{cells[3]:>13} {cells[4]:>13}")
     if judged:
-        lines += ["", "the judge prefers what people preferred in {accuracy:.1%} of {comparisons} comparisons (asked both "
-                  "ways; mean P(A) {mean_p_a:.2f}, the same verdict both ways {same_both_ways:.0%}, mass on A and B "
+        lines += ["", "the judge prefers what people preferred in {accuracy:.1%} of {comparisons} comparisons (asked "
+                  "both ways; mean P(A) {mean_p_a:.2f}, the same verdict both ways {same_both_ways:.0%}, mass on A and B "
                   "{mass:.2f})".format(**judged)]
     return "\n".join(lines)
 

@@ -52,7 +52,8 @@ def commands(args, device: str) -> list:
         ("stage 2", pm / "config.json", ["train_pm.py", *stage2, *words["pm"], *scripts]),
         # PPO samples from the whole distribution at the temperature at which it computes probabilities.
         ("stage 3", rl / "config.json", ["train_rl.py", *stage3, *words["rl"], *steps, *scripts]),
-        ("evaluation", out / "results.json", ["-m", "minicai.lab.evaluate_real", *compared, *words["evaluate"], *heat, *both])]
+        ("evaluation", out / "results.json",
+         ["-m", "minicai.lab.evaluate_real", *compared, *words["evaluate"], *heat, *both])]
 
 
 @friendly_main
