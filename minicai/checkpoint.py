@@ -7,10 +7,7 @@ model that runs but computes something else is worse than none.
 """
 
 import json
-import os
 import re
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minicai.gpt import GPT, GPTConfig
-from minicai.run import UserError
+from minicai.run import UserError, refuse_pointer
+from minicai.state import beside, contents
 from minicai.tokenizer import Tokenizer
 
 # model_type -> how its class names begin.
@@ -45,7 +43,8 @@ TENSORS = {
         "blocks.#.norm2.": ["transformer.h.#.ln_2."], "blocks.#.mlp.up.": ["transformer.h.#.mlp.c_fc."],
         "blocks.#.mlp.down.": ["transformer.h.#.mlp.c_proj."]}}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")                         # GPT-2 stores [in, out]
-# Stored beside the weights by some: constant masks and angles; a head that is tied or not a language model's.
+# Stored beside the weights by some: constant masks and angles; a head that is not a language model's. A head that
+# should be tied is compared with the embedding first.
 IGNORED_TENSORS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "lm_head.weight", "score.weight")
 
 # Our GPTConfig field -> their key.
@@ -60,13 +59,19 @@ OPTIONAL = {"n_kv_head", "head_dim", "mlp_width"}
 FIXED = {"hidden_act": "silu", "activation_function": "gelu_new", "scale_attn_weights": True,
          "scale_attn_by_inverse_layer_idx": False, "use_sliding_window": False, "add_cross_attention": False,
          "rope_interleaved": False, "partial_rotary_factor": 1.0, "quantization_config": None,
-         "is_encoder_decoder": False}
-# Keys that read_config looks at itself, and keys that change nothing here: ids (the tokenizer knows them), bookkeeping.
+         "is_encoder_decoder": False, "pruned_heads": {}}
+# Keys that read_config looks at itself, and keys that change nothing here: ids (the tokenizer knows them), bookkeeping,
+# how to sample. Any other key may say false or null: a switch that is off.
 KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rope_theta|rope_scaling|rope_parameters|"
                    r"architectures|model_type|(torch_)?dtype|transformers.*|_?name_or_path|.*_token_id|.*dropout|"
                    r".*pdrop|minicai_.*|use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|"
-                   r"max_window_layers|n_ctx|reorder_and_upcast_attn|task_specific_params|problem_type|num_labels|"
-                   r"id2label|label2id|summary_.*|chunk_size_feed_forward|output_.*|return_dict")
+                   r"max_window_layers|n_ctx|reorder_and_upcast_attn|task_specific_params|problem_type|_?num_labels|"
+                   r"id2label|label2id|summary_.*|chunk_size_feed_forward|output_.*|return_dict|unsloth_.*|auto_map|"
+                   r"_?attn_implementation.*|_commit_hash|gradient_checkpointing|is_decoder|prefix|finetuning_task|"
+                   r"tokenizer_class|do_sample|temperature|top_[kp]|typical_p|(max|min)_length|num_beams|"
+                   r"num_beam_groups|num_return_sequences|(repetition|length|diversity)_penalty|bad_words_ids|"
+                   r"(encoder_)?no_repeat_ngram_size|early_stopping|begin_suppress_tokens|suppress_tokens|"
+                   r"tie_encoder_decoder|use_bfloat16|torchscript|remove_invalid_values")
 
 
 def read_config(directory) -> tuple[GPTConfig, dict]:
@@ -74,27 +79,40 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
     path = Path(directory) / "config.json"
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such model directory")
+    refuse_pointer(path)
     try:
         c = json.loads(path.read_text("utf-8"))
         family = c["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a model's config.json ({type(error).__name__}: {error})") from None
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{path}: unknown architecture {family!r} (known: {', '.join(FAMILIES)})")
     keys = CONFIG_KEYS["gpt2" if family == "gpt2" else "llama"]
     for key, value in c.items():
         if key in FIXED and value != FIXED[key]:
             raise UserError(f"{path}: {key} = {value!r} is not supported, only {FIXED[key]!r}")
-        if key not in FIXED and key not in keys.values() and not KNOWN.fullmatch(key):
+        off = value is None or value is False
+        if not off and key not in FIXED and key not in keys.values() and not KNOWN.fullmatch(key):
             raise UserError(f"{path}: unknown key {key!r} = {value!r}: delete it if it does not change the arithmetic")
-    if set(c.get("layer_types") or []) - {"full_attention"}:
-        raise UserError(f"{path}: layer_types = {c['layer_types']} is not supported, only full_attention")
+    layers = c.get("layer_types") or []
+    if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
+        raise UserError(f"{path}: layer_types = {layers} is not supported, only full_attention")
     ours = {name: c.get(key) for name, key in keys.items()}
-    missing = [keys[name] for name, value in ours.items() if value is None and name not in OPTIONAL]
-    if missing:
-        raise UserError(f"{path}: the key {missing[0]!r} is missing")
+    for name, value in ours.items():
+        if value is None and name not in OPTIONAL:
+            raise UserError(f"{path}: the key {keys[name]!r} is missing")
+        number = isinstance(value, float) if name == "norm_eps" else type(value) is int
+        if value is not None and not (number and 0 < value < 2**40):
+            raise UserError(f"{path}: {keys[name]} = {value!r} must be a {'small' if name == 'norm_eps' else 'whole'} "
+                            "number above 0")
+    for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+        if c.get(name) not in (None, True, False):
+            raise UserError(f"{path}: {name} = {c[name]!r} must be true or false")
+    heads, groups = ours["n_head"], ours.get("n_kv_head") or ours["n_head"]
+    if heads % groups or not ours.get("head_dim") and ours["width"] % heads:
+        raise UserError(f"{path}: {heads} heads divide neither into {groups} groups nor a width of {ours['width']}")
     # A scorer has no language head: whether it was tied no longer matters.
-    tied = c.get("tie_word_embeddings", family == "gpt2") or "SequenceClassification" in str(c.get("architectures"))
+    tied = bool(c.get("tie_word_embeddings", family == "gpt2")) or is_scorer(c)
     if family == "gpt2":
         ours["mlp_width"] = ours["mlp_width"] or 4 * ours["width"]
         return GPTConfig(**ours, norm="layernorm", positions="learned", mlp="gelu", qkv_bias=True, out_bias=True,
@@ -107,18 +125,34 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
                      mlp_bias=bool(c.get("mlp_bias", False)), qk_norm=family == "qwen3", tied=tied), c
 
 
+def is_scorer(c: dict) -> bool:
+    """Whether a config.json is that of a classifier: it has no language head."""
+    return "SequenceClassification" in str(c.get("architectures"))
+
+
 def read_rope(c: dict, path) -> tuple[float, dict | None]:
     """(theta, Llama-3 scaling or None); transformers 5 writes one dict, transformers 4 a number and a dict."""
-    rope = dict(c.get("rope_parameters") or c.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", c.get("rope_theta", 10000.0)))
-    kinds = {rope.pop(key) for key in ("rope_type", "type") if key in rope} or {"default"}
-    if kinds == {"default"}:
-        return theta, None
+    found = []
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = c.get(key) or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"{path}: {key} = {rope!r} must be an object or null")
+        kinds = [rope[name] for name in ("rope_type", "type") if name in rope] or ["default"]
+        rest = {name: value for name, value in rope.items() if name not in ("rope_type", "type")}
+        found += [({"rope_theta": c.get("rope_theta", 10000.0)} | rest, kinds)] if key in c and c[key] else []
+    if len(found) == 2 and found[0] != found[1] or len(found) and c.get("rope_theta") not in (
+            None, found[0][0]["rope_theta"]):
+        raise UserError(f"{path}: rope_theta, rope_parameters and rope_scaling contradict each other: keep one")
+    rope, kinds = found[0] if found else ({"rope_theta": c.get("rope_theta", 10000.0)}, ["default"])
+    wrong = [name for name, value in rope.items() if type(value) not in (int, float) or not 0 < value < 2**60]
+    theta = rope.pop("rope_theta")
+    if all(kind == "default" for kind in kinds) and not wrong and set(rope.items()) <= {("partial_rotary_factor", 1)}:
+        return float(theta), None
     wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-    if kinds != {"llama3"} or set(rope) != wanted:
-        raise UserError(f"{path}: rope type {kinds.pop()!r} with {sorted(rope)} is not supported, only default and "
-                        f"llama3 with {sorted(wanted)}")
-    return theta, rope
+    if any(kind != "llama3" for kind in kinds) or set(rope) != wanted or wrong:
+        raise UserError(f"{path}: rope type {kinds[0]!r}, theta {theta!r} with {rope} is not supported, only default "
+                        f"and llama3 with {sorted(wanted)}, all of them numbers above 0")
+    return float(theta), rope
 
 
 def their_config(config: GPTConfig, tok: Tokenizer, task: str, dtype: torch.dtype) -> dict:
@@ -150,7 +184,9 @@ def open_weights(directory) -> dict:
     """{tensor name: the open safetensors file that holds it}; nothing is read yet."""
     index = Path(directory) / "model.safetensors.index.json"
     names = ["model.safetensors"]
-    if index.is_file():
+    # One whole file goes before an index of parts, which may be older: transformers chooses so.
+    if index.is_file() and not index.with_name(names[0]).is_file():
+        refuse_pointer(index)
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -159,6 +195,7 @@ def open_weights(directory) -> dict:
     for path in (Path(directory) / name for name in names):
         if not path.is_file():
             raise UserError(f"{path}: no such file (minicai reads safetensors only)")
+        refuse_pointer(path)
         try:
             file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
@@ -168,8 +205,11 @@ def open_weights(directory) -> dict:
 
 
 def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
-    """(model, open_weights, config.json) of a directory; weights are float32, dtype "bf16" is that of the products."""
+    """(model, open_weights, config.json) of a directory; weights are float32, dtype "bf16" is that of the products.
+
+    device "meta" reads and checks all of it and keeps none."""
     config, raw = read_config(directory)
+    contents(directory)                                                   # are these the bytes that were written?
     where, used, state = open_weights(directory), set(), {}
     with torch.device("meta"):                                            # no time lost on weights to be replaced
         model = GPT(config)
@@ -188,16 +228,25 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
             raise UserError(f"{directory}: {theirs} has shape {list(tensor.shape)}, config.json means "
                             f"{list(empty.shape)}")
         state[name] = tensor.to(device, torch.float32).contiguous()
+        if not tensor.isfinite().all():
+            raise UserError(f"{directory}: {theirs} holds numbers that are not finite: a damaged or diverged model")
     odd = [n for n in sorted(set(where) - used) if not n.endswith(IGNORED_TENSORS)]
     if odd:
         raise UserError(f"{directory}: tensors that minicai does not know: {', '.join(odd[:3])} ({len(odd)} in all)")
+    if config.tied and not is_scorer(raw) and "lm_head.weight" in where:
+        head = where["lm_head.weight"].get_tensor("lm_head.weight")
+        if device != "meta" and not torch.equal(head.to(device, torch.float32), state["embed.weight"]):
+            raise UserError(f"{directory}: lm_head.weight is not the embedding, though tie_word_embeddings says so: "
+                            "set it to false in config.json if the head is meant")
     model.load_state_dict(state, assign=True)
-    model.bf16 = dtype == "bf16"
+    model.bf16, model.recording = dtype == "bf16", torch.device(device).type == "cuda"
     return model.requires_grad_(True), where, raw
 
 
 def load_model(directory, device="cpu", dtype="fp32", chat: str | None = None) -> tuple[GPT, Tokenizer]:
     """Model and tokenizer of a directory; `chat` overrides its chat format. Raises UserError for what is not right."""
+    if is_scorer(read_config(directory)[1]):
+        raise UserError(f"{directory}: a classifier or preference model; a language model is needed here")
     return load_trunk(directory, device, dtype)[0], Tokenizer.load(directory, chat)
 
 
@@ -207,9 +256,12 @@ def load_scalar(directory, device="cpu", dtype="fp32") -> tuple[GPT, nn.Linear, 
     weight = where["score.weight"].get_tensor("score.weight") if "score.weight" in where else None
     if weight is None or weight.shape != (1, model.config.width):
         raise UserError(f"{directory}: not a preference model (it needs a score.weight for one label)")
+    shift = raw.get("minicai_score_shift", 0.0)
+    if not weight.isfinite().all() or type(shift) not in (int, float):
+        raise UserError(f"{directory}: score.weight or minicai_score_shift is no finite number")
     head = nn.Linear(model.config.width, 1, bias=False)
     head.weight = nn.Parameter(weight.to(device, torch.float32))
-    return model, head, float(raw.get("minicai_score_shift", 0.0)), Tokenizer.load(directory)
+    return model, head, float(shift), Tokenizer.load(directory)
 
 
 def their_tensors(model: GPT) -> dict[str, torch.Tensor]:
@@ -224,39 +276,22 @@ def their_tensors(model: GPT) -> dict[str, torch.Tensor]:
     return out
 
 
-def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer) -> None:
+def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer, made: dict | None = None) -> None:
     """Write a whole directory beside the old one, then swap: a reader finds the old or the new, never a mixture."""
-    directory = Path(directory)
-    there = {file.name for file in directory.iterdir()} if directory.exists() else set()
-    if there and not there & {"tokenizer.json", "model.safetensors"}:
-        raise UserError(f"{directory}: exists and is no model directory; it will not be overwritten")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    old = new.with_name(new.name + ".old")
-    try:
-        new.chmod(0o755)
+    with beside(directory, sum(tensor.nbytes for tensor in tensors.values()), made) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         tok.save(new)
-        for file in new.iterdir():
-            file.chmod(0o644)                                             # safetensors lets nobody else read
-            with open(file, "r+b") as f:
-                os.fsync(f.fileno())                                      # the bytes first, then the name
-        if directory.exists():
-            os.replace(directory, old)
-        os.replace(new, directory)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
-def save_model(directory, model: GPT, tok: Tokenizer) -> None:
-    """Write a language model's directory; what was there is replaced at once."""
+def save_model(directory, model: GPT, tok: Tokenizer, made: dict | None = None) -> None:
+    """Write a language model's directory; what was there is replaced at once. made: what made it, for its manifest."""
     config = their_config(model.config, tok, "ForCausalLM", model.head.dtype)
-    write_directory(directory, their_tensors(model), config, tok)
+    write_directory(directory, their_tensors(model), config, tok, made)
 
 
-def save_scalar(directory, model: GPT, head: nn.Linear, tok: Tokenizer, shift: float = 0.0) -> None:
+def save_scalar(directory, model: GPT, head: nn.Linear, tok: Tokenizer, shift: float = 0.0,
+                made: dict | None = None) -> None:
     """Write a preference model's directory, as a sequence classifier with one label.
 
     transformers reads the score at the last id that is not pad_token_id, and knows no shift: add minicai_score_shift.
@@ -265,4 +300,4 @@ def save_scalar(directory, model: GPT, head: nn.Linear, tok: Tokenizer, shift: f
     tensors.pop("lm_head.weight", None)
     config = their_config(replace(model.config, tied=True), tok, "ForSequenceClassification", head.weight.dtype)
     config |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}, "minicai_score_shift": shift}
-    write_directory(directory, tensors, config, tok)
+    write_directory(directory, tensors, config, tok, made)

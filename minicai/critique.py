@@ -8,26 +8,51 @@ import functools
 import re
 
 from minicai.data import read_transcript
+from minicai.run import visible
 from minicai.sample import generate
 
 
-def critique_prompt(tok, constitution, messages: list, principle, shots=()) -> list:
-    """Ids that ask for a critique of the last assistant turn: preamble, worked `shots`, dialogue, request."""
+def critique_prompt(tok, constitution, messages: list, principle, shots=(), turns=None) -> list:
+    """Ids that ask for a critique of the last assistant turn: preamble, worked `shots`, dialogue, request.
+
+    turns: ask in turns of the chat, as models want it that know no other form (default: unless the format is plain).
+    """
+    if tok.chat != "plain" if turns is None else turns:
+        return chat_prompt(tok, constitution, messages, [principle.critique_request], shots)
     ids = tok.bos + tok.encode(constitution.preamble)
     for shot in shots:
         # Written as the real thing is, end token included. Published ones carry the next one's "Human:" at their end.
         dialogue, tag, review = shot.partition("\n\nCritiqueRequest:")
-        turns, _ = tok.encode_chat(read_transcript(dialogue))
-        ids = ids + turns[len(tok.bos):] + tok.encode(tag + review.rstrip().removesuffix("Human:").rstrip()) + [tok.end]
+        spoken, _ = tok.encode_chat(read_transcript(dialogue))
+        review = review.rstrip().removesuffix("Human:").rstrip()
+        ids = ids + spoken[len(tok.bos):] + tok.encode(tag + review) + [tok.end]
     dialogue, _ = tok.encode_chat(messages)
     ids = ids + dialogue[len(tok.bos):]
     return ids + tok.encode(f"\n\nCritiqueRequest: {principle.critique_request}\n\nCritique:")
 
 
-def revision_prompt(tok, constitution, messages: list, principle, critique: str, shots=()) -> list:
+def revision_prompt(tok, constitution, messages: list, principle, critique: str, shots=(), turns=None) -> list:
     """Ids that ask for a revision: the critique's context goes on, so the model reads its own reasons."""
-    ids = critique_prompt(tok, constitution, messages, principle, shots) + tok.encode(" " + critique.strip())
+    if tok.chat != "plain" if turns is None else turns:
+        asked = [principle.critique_request, critique.strip(), principle.revision_request]
+        return chat_prompt(tok, constitution, messages, asked, shots)
+    ids = critique_prompt(tok, constitution, messages, principle, shots, turns) + tok.encode(" " + critique.strip())
     return ids + tok.encode(f"\n\nRevisionRequest: {principle.revision_request}\n\nRevision:")
+
+
+def chat_prompt(tok, constitution, messages: list, asked: list, shots=()) -> list:
+    """Ids of a chat in which the human asks for critique and revision: the preamble as the system's message, worked
+    dialogues, `messages`, and `asked`, which the human and the assistant say by turns."""
+    talk = [{"role": "system", "content": constitution.preamble}] if constitution.preamble else []
+    for shot in shots:
+        dialogue, *said = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):", shot)
+        talk += read_transcript(dialogue) + by_turns([text.strip().removesuffix("Human:").strip() for text in said])
+    return tok.encode_chat(talk + messages + by_turns(asked), generation=True)[0]
+
+
+def by_turns(texts: list) -> list:
+    """Messages in which the human says the first text, the assistant the second, and so on."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def sampler(model, tok, max_new_tokens: int, temperature: float, generator, batch_tokens=None):
@@ -38,29 +63,37 @@ def sampler(model, tok, max_new_tokens: int, temperature: float, generator, batc
 
 
 def read_answer(tok, ids: list):
-    """(text, ids to train on, why not) of sampled ids; `why not` is None, "empty" or "no end token".
+    """(text, ids to train on, why not) of sampled ids; `why not` is None or "empty".
 
-    A model that was not trained to end its turn goes on to the next one, as worked examples do; there it is cut.
+    A model that was not trained to end its turn goes on to the next one, as worked examples do; there it is cut, and
+    ended. What ran into the limit on tokens is used as it is, without an end token: whether a text ends at a place is
+    then learned from all texts that reached the place, so neither the chance to end nor long answers are lost.
     """
-    ended = bool(ids) and ids[-1] in tok.stop
-    text = tok.decode(ids[:-1] if ended else ids)
-    if went_on := re.search(r"\n\n(Human|Assistant|CritiqueRequest|RevisionRequest):", text):
-        text, ended = text[:went_on.start()].rstrip(), True
+    text = tok.decode(ids[:-1] if ended(tok, ids) else ids)
+    went_on = re.search(r"\n\n(Human|Assistant|CritiqueRequest|RevisionRequest):", text)
+    if went_on and not ended(tok, ids):                     # an answer that ended by itself says what it means to say
+        text = text[:went_on.start()].rstrip()
         ids = tok.encode(text) + [tok.end]
-    return text.strip(), ids, None if ended and text.strip() else "empty" if ended else "no end token"
+    text = text if ended(tok, ids) else text.rstrip("\ufffd")            # the limit may cut a character in two
+    return text.strip(), ids, None if visible(text) else "empty"
+
+
+def ended(tok, ids: list) -> bool:
+    """Whether sampled ids end by themselves, not at the limit on tokens."""
+    return bool(ids) and ids[-1] in tok.stop
 
 
 def respond(ask, tok, conversations: list, progress=None) -> list:
-    """One sampled answer to each dialogue, as rows {"messages", "response", "ids", "skipped": reason or None}."""
+    """One sampled answer to each dialogue, as rows {"messages", "response", "ids", "cut" at the limit, "skipped"}."""
     answers = ask([tok.encode_chat(m, generation=True)[0] for m in conversations], progress=progress)
     rows = []
     for messages, ids in zip(conversations, answers):
         text, ids, reason = read_answer(tok, ids)
-        rows.append({"messages": messages, "response": text, "ids": ids, "skipped": reason})
+        rows.append({"messages": messages, "response": text, "ids": ids, "cut": not ended(tok, ids), "skipped": reason})
     return rows
 
 
-def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=()) -> None:
+def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=(), turns=None) -> None:
     """Put `rounds` critiques and revisions into each usable row of `respond`, as a list under "rounds".
 
     The principle of every round is drawn anew, i.i.d. with replacement, with rng (random.Random). A revision replaces
@@ -75,18 +108,18 @@ def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=
         numbers = [rng.randrange(len(constitution.critiques)) for _ in rows]
         drawn = [constitution.critiques[i] for i in numbers]
         judged = [row["messages"] + [{"role": "assistant", "content": text}] for row, text in zip(rows, current)]
-        critiques = ask([critique_prompt(tok, constitution, m, p, shots) for m, p in zip(judged, drawn)],
+        critiques = ask([critique_prompt(tok, constitution, m, p, shots, turns) for m, p in zip(judged, drawn)],
                         progress=f"round {n}: critiques")
-        critiques = [read_answer(tok, ids) for ids in critiques]
-        revisions = ask([revision_prompt(tok, constitution, m, p, text, shots)
-                         for m, p, (text, _, _) in zip(judged, drawn, critiques)], progress=f"round {n}: revisions")
-        for i, ids in enumerate(revisions):
-            (critique, _, bad_critique), (revision, ids, bad_revision) = critiques[i], read_answer(tok, ids)
-            if tok.chat != "plain":         # there an answer starts without the space that follows "Revision:"
-                ids = tok.encode(revision) + [tok.end]
-            reason = f"critique: {bad_critique}" if bad_critique else bad_revision and f"revision: {bad_revision}"
+        # As in the worked examples, a model may go on to the request for a revision: a critique ends there.
+        critiques = [read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip() for ids in critiques]
+        revisions = ask([revision_prompt(tok, constitution, m, p, text, shots, turns)
+                         for m, p, text in zip(judged, drawn, critiques)], progress=f"round {n}: revisions")
+        for i, (critique, ids) in enumerate(zip(critiques, revisions)):
+            revision, ids, bad_revision = read_answer(tok, ids)
+            reason = "critique: empty" if not critique else bad_revision and f"revision: {bad_revision}"
             rows[i]["rounds"].append({
                 "principle": numbers[i], "critique_request": drawn[i].critique_request, "critique": critique,
-                "revision_request": drawn[i].revision_request, "revision": revision, "ids": ids, "skipped": reason})
+                "revision_request": drawn[i].revision_request, "revision": revision, "ids": ids,
+                "cut": not ended(tok, ids), "skipped": reason})
             if not reason:
                 current[i] = revision

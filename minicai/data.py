@@ -7,8 +7,8 @@ import re
 
 import torch
 
-from minicai.checkpoint import read_config
-from minicai.run import UserError, read_jsonl
+from minicai.checkpoint import is_scorer, load_trunk
+from minicai.run import UserError, read_jsonl, visible
 
 ROLES = {"Human": "user", "Assistant": "assistant"}                     # the tags of transcripts, as in hh-rlhf
 
@@ -61,11 +61,15 @@ def read_comparison(row: dict, where: str) -> tuple:
     prompt = next((name for name in ("messages", "prompt") if name in row), None)
     dialogues = []
     for key in ("chosen", "rejected"):
-        if prompt and isinstance(row.get(key), str):                    # next to a prompt, a text is an answer
-            row = row | {key: [{"role": "assistant", "content": row[key]}]}
+        if prompt and isinstance(row.get(key), str) and not is_transcript(row[key]):
+            row = row | {key: [{"role": "assistant", "content": row[key]}]}     # next to a prompt, a text is an answer
         turns = _turns(row, key, where)
-        alone = prompt and turns and turns[0]["role"] == "assistant"
-        dialogues.append(_filled(_turns(row, prompt, where) + turns if alone else turns))
+        if prompt and turns and turns[0]["role"] == "assistant":
+            asked = _turns(row, prompt, where)
+            if asked[-1:] == [{"role": "assistant", "content": ""}]:            # a transcript up to "Assistant:"
+                asked.pop()
+            turns = asked + turns
+        dialogues.append(_filled(turns))
     if any([turn["role"] for turn in dialogue[-2:]] != ["user", "assistant"] for dialogue in dialogues):
         raise Unusable("not ending in a user turn and an assistant turn")
     (*messages, a), (*others, b) = dialogues
@@ -78,30 +82,51 @@ def read_comparison(row: dict, where: str) -> tuple:
 
 def read_transcript(text: str) -> list:
     """Messages of a text that opens with "Human:" or "Assistant:" and has "\\n\\n" before every such tag in it."""
-    # Blank lines occur inside turns: only the tags divide.
-    start, *parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + text.strip())
+    # Blank lines occur inside turns: only the tags divide. Some files were written on Windows.
+    start, *parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + text.replace("\r\n", "\n").strip())
     if start.strip():
         raise Unusable("text before the first turn")
     return [{"role": ROLES[tag], "content": said.strip()} for tag, said in zip(parts[::2], parts[1::2])]
 
 
+def is_transcript(text: str) -> bool:
+    """Whether a text stands in the form of hh-rlhf: a tag after a blank line opens it, or opens it and comes again."""
+    text = text.replace("\r\n", "\n")
+    return bool(re.match(r"\n\n(Human|Assistant):|Human:.*\n\nAssistant:|Assistant:.*\n\nHuman:", text, re.S))
+
+
 def _turns(row, key, where) -> list:
-    """The messages under a key: a list of them, the one request of a "prompt" text, or the turns of a transcript."""
+    """The messages under a key: a list of them, the one request of a "prompt" text, or the turns of a transcript.
+
+    A "system" column opens the dialogue, unless it is empty or stands there already; so does no empty system message.
+    """
     if key not in row:
         raise UserError(f"{where}: key {key!r} is missing, found {', '.join(row) or 'nothing'}; see README.md")
     turns = row[key]
     if isinstance(turns, str) and key != "messages":
-        turns = [{"role": "user", "content": turns}] if key == "prompt" else read_transcript(turns)
+        alone = key == "prompt" and not is_transcript(turns)
+        turns = [{"role": "user", "content": turns}] if alone else read_transcript(turns)
     for turn in turns if isinstance(turns, list) else [turns]:
-        known = isinstance(turn, dict) and turn.get("role") in ("system", "user", "assistant")
+        known = isinstance(turns, list) and isinstance(turn, dict) and turn.get("role") in ("system", "user", "assistant")
         if not known or not isinstance(turn.get("content"), str):
             raise UserError(f"{where}: {key!r} must be a list of {{'role': system, user or assistant, 'content': text}}"
                             f", found {turn!r:.80}")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns
+             if turn["role"] != "system" or turn["content"].strip()]
+    system = row.get("system")
+    if not isinstance(system, str | None):
+        raise UserError(f"{where}: 'system' must be a text or null, found {system!r:.80}")
+    if not (system or "").strip() or turns and turns[0]["role"] == "assistant":         # the rest of a dialogue
+        return turns
+    if not turns or turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *turns]
+    if turns[0]["content"].strip() != system.strip():
+        raise UserError(f"{where}: 'system' and the first message are two system messages: which is meant?")
+    return turns
 
 
 def _filled(turns) -> list:
-    if not turns or not all(turn["content"].strip() for turn in turns):
+    if not turns or not all(visible(turn["content"]) for turn in turns):
         raise Unusable("empty turn" if turns else "no user turn")
     if any(re.search("[\ud800-\udfff]", turn["content"]) for turn in turns):
         raise Unusable("half a character (a lone surrogate)")           # no file could hold it
@@ -125,9 +150,13 @@ def split(comparisons: list, share: float, rng) -> tuple[list, list]:
     return [r for r in comparisons if repr(r[0]) not in held], [r for r in comparisons if repr(r[0]) in held]
 
 
-def check_room(directory, need: int, shots):
-    """Raise UserError unless the directory's model reads `need` tokens at once, worked examples (`shots`) included."""
-    have = read_config(directory)[0].max_positions
+def check_room(directory, need: int, shots, scorer: bool = False):
+    """Raise UserError unless the directory's model is whole, of its sort, and reads `need` tokens at once, worked
+    examples (`shots`) included. Its weights are looked at one by one and not kept."""
+    model, _, config = load_trunk(directory, "meta")
+    if is_scorer(config) and not scorer:
+        raise UserError(f"{directory}: a classifier or preference model; a language model is needed here")
+    have = model.config.max_positions
     if need > have:
         raise UserError(f"a context may take {need} tokens, {directory} has {have}: lower --max-prompt or --max-new"
                         + ", or give --no-few-shot" * bool(shots))

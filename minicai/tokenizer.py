@@ -14,13 +14,15 @@ without its markers, a text that contains "\\n\\nHuman:" does look like a turn, 
 """
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 
+import regex
 import tiktoken
 import torch
 
-from minicai.run import UserError
+from minicai.run import UserError, refuse_pointer
 
 # How the families cut text into words before bytes are merged. Others are refused: a near miss would go unnoticed.
 GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -31,6 +33,18 @@ QWEN, LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" +
 
 # Chat format -> (the marker that shows it in a template, the token that ends a turn).
 CHATS = {"chatml": ("<|im_start|>", "<|im_end|>"), "llama3": ("<|start_header_id|>", "<|eot_id|>")}
+# What a saved directory says of its format where its own template says something else, or where it has none.
+TEMPLATES = {
+    "plain": "{% if m.role != 'system' %}{{ '\n\nHuman: ' if m.role == 'user' else '\n\nAssistant: ' }}{% endif %}"
+             "{{ m.content | trim }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+             "{{ '\n\nAssistant:' if add_generation_prompt }}",
+    "chatml": "{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
+              "{{ '<|im_start|>assistant\n' if add_generation_prompt }}",
+    "llama3": "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}"
+              "{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' if add_generation_prompt }}"}
+# Ids for padding, the best first: a text holds none of them.
+PADS = ("<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<|reserved_special_token_0|>", "<|fim_pad|>",
+        "<|vision_pad|>")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
          "chat_template.jinja", "generation_config.json", "vocab.json", "merges.txt")
 
@@ -49,30 +63,43 @@ def split_pattern(pre: dict | None) -> str | None:
     if kinds[-1:] != ["ByteLevel"] or steps[-1].get("add_prefix_space"):
         return None
     if steps[-1].get("use_regex", True):
-        digits = kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]
+        digits = kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits")
         return GPT2 if kinds == ["ByteLevel"] else SMOLLM2 if digits else None
     pattern = steps[0].get("pattern", {}).get("Regex")
-    exact = kinds == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated" and not steps[0]["invert"]
+    exact = kinds == ["Split", "ByteLevel"] and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert")
     return pattern if exact and pattern in (QWEN, LLAMA3) else None
 
 
 def read_ranks(bpe: dict, special, path) -> dict[bytes, int]:
     """{bytes of a token: id} of a tokenizer.json's model; UserError unless ids are in merge order (tiktoken's)."""
-    if bpe["type"] != "BPE" or bpe.get("byte_fallback") or bpe.get("end_of_word_suffix"):
-        raise UserError(f"{path}: not a byte-level BPE but {bpe['type']}; minicai reads no other tokenizers")
+    strange = "byte_fallback", "end_of_word_suffix", "continuing_subword_prefix", "dropout"
+    other = [key for key in strange if bpe.get(key)]
+    kind = bpe.get("type", "BPE" if "merges" in bpe else None)              # old files name no type
+    if kind != "BPE" or other:
+        raise UserError(f"{path}: not a byte-level BPE but {kind} {' '.join(other)}; minicai reads no other tokenizers")
     alphabet, words = byte_alphabet(), {word: i for word, i in bpe["vocab"].items() if word not in special}
     strange = set("".join(words)) - set(alphabet)
     if strange:
         raise UserError(f"{path}: not a byte-level vocabulary: {min(strange)!r} stands for no byte")
     ranks = {bytes(alphabet[c] for c in word): i for word, i in words.items()}
-    missing = [b for b in range(256) if bytes([b]) not in ranks]
-    if missing:
-        raise UserError(f"{path}: {len(missing)} of the 256 bytes have no token (first: {missing[0]})")
+    ids = [*ranks.values(), *special.values()]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
+        raise UserError(f"{path}: ids must be whole numbers from 0, each given to one token")
     made = ["".join(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
     for last, word in zip(made, made[1:]):
         if words[word] < words[last]:
             raise UserError(f"{path}: ids are not in merge order: {word!r} {words[word]} after {last!r} {words[last]}")
+    if bpe.get("unk_token") and lost_bytes(ranks):
+        raise UserError(f"{path}: some bytes have no token but {bpe['unk_token']!r}; minicai knows no unknown token")
     return ranks
+
+
+def lost_bytes(ranks: dict[bytes, int]) -> bytes:
+    """The bytes that texts may hold but that have no token: `tokenizers` drops them and merges across.
+
+    The real SmolLM2 has none for six control characters, F1 and F2. UTF-8 never uses C0, C1 and F5 to FF.
+    """
+    return bytes(b for b in range(0xF5) if b not in (0xC0, 0xC1) and bytes([b]) not in ranks)
 
 
 class Tokenizer:
@@ -82,24 +109,33 @@ class Tokenizer:
     assistant's turn; stop: {end}. pad: an id that no text contains. chat: "plain", "chatml" or "llama3".
     """
 
-    def __init__(self, spec: dict, config: dict, files: dict[str, bytes], chat: str | None, path):
+    def __init__(self, spec: dict, config: dict, files: dict[str, bytes], chat: str | None, path, rows=None):
         self.spec, self.config, self.files, self.path = spec, config, files, path
-        self.special = {token["content"]: token["id"] for token in spec.get("added_tokens", [])}
+        # Some vocabularies have grown a token beyond the embedding's rows: it can never be used.
+        self.special = {token["content"]: token["id"] for token in spec.get("added_tokens", [])
+                        if rows is None or token["id"] < rows}
         normalizer = (spec.get("normalizer") or {}).get("type")
-        pattern = split_pattern(spec.get("pre_tokenizer"))
-        if normalizer not in (None, "NFC") or pattern is None:
-            name, what = ("pre_tokenizer", spec.get("pre_tokenizer")) if pattern is None else ("normalizer", normalizer)
+        self.pattern = split_pattern(spec.get("pre_tokenizer"))
+        if normalizer not in (None, "NFC") or self.pattern is None:
+            name, what = ("normalizer", normalizer) if self.pattern else ("pre_tokenizer", spec.get("pre_tokenizer"))
             raise UserError(f"{path}: unknown {name} {json.dumps(what)[:200]}; minicai will not guess")
         self.nfc = normalizer == "NFC"
         self.ranks = read_ranks(spec["model"], self.special, path)
-        self.bpe = tiktoken.Encoding(str(path), pat_str=pattern, mergeable_ranks=self.ranks,
+        self.lost = lost_bytes(self.ranks)
+        self.bpe = tiktoken.Encoding(str(path), pat_str=self.pattern, mergeable_ranks=self.ranks,
                                      special_tokens=self.special)
         self.n_vocab = 1 + max(*self.ranks.values(), *self.special.values())
+        if rows is not None and self.n_vocab > rows:
+            raise UserError(f"{path}: has ids up to {self.n_vocab - 1}, the model's embedding {rows} rows: another "
+                            "model's tokenizer?")
         self.choose_chat(chat)
-        # No text holds the byte 0xFF, so its id can stand for padding where the directory has no id of its own for it.
-        names = (self.named("pad_token"), "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
-        ids = [self.special[name] for name in names if name in self.special]
-        self.pad = next((i for i in ids if i != self.end and i not in self.bos), self.ranks[b"\xff"])
+        # No text holds the byte 0xFF, so its id can stand for padding where no token is left for it.
+        used = {self.end, *self.bos, *(i for role in ("system", "user", "assistant") for i in self.header(role))}
+        ids = [self.special.get(name) for name in (self.named("pad_token"), *PADS, *self.special)]
+        ids = [i for i in (*ids, self.ranks.get(b"\xff")) if i is not None and i not in used]
+        if not ids:
+            raise UserError(f"{path}: no id is left for padding; add a token <|pad|>")
+        self.pad = ids[0]
 
     @classmethod
     def load(cls, directory, chat: str | None = None) -> "Tokenizer":
@@ -108,54 +144,111 @@ class Tokenizer:
         files = {name: path.with_name(name).read_bytes() for name in FILES if path.with_name(name).is_file()}
         if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
             raise UserError(f"{path}: no such file; is {directory} a model directory?")
+        for name in files:
+            refuse_pointer(path.with_name(name))
         try:
             spec = json.loads(files["tokenizer.json"]) if "tokenizer.json" in files else gpt2_spec(files)
-            return cls(spec, json.loads(files.get("tokenizer_config.json", b"{}")), files, chat, path)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            config = json.loads(files.get("tokenizer_config.json", b"{}"))
+            rows = path.with_name("config.json")
+            rows = json.loads(rows.read_bytes()).get("vocab_size") if rows.is_file() else None
+            # Older directories name their special tokens in a file of their own; the newer one counts.
+            config = json.loads(files.get("special_tokens_map.json", b"{}")) | {
+                key: value for key, value in config.items() if value is not None}
+            return cls(spec, config, files, chat, path, rows)
+        except UserError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: not a tokenizer's file ({type(error).__name__}: {error})") from None
 
     def save(self, directory) -> None:
-        """Write the files it was read from, byte for byte; only an overridden chat format is noted in the config."""
-        for name, content in self.files.items():
+        """Write the files it was read from; all of those that name the end, the padding or the format say the same."""
+        names = {i: name for name, i in self.special.items()}
+        tokens = {"eos_token": names[self.end], "pad_token": names.get(self.pad) or {
+            # a byte that no text holds, spelt as a letter that some do: as a word of its own at most
+            "__type": "AddedToken", "content": "\u00ff", "single_word": True, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": True}}
+        ids = {"eos_token_id": self.end, "pad_token_id": self.pad}
+        if self.bos:
+            tokens["bos_token"], ids["bos_token_id"] = names[self.bos[0]], self.bos[0]
+        config = self.config | tokens
+        files = {name: content for name, content in self.files.items() if name != "special_tokens_map.json"}
+        if self.chat != self.shown:                         # the directory's template is for another format, or missing
+            files.pop("chat_template.jinja", None)
+            start = "{{ bos_token }}" * bool(self.bos) + "{% for m in messages %}"
+            config |= {"minicai_chat": self.chat, "chat_template": start + TEMPLATES[self.chat]}
+        files["tokenizer_config.json"] = as_json(config)
+        if "generation_config.json" in files:
+            files["generation_config.json"] = as_json(json.loads(files["generation_config.json"]) | ids)
+        if self.spec.get("padding") and "tokenizer.json" in files:
+            padding = self.spec["padding"] | {"pad_id": self.pad, "pad_token": names.get(self.pad, "\u00ff")}
+            files["tokenizer.json"] = as_json(self.spec | {"padding": padding})
+        for name, content in files.items():
             (Path(directory) / name).write_bytes(content)
-        if self.config.get("minicai_chat") != self.override:
-            config = json.dumps(self.config | {"minicai_chat": self.override}, indent=2, ensure_ascii=False)
-            (Path(directory) / "tokenizer_config.json").write_text(config + "\n", "utf-8")
+
+    def same_ids(self, other: "Tokenizer") -> bool:
+        """Whether both make the same ids of every text and every conversation."""
+        deciding = lambda t: (t.nfc, t.pattern, t.ranks, t.bos, t.end, t.chat, t.header("user"), t.header("assistant"))
+        return deciding(self) == deciding(other)
 
     def named(self, key: str) -> str | None:
         """The token that tokenizer_config.json calls, say, "eos_token"."""
         value = self.config.get(key)
-        return value["content"] if isinstance(value, dict) else value
+        return value.get("content") if isinstance(value, dict) else value
+
+    def template(self) -> str:
+        """The directory's own chat template, or an empty text; a file of its own counts more than the config's key."""
+        found = self.files.get("chat_template.jinja", b"").decode() or self.config.get("chat_template") or ""
+        if isinstance(found, list):                         # several, each with a name
+            found = {item["name"]: item["template"] for item in found}.get("default", "")
+        return str(found)
 
     def choose_chat(self, chat: str | None) -> None:
         """Settle format, bos and end; raises UserError for an unknown template and for a format's missing tokens."""
-        template = str(self.config.get("chat_template") or "") + self.files.get("chat_template.jinja", b"").decode()
-        shown = next((name for name, (marker, _) in CHATS.items() if marker in template), None)
-        self.override = chat or self.config.get("minicai_chat")
-        self.chat = self.override or (shown if template else "plain")
+        template, noted = self.template(), self.config.get("minicai_chat")
+        self.shown = noted or next((name for name, (marker, _) in CHATS.items() if marker in template), None)
+        self.chat = chat or self.shown or (None if template else "plain")
         if self.chat not in ("plain", *CHATS):
             raise UserError(f"{self.path}: unknown chat format {self.chat or template[:60]!r}; "
-                            "give plain, chatml or llama3")
+                            "give --chat plain, chatml or llama3")
         ends = ("<|endoftext|>", "<|end_of_text|>", self.named("eos_token"))
         text_end = next((token for token in ends if token in self.special), None)
         needed = CHATS.get(self.chat, (text_end,))
+        needed += ("<|end_header_id|>",) * (self.chat == "llama3")
         if not set(needed) <= set(self.special):
             missing = next(token for token in needed if token not in self.special) or "an eos_token"
             raise UserError(f"{self.path}: the {self.chat} format needs {missing}, which is not there")
-        self.end = self.special[needed[-1]]
+        self.end = self.special[CHATS.get(self.chat, (None, text_end))[1]]
         self.stop = {self.end}
-        # A text starts as in training: as the post-processor says, or after the token that ended the text before it.
-        post = self.spec.get("post_processor") or {}
+        # Qwen3 of 2025-04 thinks first, unless shown that it already has; its later models have no such switch.
+        thoughts = {"<think>", "</think>"} <= set(self.special) and "enable_thinking" in template
+        self.thinks = thoughts and self.chat == "chatml"
+        # A text starts as in training: as the directory's template says, else as the post-processor does, else after
+        # the token that ended the text before it.
+        post, begin = self.spec.get("post_processor") or {}, "<|begin_of_text|>"
         first = [piece["SpecialToken"]["id"] for step in post.get("processors", [post])
                  for piece in step.get("single", []) if "SpecialToken" in piece]
-        self.bos = [self.special[token] for token in first or ([text_end] if self.chat == "plain" else [])]
+        named = self.named("bos_token") or begin
+        if self.chat == self.shown and not noted:
+            first = [named] * ("bos_token" in template or named != CHATS[self.chat][0] and named in template)
+        elif self.chat == "llama3" or self.chat == "plain" and not first:
+            first = [begin if begin in self.special else text_end]
+        self.bos = [self.special[token] for token in first]
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text: whatever it says, none of them is a special token."""
+        text = unicodedata.normalize("NFC", text) if self.nfc else text
         try:
-            return self.bpe.encode(unicodedata.normalize("NFC", text) if self.nfc else text, disallowed_special=())
+            if self.lost and any(byte in text.encode("utf-8", "replace") for byte in self.lost):
+                return self.encode_without_lost(text)
+            return self.bpe.encode(text, disallowed_special=())
         except ValueError as error:                                       # a million spaces in a row, for one
             raise UserError(f"a text of {len(text)} characters cannot be split into words ({error})") from None
+
+    def encode_without_lost(self, text: str) -> list[int]:
+        """Ids of a text with bytes that have no token: they still divide words, then drop out (as in `tokenizers`)."""
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")           # as tiktoken does
+        words = [word.encode().translate(None, self.lost) for word in regex.findall(self.pattern, text)]
+        return [i for word in words if word for i in self.bpe._encode_single_piece(word)]
 
     def decode(self, ids) -> str:
         """Text of ids, special tokens spelt out; bytes that are no UTF-8 become U+FFFD."""
@@ -175,8 +268,8 @@ class Tokenizer:
         mask[self.end], mask[self.pad] = False, True
         return mask
 
-    def header(self, role: str) -> list[int]:
-        """The ids in front of a message of this role."""
+    def header(self, role: str, last: bool = True) -> list[int]:
+        """The ids in front of a message of this role; `last`: nothing comes after it."""
         special = self.special
         if self.chat == "plain":
             marker = {"user": "\n\nHuman:", "assistant": "\n\nAssistant:", "system": ""}[role]
@@ -185,7 +278,7 @@ class Tokenizer:
             opening, closing = special["<|start_header_id|>"], special["<|end_header_id|>"]
             return [opening, *self.encode(role), closing, *self.encode("\n\n")]
         ids = [special["<|im_start|>"], *self.encode(role + "\n")]
-        if role == "assistant" and "<think>" in special:      # Qwen3 thinks first, unless shown that it already has
+        if role == "assistant" and self.thinks and last:      # what was thought in earlier turns is not kept
             ids += [special["<think>"], *self.encode("\n\n"), special["</think>"], *self.encode("\n\n")]
         return ids
 
@@ -196,17 +289,23 @@ class Tokenizer:
         """
         parts = [(self.bos, 0)]
         newline = self.encode("\n") if self.chat == "chatml" else []
-        for m in messages:
+        for n, m in enumerate(messages, 1):
             role, text = m.get("role"), m.get("content")
             if role not in ("system", "user", "assistant") or not isinstance(text, str):
                 raise UserError(f"a message needs a role (system, user, assistant) and a text, not {str(m)[:80]}")
             says, plain = int(role == "assistant"), self.chat == "plain"
             space = " " if plain and role != "system" else ""
             closing = [self.end] if says or not plain else []
-            parts += [(self.header(role), 0), (self.encode(space + text.strip()) + closing, says), (newline, 0)]
+            parts += [(self.header(role, n == len(messages)), 0), (self.encode(space + text.strip()) + closing, says),
+                      (newline, 0)]
         if generation:
             parts.append((self.header("assistant"), 0))
         return [i for ids, _ in parts for i in ids], [on for ids, on in parts for _ in ids]
+
+
+def as_json(value: dict) -> bytes:
+    """The bytes of a readable JSON file."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def gpt2_spec(files: dict[str, bytes]) -> dict:

@@ -4,12 +4,21 @@ import random
 
 import pytest
 
+from minicai.tokenizer import byte_alphabet
+
 FAMILIES = ["gpt2", "llama3", "qwen2", "qwen3", "smollm2"]
 
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 LLAMA3 = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}"
           "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+SMOLLM2 = ("{% for m in messages %}{% if loop.first and messages[0].role != 'system' %}<|im_start|>system\nYou are a vendor's model."
+           "<|im_end|>\n{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+# The answer that nothing follows is shown with its (empty) thought, those before it without.
+QWEN3 = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+         "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+         "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}")
 # Written down from the published tokenizers: the regular expressions are theirs, not minicai's constants.
 LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
                 r"\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -23,13 +32,15 @@ SPECIAL = {"gpt2": ["<|endoftext|>"],
            "smollm2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]}
 CONFIG = {"gpt2": {}, "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "chat_template": LLAMA3},
           "qwen2": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML},
-          "qwen3": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML},
+          "qwen3": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": QWEN3},
           "smollm2": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>",
-                      "chat_template": CHATML}}
+                      "chat_template": SMOLLM2}}
 
+LOST, NO_UTF8 = "\x04\x06\x13\x14\x16\x1d", (0xF1, 0xF2, 0xC0, 0xC1, *range(0xF5, 256))    # of the real SmolLM2
 WORDS = ["the", "The", " cat", " sat", "naïve", " don't", "'LL", "it's", "été", " 東京", "日本語", "мир", " 12", "345", "6",
          "\n", "\n\n", "  ", "\t", "\r\n", "   ", "!", "?!", "...", " (A)", "$%", "😀", "👩‍👩‍👧", "e\u0301", "\u00a0", "\u2028", "\u3000",
-         "<|im_end|>", "<|endoftext|>", "\n\nHuman:", "\n\nAssistant: ", "def f(x):\n    return x", "'", "ſ", "Ⅷ", "²", "०१", "\x00", "\x7f"]
+         "<|im_end|>", "<|endoftext|>", "\n\nHuman:", "\n\nAssistant: ", "def f(x):\n    return x", "'", "ſ", "Ⅷ", "²", "०१", "\x00", "\x7f",
+         "\x04", "!\x06!", " \x1d", "\U00050000"]
 
 
 def fuzz(count, seed=0):
@@ -59,9 +70,13 @@ def make_tokenizer(family, folder):
         hf.normalizer = normalizers.NFC()
     hf.decoder = decoders.ByteLevel()
     # SmolLM2 keeps its special tokens in front of the bytes, the others behind the merges.
+    # The real one has no token for 21 bytes: for eight that texts can hold, and for those that UTF-8 never uses.
     first = SPECIAL[family] if family == "smollm2" else []
-    hf.train_from_iterator(fuzz(1500, seed=1), trainers.BpeTrainer(
-        vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=first, show_progress=False))
+    lost = LOST if family == "smollm2" else ""
+    alphabet = [c for c, byte in byte_alphabet().items() if not (lost and chr(byte) in lost or lost and byte in NO_UTF8)]
+    texts = [text.translate({ord(c): None for c in lost}) for text in fuzz(1500, seed=1)]
+    hf.train_from_iterator([t for t in texts if not lost or max(t, default="") < "\U00040000"], trainers.BpeTrainer(
+        vocab_size=700, initial_alphabet=alphabet, special_tokens=first, show_progress=False))
     plain = tokenizers.Tokenizer.from_str(hf.to_str())
     hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL[family]])
     if family == "llama3":

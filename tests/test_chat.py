@@ -1,4 +1,5 @@
 """The conversation at the terminal: what is kept, what is said at the end, how it leaves."""
+import os
 import subprocess
 import sys
 
@@ -72,6 +73,12 @@ def test_from_the_shell(tiny_model_dir):
     run = subprocess.run([sys.executable, "-m", "minicai.chat", str(tiny_model_dir), "--max-new-tokens", "3"],
                          input=b"hi \xff\n", capture_output=True)
     assert run.returncode == 0 and b"Assistant: " in run.stdout and not run.stderr
+
+
+def test_a_terminal_that_knows_few_characters_stops_nothing(tiny_model_dir):
+    run = subprocess.run([sys.executable, "-m", "minicai.chat", str(tiny_model_dir), "--max-new-tokens", "40"],
+                         input="hi \u00e9\n".encode(), capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert run.returncode == 0 and b"?" in run.stdout and run.stdout.isascii() and not run.stderr
 
 
 @pytest.mark.parametrize("args, message", [(["nowhere"], "no such model directory"), ([".", "--temperature", "-1"], "--temper")])

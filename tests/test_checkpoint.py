@@ -1,5 +1,6 @@
 """Directories: the same numbers as transformers in both directions, and clear refusals."""
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, make_model
+
+from safetensors.torch import load_file, save_file
 
 from minicai import checkpoint
 from minicai.checkpoint import load_model, load_scalar, read_config, save_model, save_scalar
@@ -168,10 +171,124 @@ def edit(folder, target, **changes):
     ({"num_hidden_layers": 3}, r"layers.2.input_layernorm.weight is missing"),
     ({"num_hidden_layers": 1}, "does not know: model.layers.1"),
     ({"intermediate_size": 65}, "has shape"),
+    ({"use_mrope": True}, "unknown key 'use_mrope'"),
+    ({"num_key_value_heads": 3}, "2 heads divide neither into 3 groups"),
+    ({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, "mrope_section"),
+    ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "contradict"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4}, "contradict"),
+    ({"tie_word_embeddings": "yes"}, "must be true or false"),
+    ({"num_attention_heads": -2}, "must be a whole number above 0"),
 ])
 def test_what_cannot_be_computed_is_refused_by_name(tiny_model_dir, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         load_model(edit(tiny_model_dir, tmp_path / "x", **changes))
+
+
+HARMLESS = {"use_mrope": False, "_num_labels": 2, "unsloth_fixed": True, "unsloth_version": "2025.1", "is_decoder": True,
+            "_attn_implementation_autoset": True, "gradient_checkpointing": True, "do_sample": True, "prefix": None,
+            "auto_map": {"AutoModel": "x.Y"}, "some_new_switch": False, "another": None, "pruned_heads": {},
+            "top_p": 0.9, "max_length": 20, "rope_parameters": None, "torch_dtype": "bfloat16"}
+
+
+def test_keys_that_change_nothing_do_not_stop_a_published_model(tiny_model_dir, tmp_path):
+    changed = edit(tiny_model_dir, tmp_path / "x", **{k: v for k, v in HARMLESS.items() if v is not None})
+    assert read_config(changed)[0] == read_config(tiny_model_dir)[0]
+    for key in HARMLESS:                                            # and null passes for every one of them
+        read_config(edit(tiny_model_dir, tmp_path / key, prefix=None) if key == "prefix" else changed)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama3"])
+def test_a_wrong_value_in_a_config_is_one_line(tmp_path, family):
+    """Every key made something else, of another type or sign: read, or refused in one line that names the file."""
+    make_model(family, tmp_path)
+    before, refused = json.loads((tmp_path / "config.json").read_text()), 0
+    for key, old in before.items():
+        inner = list(old) if isinstance(old, dict) else []
+        for value in (None, -1, 0, 1e300, float("nan"), "x", [], {}, [1], {"a": None}, True):
+            for changed in [before | {key: value}] + [before | {key: old | {k: value}} for k in inner]:
+                (tmp_path / "config.json").write_text(json.dumps(changed))
+                try:
+                    read_config(tmp_path)
+                except UserError as error:
+                    refused += 1
+                    assert str(error).startswith(f"{tmp_path}/config.json: ") and "\n" not in str(error)
+    assert refused > 50
+    for text in ("[]", "3", "null", '"x"', '{"model_type": []}', "[" * 100000):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match="config.json"):
+            read_config(tmp_path)
+
+
+def rewrite(folder, change):
+    """Change the tensors of a directory: change({name: tensor})."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_head_that_should_be_tied_is_compared(tiny_model_dir, tmp_path):
+    shutil.copytree(tiny_model_dir, tmp_path / "same")
+    rewrite(tmp_path / "same", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    load_model(tmp_path / "same")
+    shutil.copytree(tmp_path / "same", tmp_path / "other")
+    rewrite(tmp_path / "other", lambda t: t["lm_head.weight"][3, 3].add_(1))
+    with pytest.raises(UserError, match="lm_head.weight is not the embedding"):
+        load_model(tmp_path / "other")
+
+
+def test_weights_that_are_not_finite_are_named(tiny_model_dir, tok, tmp_path):
+    for bad in ("nan", "inf"):
+        shutil.copytree(tiny_model_dir, tmp_path / bad)
+        rewrite(tmp_path / bad, lambda t: t["model.layers.1.mlp.up_proj.weight"][0, :1].fill_(float(bad)))
+        with pytest.raises(UserError, match="layers.1.mlp.up_proj.weight holds numbers that are not finite"):
+            load_model(tmp_path / bad)
+    save_scalar(tmp_path / "pm", load_model(tiny_model_dir)[0], torch.nn.Linear(32, 1, bias=False), tok)
+    (tmp_path / "pm/manifest.json").unlink()
+    rewrite(tmp_path / "pm", lambda t: t["score.weight"].fill_(float("nan")))
+    with pytest.raises(UserError, match="score.weight"):
+        load_scalar(tmp_path / "pm")
+
+
+def test_a_preference_model_is_no_language_model(tiny_model, tok, tmp_path):
+    save_scalar(tmp_path / "pm", tiny_model, torch.nn.Linear(32, 1, bias=False), tok)
+    with pytest.raises(UserError, match="a language model is needed"):
+        load_model(tmp_path / "pm")
+
+
+def test_a_whole_file_goes_before_a_stale_index(tiny_model_dir, tmp_path):
+    """As in transformers; the parts that the index names may be of an older model."""
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(tiny_model_dir, tmp_path / "m")
+    tensors = {k: v * 0 for k, v in load_file(tmp_path / "m/model.safetensors").items()}
+    save_file(tensors, tmp_path / "m/old.safetensors", {"format": "pt"})
+    (tmp_path / "m/model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "old.safetensors")}))
+    ours, theirs = load_model(tmp_path / "m")[0], transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert ours.head.abs().sum() > 0 and torch.equal(ours.head, theirs.lm_head.weight)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_git_lfs_pointers_are_named(tiny_model_dir, tmp_path, name):
+    shutil.copytree(tiny_model_dir, tmp_path / "m")
+    (tmp_path / "m" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(UserError, match=f"{name}: a git-lfs pointer.*git lfs pull"):
+        load_model(tmp_path / "m")
+
+
+@torch.no_grad()
+def test_a_padded_batch_scores_in_transformers_as_each_row_alone(family, tmp_path):
+    """Padded by the tokenizer that lies in the directory, as users do."""
+    transformers = pytest.importorskip("transformers")
+    model, tok = load_model(family[0])
+    head = torch.nn.Linear(model.config.width, 1, bias=False)
+    save_scalar(tmp_path / "pm", model, head, tok)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "pm").eval()
+    their_tok = transformers.AutoTokenizer.from_pretrained(tmp_path / "pm")
+    rows = [tok.encode(text) + [tok.end] for text in ("one two three four", "five", "six seven")]
+    batch = their_tok.pad({"input_ids": rows}, return_tensors="pt")
+    alone = torch.cat([theirs(torch.tensor([row])).logits for row in rows])
+    ours = torch.cat([head(model(torch.tensor([row])))[:, -1] for row in rows])
+    assert torch.allclose(theirs(**batch).logits, alone, atol=1e-4) and torch.allclose(alone, ours, atol=1e-4)
+    assert (alone[0] - alone[1]).abs() > 1e-3
 
 
 def test_missing_and_damaged_files(tiny_model_dir, tmp_path):
@@ -202,9 +319,9 @@ def test_a_save_that_fails_leaves_the_old_directory(tiny_model, tok, tmp_path, m
 
     def full_disk(tensors, path, **_):
         path.write_bytes(b"half of it")
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="m: cannot be written .No space left on device.; it takes 0.. MB, .* are free"):
         save_model(tmp_path / "m", tiny_model.init_weights(), tok)
     assert {f.name: f.read_bytes() for f in (tmp_path / "m").iterdir()} == before
     assert [f.name for f in tmp_path.iterdir()] == ["m"]

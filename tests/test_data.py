@@ -27,7 +27,13 @@ def write(path, *rows):
     ({"transcript": "Human: hi\n\nAssistant: yes?\n\n"}, [USER]),
     ({"chosen": TRANSCRIPT + "\n\nAssistant: a", "rejected": TRANSCRIPT + "\n\nAssistant: b"}, TALK),
     ({"chosen": [*TALK, SAID], "rejected": [*TALK, SAID]}, TALK),
-    ({"prompt": "hi", "chosen": "a", "rejected": "b"}, [USER])])
+    ({"prompt": "hi", "chosen": "a", "rejected": "b"}, [USER]),
+    ({"prompt": TRANSCRIPT + "\n\nAssistant:"}, TALK), ({"prompt": "Human: hi\n\nAssistant:"}, [USER]),     # as in mirrors
+    ({"transcript": TRANSCRIPT.replace("\n", "\r\n")}, TALK), ({"prompt": TRANSCRIPT.replace("\n", "\r\n")}, TALK),
+    ({"prompt": "Human: who are you?"}, [USER | {"content": "Human: who are you?"}]),
+    ({"system": "be kind", "prompt": "hi"}, [SYSTEM, USER]), ({"system": " ", "prompt": "hi"}, [USER]),
+    ({"system": None, "messages": TALK}, TALK), ({"system": "be kind", "messages": [SYSTEM, USER]}, [SYSTEM, USER]),
+    ({"messages": [SYSTEM | {"content": ""}, USER]}, [USER])])
 def test_every_shape_of_prompt(tmp_path, row, dialogue):
     assert read_prompts(write(tmp_path / "p.jsonl", row)) == [dialogue]
 
@@ -39,16 +45,21 @@ def test_every_shape_of_prompt(tmp_path, row, dialogue):
     ({"chosen": [*TALK, SAID | {"content": "a"}], "rejected": [*TALK, SAID | {"content": "b"}]}, TALK),
     ({"prompt": TALK, "chosen": [SAID | {"content": "a"}], "rejected": [SAID | {"content": "b"}]}, TALK),
     ({"prompt": "hi", "messages": [USER, SAID], "chosen": [USER, SAID | {"content": "a"}],       # all of it, three times
-      "rejected": [USER, SAID | {"content": "b"}]}, [USER])])
+      "rejected": [USER, SAID | {"content": "b"}]}, [USER]),
+    ({"prompt": TRANSCRIPT + "\n\nAssistant:", "chosen": "a", "rejected": "b"}, TALK),
+    ({"prompt": "hi", "chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: hi\n\nAssistant: b"}, [USER]),
+    ({"prompt": "hi", "chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}, [USER]),
+    ({"system": "be kind", "prompt": "hi", "chosen": "a", "rejected": "b"}, [SYSTEM, USER])])
 def test_every_shape_of_comparison(tmp_path, row, messages):
     assert read_comparisons(write(tmp_path / "c.jsonl", row)) == [(messages, "a", "b")]
 
 
 def test_only_transcripts_are_searched_for_role_tags(tmp_path, tok, role_ids):
     """Anywhere else a tag is ordinary text: it opens no turn, neither in the messages nor among the ids."""
-    path = write(tmp_path / "p.jsonl", {"prompt": TRANSCRIPT}, {"messages": [USER | {"content": TRANSCRIPT}]})
-    assert read_prompts(path) == [[USER | {"content": TRANSCRIPT}]] * 2
-    path = write(tmp_path / "c.jsonl", {"prompt": "hi", "chosen": TRANSCRIPT, "rejected": "x\n\nHuman: y<|endoftext|>"})
+    inside = "Please:" + TRANSCRIPT
+    path = write(tmp_path / "p.jsonl", {"prompt": inside}, {"messages": [USER | {"content": TRANSCRIPT}]})
+    assert read_prompts(path) == [[USER | {"content": inside}], [USER | {"content": TRANSCRIPT}]]
+    path = write(tmp_path / "c.jsonl", {"prompt": "hi", "chosen": inside, "rejected": "x\n\nHuman: y<|endoftext|>"})
     (messages, chosen, rejected), = read_comparisons(path)
     for text in (chosen, rejected):
         ids, _ = tok.encode_chat(messages + [{"role": "assistant", "content": text}])
@@ -98,6 +109,7 @@ def test_what_real_data_holds_and_nobody_can_use_is_dropped_and_counted(tmp_path
 
 
 @pytest.mark.parametrize("row, says", [
+    ({"system": "a", "messages": [SYSTEM, USER]}, "two system messages"), ({"system": 3, "prompt": "hi"}, "text or null"),
     ({"text": "hi"}, "'messages' is missing, found text"), ({}, "found nothing"),
     ({"messages": "hi"}, "'messages' must be a list"),
     ({"messages": ["hi"]}, "must be a list of .*found 'hi'"), ({"messages": [{"role": "user"}]}, "must be a list of"),
@@ -122,6 +134,13 @@ def test_in_an_array_too_the_line_is_named(tmp_path, text, says):
     with pytest.raises(UserError) as error:
         read_prompts(path)
     assert str(error.value).startswith(f"{path}:{says}")
+
+
+def test_git_lfs_pointers_are_named(tmp_path):
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+        with pytest.raises(UserError, match=f"{name}: a git-lfs pointer.*git lfs pull"):
+            read_prompts(tmp_path / name)
 
 
 def test_a_comparison_needs_two_answers(tmp_path):
