@@ -1,8 +1,8 @@
-"""Every prompt of the method, written out: what a model has before it when it is asked for something.
+"""Every prompt of the method, written out: what a model has before it when it is asked.
 
     python -m minicai.lab.prompts            writes docs/prompts.md
 
-The texts are decoded from the very ids that the stages send to a model, so end tokens are to be seen.
+The texts are decoded from the very ids that the stages send to a model: end tokens can be seen.
 """
 
 import argparse
