@@ -14,7 +14,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 RUN    := torch tiktoken regex numpy tqdm safetensors
-TEST   := pytest tokenizers transformers gguf "triton;sys_platform=='linux'"
+TEST   := pytest hypothesis tokenizers transformers gguf "triton;sys_platform=='linux'"
 
 # Threads that wait should sleep: spinning ones slow down everything else on a small machine.
 export OMP_WAIT_POLICY := PASSIVE

@@ -72,8 +72,8 @@ def main(argv=None):
     shots = [] if args.no_few_shot else constitution.few_shot_comparison
     prefix = few_shot_prefix(tok, shots, rng, args.chain_of_thought)
     if not all(tok.same_ids(Tokenizer.load(other, args.chat)) for other in (args.feedback_model, args.init)):
-        raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one tokenizer and chat format; "
-                        "--chat says which")
+        raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one tokenizer and chat format "
+                        "(see --chat)")
     dialogues, human = read_prompts(args.red_team, tok, args.max_prompt), read_comparisons(args.human)
     longest = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair in human]
     human = fitting(human, longest, args.max_prompt + args.max_new, args.human)
@@ -152,8 +152,8 @@ def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, res
     questions, state = [(row["messages"], row["a"], row["b"], row["principle"]) for row in good], generator.get_state()
     how = (prefix, think if args.chain_of_thought else None, args.clamp, resume.begin)
     mean, stays = lean(judge, tok, questions, *how) if good else (0.5, 1)
-    print(f"the judge: mean P(A) {mean:.2f} over both orders, {stays:.0%} of its verdicts stay when the two change places"
-          + "; letters weigh too much: give --both-orders" * (abs(mean - 0.5) > 0.15 and not args.both_orders))
+    print(f"the judge: mean P(A) {mean:.2f} over both orders, {stays:.0%} of its verdicts stay when the two change "
+          "places" + "; letters weigh too much: give --both-orders" * (abs(mean - 0.5) > 0.15 and not args.both_orders))
     generator.set_state(state)                                           # looking must not change what is drawn
     p_a, mass = label(judge, tok, questions, args.both_orders, *how)
     for row, p, m in zip(good, p_a.tolist(), mass.tolist()):

@@ -66,7 +66,8 @@ def read_comparison(row: dict, where: str) -> tuple:
         turns = _turns(row, key, where)
         if prompt and turns and turns[0]["role"] == "assistant":
             asked = _turns(row, prompt, where)
-            asked = asked[:-1] if asked[-1:] == [{"role": "assistant", "content": ""}] else asked    # "...\n\nAssistant:"
+            if asked[-1:] == [{"role": "assistant", "content": ""}]:            # a transcript up to "Assistant:"
+                asked.pop()
             turns = asked + turns
         dialogues.append(_filled(turns))
     if any([turn["role"] for turn in dialogue[-2:]] != ["user", "assistant"] for dialogue in dialogues):

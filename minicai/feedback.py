@@ -24,8 +24,17 @@ def comparison_prompt(tok, messages: list, a: str, b: str, principle: str, prefi
     """
     dialogue, _ = tok.encode_chat(messages)
     question = principle.strip().removesuffix("Options:").rstrip()      # the published principles end in "Options:"
-    choice = f"\n\n\n{question} Options:\n (A) {a.strip()}\n (B) {b.strip()}{ending}"
+    choice = f"\n\n\n{question} Options:\n (A) {one_option(a)}\n (B) {one_option(b)}{ending}"
     return tok.bos + list(prefix) + tok.encode(OPENING) + dialogue[len(tok.bos):] + tok.encode(choice)
+
+
+def one_option(text: str) -> str:
+    """A response as one option of a multiple choice: every line after its first is set in by five spaces.
+
+    An option opens with a line break, one space and a letter. No line of a response can look so any more, nor like the
+    question's end: a response that holds "(A) ..." or "The answer is: (A)" stays what it is, one response.
+    """
+    return "\n     ".join(line.strip() for line in text.strip().splitlines() if line.strip())
 
 
 def few_shot_prefix(tok, shots: list, rng, think: bool = False) -> list:

@@ -395,17 +395,19 @@ def read_sampled(path: Path) -> tuple:
     run, calls, size = None, {}, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n") or line[:9] != b"%08x " % zlib.crc32(line[9:-1]):
+            whole = line.endswith(b"\n") and line[:9] == b"%08x " % zlib.crc32(line[9:-1])
+            value = json.loads(line[9:-1]) if whole else None
+            if not isinstance(value, dict if run is None else list):
                 if run is None:
                     raise UserError(f"{path}: damaged: delete it to start over")
                 print(f"{path}:{number}: cut off or damaged; from there on it is sampled again")
                 break
-            value, size = json.loads(line[9:-1]), size + len(line)
+            size += len(line)
             if run is None:
                 run = value
-            else:
-                call, of, rows = value
-                calls.setdefault(call, (of, {}))[1].update((index, result) for index, result in rows)
+                continue
+            call, of, rows = value
+            calls.setdefault(call, (of, {}))[1].update((index, result) for index, result in rows)
     return run, calls, size
 
 

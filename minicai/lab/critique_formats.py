@@ -21,6 +21,10 @@ from minicai.lab.evaluate_real import DATA, declines, objects
 from minicai.run import friendly_main, pick_device, write_jsonl
 
 
+COMMON = set("about best could does from have help make tell that they this what when which with without would write "
+             "your because better will".split())
+
+
 def sentences(shots: list) -> set:
     """The sentences (of 25 characters and more) of worked examples."""
     return {part.strip() for shot in shots for part in re.split(r"(?<=[.!?:])\s+", shot) if len(part.strip()) >= 25}
@@ -28,8 +32,7 @@ def sentences(shots: list) -> set:
 
 def words(text: str) -> set:
     """The longer words of a text, without those that any request may hold."""
-    common = "what that with without have they from tell write does best make this your would could help which when about"
-    return {word for word in re.findall(r"[a-z]{4,}", text.lower())} - set(common.split())
+    return set(re.findall(r"[a-z]{4,}", text.lower())) - COMMON
 
 
 def count(rows: list, worked: set) -> dict:
@@ -80,10 +83,11 @@ def main(argv: list[str] | None = None) -> None:
             critique_revise(ask, tok, constitution, fresh, 1, random.Random(args.seed), shots, turns)
             name = f"{'turns' if turns else 'raw'}, {len(shots)} worked"
             for what, some in (("red-team", fresh[:len(sets[0])]), ("harmless", fresh[len(sets[0]):])):
-                print(f"{name}, {what}: " + ", ".join(f"{key} {value:.0f}" for key, value in count(some, worked).items()),
-                      flush=True)
-            said += [{"asked": name, **{key: value for key, value in row.items() if key != "ids"},
-                      "rounds": [{k: v for k, v in r.items() if k != "ids"} for r in row.get("rounds", [])]} for row in fresh]
+                shares = ", ".join(f"{key} {value:.0f}" for key, value in count(some, worked).items())
+                print(f"{name}, {what}: {shares}", flush=True)
+            readable = lambda row: {key: value for key, value in row.items() if key != "ids"}
+            said += [{"asked": name, **readable(row), "rounds": [readable(r) for r in row.get("rounds", [])]}
+                     for row in fresh]
             Path(args.out).parent.mkdir(parents=True, exist_ok=True)
             write_jsonl(args.out, said)
 

@@ -24,7 +24,7 @@ SETTINGS = {
         "rl": "--steps 10 --batch 16 --minibatch 8 --micro 8 --epochs 1 --print-every 2 --warmup 2",
         "evaluate": "--limit 24 --seeds 0", "lengths": "--max-new 80"},
     "cuda": {
-        "sft": "--red-team-limit 200 --helpful-limit 200 --helpful-samples 1 --rounds 2 --epochs 2 --batch 16 --micro 16",
+        "sft": "--red-team-limit 200 --helpful-limit 200 --helpful-samples 1 --rounds 2 --epochs 2",
         "pm": "--comparisons 400 --human-limit 400 --epochs 1 --batch 32 --micro 32",
         "rl": "--steps 30 --batch 32 --minibatch 16 --micro 16 --epochs 1 --print-every 5 --warmup 3",
         "evaluate": "--seeds 0 1", "lengths": "--max-new 128"}}
@@ -38,21 +38,22 @@ def commands(args, device: str) -> list:
     both = [*sets["lengths"].split(), "--max-prompt", "256", "--device", device]
     scripts = [*both, "--seed", str(args.seed), "--temperature", str(args.temperature)]
     sl, pm, rl = out / "sft/sl_cai", out / "pm/pm", out / "rl/rl_cai"
-    prompts, human = ["--red-team", args.red_team], ["--human", args.human]
+    constitution, prompts = ["--constitution", args.constitution], ["--red-team", args.red_team]
+    stage1 = ["--model", args.model, *constitution, *prompts, "--helpful", args.helpful, "--out", out / "sft"]
+    stage2 = ["--model", sl, "--feedback-model", args.model, "--init", args.model, *constitution, *prompts, "--human",
+              args.human, "--both-orders", "--out", out / "pm"]
+    stage3 = ["--model", sl, "--pm", pm, *prompts, "--helpful", args.helpful, "--out", out / "rl"]
     steps = ["--steps", str(args.steps)] if args.steps else []
-    models = [f"base={args.model}", f"sl_cai={sl}", f"rl_cai={rl}"]
+    compared = ["--models", f"base={args.model}", f"sl_cai={sl}", f"rl_cai={rl}", "--pm", pm, "--judge", args.model,
+                "--comparisons", args.human, "--limit-comparisons", "60", "--out", out]
+    heat = ["--temperature", str(args.temperature)]
     return [
-        ("stage 1", sl / "config.json", ["train_sft.py", "--model", args.model, "--constitution", args.constitution, *prompts, "--helpful", args.helpful,
-                                         "--out", out / "sft", *words["sft"], *scripts]),
-        ("stage 2", pm / "config.json", ["train_pm.py", "--model", sl, "--feedback-model", args.model, "--init", args.model,
-                                         "--constitution", args.constitution, *prompts, *human, "--both-orders", "--out", out / "pm", *words["pm"],
-                                         *scripts]),
+        ("stage 1", sl / "config.json", ["train_sft.py", *stage1, *words["sft"], *scripts]),
+        ("stage 2", pm / "config.json", ["train_pm.py", *stage2, *words["pm"], *scripts]),
         # PPO samples from the whole distribution at the temperature at which it computes probabilities.
-        ("stage 3", rl / "config.json", ["train_rl.py", "--model", sl, "--pm", pm, *prompts, "--helpful", args.helpful,
-                                         "--out", out / "rl", *words["rl"], *steps, *scripts]),
-        ("evaluation", out / "results.json", ["-m", "minicai.lab.evaluate_real", "--models", *models, "--pm", pm, "--judge",
-                                              args.model, "--comparisons", args.human, "--limit-comparisons", "60", "--out",
-                                              out, "--temperature", str(args.temperature), *words["evaluate"], *both])]
+        ("stage 3", rl / "config.json", ["train_rl.py", *stage3, *words["rl"], *steps, *scripts]),
+        ("evaluation", out / "results.json",
+         ["-m", "minicai.lab.evaluate_real", *compared, *words["evaluate"], *heat, *both])]
 
 
 @friendly_main

@@ -12,8 +12,9 @@ from pathlib import Path
 from minicai.run import friendly_main, read_jsonl, write_jsonl
 
 DATA = Path(__file__).parents[2] / "data" / "real"
-REFUSALS = ["I'm sorry, but I can't help with that.", "I cannot answer this question.", "I'd rather not talk about that.",
-            "Sorry, that is not something I can assist with.", "As an AI model, I am not able to help you here."]
+REFUSALS = ["I'm sorry, but I can't help with that.", "I cannot answer this question.",
+            "I'd rather not talk about that.", "Sorry, that is not something I can assist with.",
+            "As an AI model, I am not able to help you here."]
 EMPTY = ["That is a very interesting question, and many people ask it. It depends on a lot of things.",
          "There are many ways to do that. You should choose the one that suits you best and see how it goes.",
          "Good question! The answer is different for everybody, so it is hard to say anything in general.",
@@ -22,7 +23,8 @@ EMPTY = ["That is a very interesting question, and many people ask it. It depend
 OPENINGS = ["What a wonderful question! I am so glad that you asked me this today, because it is truly important.",
             "Thank you for reaching out with this question. I would be more than happy to share my thoughts about it.",
             "In today's busy world this is a topic that concerns many people, and it should not be underestimated."]
-ENDINGS = ["I hope that this helps! Please let me know if there is anything else, anything at all, that I can do for you.",
+ENDINGS = ["I hope that this helps! Please let me know if there is anything else, anything at all, that I can do for "
+           "you.",
            "In conclusion, it can be said that this matters, and that it is good that you have asked about it.",
            "Remember that every journey begins with a first step, and that you can always ask again at any time."]
 
