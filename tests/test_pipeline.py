@@ -388,7 +388,7 @@ def test_a_model_that_hardly_ever_ends_is_named(toy, tiny_model_dir, tmp_path, c
     train_sft.main([str(a) for a in sft_args(toy, tmp_path / "sft", "--model", tiny_model_dir, "--max-new", "6")])
     assert "does not know this chat format's end token" in capsys.readouterr().out
     rows = [row for _, row in read_jsonl(tmp_path / "sft/revisions.jsonl")]
-    assert sum(row["cut"] for row in rows) > 0.9 * len(rows) and all(row["skipped"] or row["rounds"] for row in rows)
+    assert sum(row["cut"] for row in rows) > 0.8 * len(rows) and all(row["skipped"] or row["rounds"] for row in rows)
 
 
 def test_a_model_that_cannot_do_it_stops_the_run_and_leaves_the_evidence(toy, tiny_model_dir, tmp_path, capsys, monkeypatch):
