@@ -40,7 +40,7 @@ def commands(args, device: str) -> list:
     constitution, prompts = ["--constitution", args.constitution], ["--red-team", args.red_team]
     stage1 = ["--model", args.model, *constitution, *prompts, "--helpful", args.helpful, "--out", out / "sft"]
     stage2 = ["--model", sl, "--feedback-model", args.model, "--init", args.model, *constitution, *prompts, "--human",
-              args.human, "--both-orders", "--out", out / "pm"]
+              args.human, "--both-orders", "--no-chain-of-thought", "--out", out / "pm"]
     stage3 = ["--model", sl, "--pm", pm, *prompts, "--helpful", args.helpful, "--out", out / "rl"]
     steps = ["--steps", str(args.steps)] if args.steps else []
     compared = ["--models", f"base={args.model}", f"sl_cai={sl}", f"rl_cai={rl}", "--pm", pm, "--judge", args.model,
