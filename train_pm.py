@@ -5,53 +5,54 @@
 (Bai et al. 2022, section 4.1.) Writes comparisons.jsonl, pm/ (a model directory with a scalar head), metrics.jsonl,
 config.json. Shapes: B batch of comparisons, T time.
 """
-import argparse
 import random
 import time
-from pathlib import Path
 
 import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from minicai.answers import answered_ids
 from minicai.checkpoint import load_model, save_scalar
 from minicai.constitution import load_constitution
 from minicai.critique import respond, sampler
 from minicai.data import batches_by_length, check_room, fitting, pad_right, read_comparisons, read_prompts, split
 from minicai.feedback import ANSWER, THINK, comparison_prompt, few_shot_prefix, label, lean
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
-from minicai.run import (Metrics, Resume, UserError, descend, friendly_main, lr_schedule, machine_flags, set_up, tally,
-                         write_config, write_jsonl)
+from minicai.run import (Parser, UserError, clip_gradients, friendly_main, lr_schedule, machine_flags, path, real, set_up, tally,
+                         whole, write_config, write_jsonl)
+from minicai.state import Resume
 from minicai.tokenizer import Tokenizer
 
 
 def arguments(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     a = p.add_argument
-    a("--model", default="out/demo/sft/sl_cai", help="model directory that samples the pairs (SL-CAI)")
-    a("--feedback-model", default="data/base", help="model directory that answers the multiple choice")
-    a("--init", default="data/base", help="model directory the preference model starts from")
-    a("--constitution", default="constitutions/harmlessness.json", help="JSON, or directory in the published format")
-    a("--red-team", default="data/red_team.jsonl", help="dialogues: README.md says which files it reads")
-    a("--human", default="data/helpful_comparisons.jsonl", help="comparisons: README.md says which files")
-    a("--out", default="out/demo/pm", help="directory of everything this script writes")
-    a("--comparisons", type=int, default=1000, help="pairs to sample and label; prompts are reused when they run out")
-    a("--human-limit", type=int, default=3000, help="use at most this many human comparisons")
+    a("--model", type=path, default="out/demo/sft/sl_cai", help="model directory that samples the pairs (SL-CAI)")
+    a("--feedback-model", type=path, default="data/base", help="model directory that answers the multiple choice")
+    a("--init", type=path, default="data/base", help="model directory the preference model starts from")
+    a("--constitution", type=path, default="constitutions/harmlessness.json", help="JSON, or directory in the published format")
+    a("--red-team", type=path, default="data/red_team.jsonl", help="dialogues: README.md says which files it reads")
+    a("--human", type=path, default="data/helpful_comparisons.jsonl", help="comparisons: README.md says which files")
+    a("--out", type=path, default="out/demo/pm", help="directory of everything this script writes")
+    a("--comparisons", type=whole(0, 10**7), default=1000, help="pairs to sample and label, prompts are reused; 0: helpfulness only")
+    a("--human-limit", type=whole(0), default=3000, help="use at most this many human comparisons; 0: harmlessness only")
     a("--both-orders", action="store_true", help="ask with the responses swapped too and average")
     a("--chain-of-thought", action="store_true", help="let the feedback model think first and clamp its label")
-    a("--clamp", type=float, nargs=2, default=(0.4, 0.6), help="bounds of a label after a chain of thought")
-    a("--min-mass", type=float, default=0.1, help="leave a label out if P(A) + P(B) is less: not understood")
+    a("--clamp", type=real(0, 1), nargs=2, default=(0.4, 0.6), help="bounds of a label after a chain of thought")
+    a("--min-mass", type=real(0, 1), default=0.1, help="leave a label out if P(A) + P(B) is less: not understood")
     a("--no-few-shot", action="store_true", help="leave the constitution's worked comparisons out of the question")
-    a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
-    a("--max-new", type=int, default=96, help="most tokens of a response, and of a chain of thought")
-    a("--temperature", type=float, default=1.0, help="of sampling the pairs, and of thinking")
-    a("--held-out", type=float, default=0.1, help="share of the dialogues kept for measuring")
-    a("--epochs", type=int, default=1, help="passes over the comparisons")
-    a("--batch", type=int, default=32, help="comparisons an optimizer step")
-    a("--micro", type=int, default=32, help="comparisons a forward; bounds memory, gradients add up to the same")
-    a("--lr", type=float, default=1e-3, help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
-    a("--warmup", type=float, default=0.05, help="share of the steps in which the learning rate rises")
+    a("--no-score-norm", action="store_true", help="leave scores in the unit that training gave them")
+    a("--max-prompt", type=whole(1), default=256, help="drop prompts longer than this many tokens")
+    a("--max-new", type=whole(1), default=96, help="most tokens of a response, and of a chain of thought")
+    a("--temperature", type=real(0.01, 100, or_zero=True), default=1.0, help="of sampling the pairs, and of thinking")
+    a("--held-out", type=real(0, 1, above=True), default=0.1, help="share of the dialogues kept for measuring")
+    a("--epochs", type=whole(1, 1000), default=1, help="passes over the comparisons")
+    a("--batch", type=whole(1), default=32, help="comparisons an optimizer step")
+    a("--micro", type=whole(1), default=32, help="comparisons a forward; bounds memory, gradients add up to the same")
+    a("--lr", type=real(0, 1), default=1e-3, help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
+    a("--warmup", type=real(0, 1), default=0.05, help="share of the steps in which the learning rate rises")
     machine_flags(a)
     return p.parse_args(argv)
 
@@ -59,10 +60,14 @@ def arguments(argv=None):
 @friendly_main
 def main(argv=None):
     args, started = arguments(argv), time.time()
-    out, rng = Path(args.out), random.Random(args.seed)
+    out, rng = args.out, random.Random(args.seed)
     device, generator = set_up(args)
 
     # 1. Read and check everything that can be wrong before a model is built.
+    if args.clamp[0] > args.clamp[1]:
+        raise UserError(f"--clamp {args.clamp[0]} {args.clamp[1]}: the lower bound comes first")
+    if args.comparisons == args.human_limit == 0:
+        raise UserError("--comparisons 0 --human-limit 0: nothing is left to learn from; one of them must be above 0")
     constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model, args.chat)
     shots = [] if args.no_few_shot else constitution.few_shot_comparison
     prefix = few_shot_prefix(tok, shots, rng, args.chain_of_thought)
@@ -70,19 +75,18 @@ def main(argv=None):
         raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one tokenizer and chat format "
                         "(see --chat)")
     dialogues, human = read_prompts(args.red_team, tok, args.max_prompt), read_comparisons(args.human)
-    longest = [max(len(answered(tok, m, text)) for text in pair) for m, *pair in human]
+    longest = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair in human]
     human = fitting(human, longest, args.max_prompt + args.max_new, args.human)
     rng.shuffle(human)
     human = human[:args.human_limit]
-    asked = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER)) for c in constitution.comparisons)
-    check_room(args.feedback_model, asked + args.max_prompt + (2 + args.chain_of_thought) * args.max_new, prefix)
+    longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER)) for c in constitution.comparisons)
+    check_room(args.feedback_model, longest + args.max_prompt + (2 + args.chain_of_thought) * args.max_new, prefix)
     for directory in (args.model, args.init):
         check_room(directory, args.max_prompt + args.max_new, ())
-    resume = Resume(args)
-    # 2. to 4. Comparisons, unless this run has been killed and had them.
-    if resume.data is None:
-        resume.data = make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator)
-    train_set, held_out, reference, used = resume.data
+    resume = Resume(args, trained=[args.init], writes=["comparisons.jsonl", "pm"])
+    # 2. to 4. Comparisons. A run that has been killed reads here what it had sampled and labelled.
+    train_set, held_out, reference, used = make_comparisons(args, device, tok, constitution, prefix, dialogues, human,
+                                                            rng, generator, resume)
 
     # 5. Train from the pretrained trunk with a fresh head.
     trunk, _ = load_model(args.init, device, args.dtype, args.chat)
@@ -90,68 +94,63 @@ def main(argv=None):
     head = nn.Linear(trunk.config.width, 1, bias=False)
     nn.init.normal_(head.weight, std=trunk.config.width ** -0.5, generator=generator)
     pm = PreferenceModel(trunk, head.to(device))
-    train(args, pm, train_set, generator, Metrics(out / "metrics.jsonl", resume.steps), resume)
+    train(args, pm, train_set, generator, resume.log("metrics.jsonl"), resume)
 
     # 6. Measure on what was held out; fix the unit of the score on SL-CAI's own responses; save.
     facts = measure(args, pm, held_out)
-    pm.normalise(pm.score_rows(reference))
-    save_scalar(out / "pm", pm.trunk, pm.head, tok, shift=pm.shift)
+    if not args.no_score_norm:
+        pm.normalise(pm.score_rows(reference))
+    save_scalar(out / "pm", pm.trunk, pm.head, tok, pm.shift, resume.made)
     write_config(out, args, started, **used, **facts)
-    resume.path.unlink()
+    resume.finish()
     print(f"\n{used['used_ai']} AI, {used['used_human']} human comparisons, {time.time() - started:.0f} s -> {out}/pm")
 
 
-def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator):
+def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator, resume):
     """Steps 2 to 4: (comparisons as ids to train on, to hold out, ids of SL-CAI's own responses, counts)."""
     # 2. Two responses to each prompt from SL-CAI, and some to helpful prompts for step 6.
     policy, _ = load_model(args.model, device, args.dtype, args.chat)
-    ask = sampler(policy.freeze(), tok, args.max_new, args.temperature, generator, args.sample_tokens)
+    ask = resume.kept(sampler(policy.freeze(), tok, args.max_new, args.temperature, generator, args.sample_tokens))
     drawn = [m for n in range(0, args.comparisons, len(dialogues)) for m in rng.sample(dialogues, len(dialogues))]
     drawn = drawn[:args.comparisons]
     both = respond(ask, tok, drawn + drawn, progress="pairs of responses")
     pairs = list(zip(both[:len(drawn)], both[len(drawn):]))
-    n = min(512, len(human), len(both))
+    n = min(count for count in (512, len(human), len(both)) if count)    # as many of each kind, if there are both
     reference = both[:n] + respond(ask, tok, [m for m, _, _ in human[:n]], progress="helpful responses")
     del policy, ask                     # room for the judge
 
     # 3. One principle a pair, drawn at random: over many labels this is an ensemble of all of them.
     judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)
-    rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator)
-    write_jsonl(Path(args.out) / "comparisons.jsonl", rows)
+    rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator, resume)
+    write_jsonl(args.out / "comparisons.jsonl", rows)
     tally("pairs", [row["skipped"] for row in rows], f"does {args.model} end and vary its answers, does "
           f"{args.feedback_model} answer (A) or (B)? See comparisons.jsonl; try --max-new, few-shot examples")
     show_labels([row for row in rows if not row["skipped"]][:3])
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
     ai = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"]) for row in rows if not row["skipped"]]
-    train_ai, test_ai = split(ai, args.held_out, rng)
-    train_human, test_human = split([(*row, 1.0, (False, False)) for row in human], args.held_out, rng)
+    ranked = [(*row, 1.0, (False, False)) for row in human]
+    (train_ai, test_ai), (train_human, test_human) = (
+        split(rows, args.held_out, rng) if rows else ([], []) for rows in (ai, ranked))
     if not train_ai + train_human:
         raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none is left to train on")
-    ids_of = lambda comparisons: [(answered(tok, m, a, cut[0]), answered(tok, m, b, cut[1]), p)
+    ids_of = lambda comparisons: [(answered_ids(tok, m, a, cut[0]), answered_ids(tok, m, b, cut[1]), p)
                                   for m, a, b, p, cut in comparisons]
     return (ids_of(train_ai + train_human), {"ai": ids_of(test_ai), "human": ids_of(test_human)},
             [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference],
             {"used_ai": len(ai), "used_human": len(human)})
 
 
-def answered(tok, messages, text, cut=False):
-    """The ids of a dialogue and an answer to it, up to its end token, which a cut one lacks: what the preference model
-    reads, here and in stage 3."""
-    ids, says = tok.encode_chat(messages + [{"role": "assistant", "content": text}])
-    return ids[:len(says) - says[::-1].index(1) - cut]      # a format may put a line break behind the end token
-
-
-def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator):
+def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, resume):
     """Rows of comparisons.jsonl: both responses, the principle, P(A), and why a pair was left out if it was."""
     rows = [{"messages": a["messages"], "a": a["response"], "b": b["response"], "cut": [a["cut"], b["cut"]],
              "principle": rng.choice(constitution.comparisons), "p_a": None, "mass": None,
              "skipped": a["skipped"] or b["skipped"] or ("identical" if a["response"] == b["response"] else None)}
             for a, b in pairs]
     good = [row for row in rows if not row["skipped"]]
-    think = sampler(judge, tok, args.max_new, args.temperature, generator, args.sample_tokens)
+    think = resume.kept(sampler(judge, tok, args.max_new, args.temperature, generator, args.sample_tokens))
     questions, state = [(row["messages"], row["a"], row["b"], row["principle"]) for row in good], generator.get_state()
-    how = (prefix, think if args.chain_of_thought else None, args.clamp)
+    how = (prefix, think if args.chain_of_thought else None, args.clamp, resume.begin)
     mean, stays = lean(judge, tok, questions, *how) if good else (0.5, 1)
     print(f"the judge: mean P(A) {mean:.2f} over both orders, {stays:.0%} of its verdicts stay when the two change "
           "places" + "; letters weigh too much: give --both-orders" * (abs(mean - 0.5) > 0.15 and not args.both_orders))
@@ -171,21 +170,31 @@ def show_labels(rows):
 
 def train(args, pm, comparisons, generator, metrics, resume):
     """AdamW on Bradley-Terry over (ids a, ids b, P(a better)); both responses of a pair share one forward."""
-    optimizer = torch.optim.AdamW(pm.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    resume.restore(generator, pm=pm, optimizer=optimizer)
-    begun = generator.get_state()                                        # before the batches are drawn
-    resume.save(resume.steps, begun, pm=pm, optimizer=optimizer)
+    optimizer = torch.optim.AdamW(pm.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0,
+                                  fused=pm.head.weight.is_cuda or None)
+    resume.restore(pm=pm, optimizer=optimizer)
     lengths = [max(len(a), len(b)) for a, b, _ in comparisons]
-    batches = [b for _ in range(args.epochs) for b in batches_by_length(lengths, args.batch, generator)]
+    batches = [batch for _ in range(args.epochs)
+               for batch in batches_by_length(lengths, args.batch, generator)]
     for step, batch in enumerate(bar := tqdm(batches, desc="preference model")):
-        if step < resume.steps:
+        if step < resume.steps:                         # done before this run was stopped
             continue
-        chosen = [comparisons[i] for i in batch]
-        losses = (pair_loss(pm, chosen[i:i + args.micro], len(batch)) for i in range(0, len(batch), args.micro))
+        # 1. The gradient of the batch's mean loss, `micro` comparisons a forward: gradients add up.
+        chosen, loss = [comparisons[i] for i in batch], 0.0
+        for i in range(0, len(chosen), args.micro):
+            part = pair_loss(pm, chosen[i:i + args.micro], len(chosen))
+            part.backward()
+            loss = loss + part.detach()                 # read once, below: each reading makes a GPU wait
+        # 2. One step.
+        loss = float(loss)
+        norm = clip_gradients(pm.parameters(), 1.0, step, loss)
         lr = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
-        loss, norm = descend(losses, pm, optimizer, step, lr)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        # 3. Log, and keep what is needed to go on from here.
         metrics.log(step=step, loss=loss, grad_norm=norm, lr=lr)
-        resume.save(step + 1, begun, pm=pm, optimizer=optimizer)
+        resume.save(step + 1, pm=pm, optimizer=optimizer)
         bar.set_postfix(loss=f"{loss:.3f}")
 
 
@@ -201,6 +210,8 @@ def measure(args, pm, held_out):
     """Agreement and calibration on held-out comparisons, printed; the numbers go to config.json."""
     facts, furthest = {}, max(abs(p - 0.5) for p in (args.clamp if args.chain_of_thought else (0, 1)))
     for name, comparisons in held_out.items():
+        if not comparisons:                                             # --comparisons 0 or --human-limit 0
+            continue
         gap = pm.score_rows([a for a, _, _ in comparisons]) - pm.score_rows([b for _, b, _ in comparisons])
         p = torch.tensor([p for _, _, p in comparisons])
         share, decided = agreement(gap, p, furthest / 2)        # half as far from 1/2 as a label can be

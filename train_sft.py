@@ -6,48 +6,47 @@
 cost being useful. Writes revisions.jsonl and answers.jsonl (all that was said on the way), sl_cai/ (a model directory),
 metrics.jsonl and config.json. Shapes: B batch, T time, N trained tokens.
 """
-import argparse
 import random
 import time
-from pathlib import Path
 
 import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 from tqdm import tqdm
 
+from minicai.answers import answer_logprobs
 from minicai.checkpoint import load_model, save_model
 from minicai.constitution import load_constitution
 from minicai.critique import critique_revise, read_answer, respond, revision_prompt, sampler
-from minicai.data import batches_by_length, check_room, pad_right, read_prompts
-from minicai.logprob import token_logprobs
-from minicai.run import (Metrics, Resume, descend, friendly_main, lr_schedule, machine_flags, set_up, tally,
-                         write_config, write_jsonl)
+from minicai.data import batches_by_length, check_room, read_prompts
+from minicai.run import (Parser, UserError, clip_gradients, friendly_main, lr_schedule, machine_flags, path, real, set_up, tally,
+                         whole, write_config, write_jsonl)
+from minicai.state import Resume
 from minicai.tokenizer import Tokenizer
 
 
 def arguments(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     a = p.add_argument
-    a("--model", default="data/base", help="helpful-only model directory: answers, criticises, revises, is tuned")
-    a("--constitution", default="constitutions/harmlessness.json", help="JSON, or directory in the published format")
-    a("--red-team", default="data/red_team.jsonl", help="dialogues: README.md says which files it reads")
-    a("--helpful", default="data/helpful.jsonl", help="the same, answered without revision")
-    a("--out", default="out/demo/sft", help="directory of everything this script writes")
-    a("--red-team-limit", type=int, default=400, help="use at most this many red-team prompts")
-    a("--helpful-limit", type=int, default=600, help="use at most this many helpful prompts")
-    a("--helpful-samples", type=int, default=3, help="samples trained on for each helpful prompt (2 in the paper)")
-    a("--rounds", type=int, default=4, help="critique-revision rounds; each draws a principle anew (4 in the paper)")
-    a("--joined", type=float, default=0.5, help="share of the examples that follow another dialogue and its answer")
+    a("--model", type=path, default="data/base", help="helpful-only model directory: answers, criticises, revises, is tuned")
+    a("--constitution", type=path, default="constitutions/harmlessness.json", help="JSON, or directory in the published format")
+    a("--red-team", type=path, default="data/red_team.jsonl", help="dialogues: README.md says which files it reads")
+    a("--helpful", type=path, default="data/helpful.jsonl", help="the same, answered without revision")
+    a("--out", type=path, default="out/demo/sft", help="directory of everything this script writes")
+    a("--red-team-limit", type=whole(0), default=400, help="use at most this many red-team prompts")
+    a("--helpful-limit", type=whole(0), default=600, help="use at most this many helpful prompts")
+    a("--helpful-samples", type=whole(0, 1000), default=3, help="samples trained on for each helpful prompt (2 in the paper)")
+    a("--rounds", type=whole(0, 1000), default=4, help="critique-revision rounds; each draws a principle anew (4 in the paper)")
+    a("--joined", type=real(0, 1), default=0.5, help="share of the examples that follow another dialogue and its answer")
     a("--last-only", action="store_true", help="train on the last revision only, not on those of all rounds")
     a("--no-few-shot", action="store_true", help="leave the constitution's worked critiques out of the contexts")
-    a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
-    a("--max-new", type=int, default=96, help="most tokens of a response, a critique, a revision")
-    a("--temperature", type=float, default=1.0, help="of all sampling; 0 takes the likeliest token")
-    a("--epochs", type=int, default=2, help="passes over the examples (1 in the paper, which has 300 times more)")
-    a("--batch", type=int, default=16, help="examples an optimizer step")
-    a("--micro", type=int, default=16, help="examples a forward; bounds memory, gradients add up to the same")
-    a("--lr", type=float, default=1.5e-3, help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
-    a("--warmup", type=float, default=0.05, help="share of the steps in which the learning rate rises")
+    a("--max-prompt", type=whole(1), default=256, help="drop prompts longer than this many tokens")
+    a("--max-new", type=whole(1), default=96, help="most tokens of a response, a critique, a revision")
+    a("--temperature", type=real(0.01, 100, or_zero=True), default=1.0, help="of all sampling; 0 takes the likeliest token")
+    a("--epochs", type=whole(1, 1000), default=2, help="passes over the examples (1 in the paper, which has 300 times more)")
+    a("--batch", type=whole(1), default=16, help="examples an optimizer step")
+    a("--micro", type=whole(1), default=16, help="examples a forward; bounds memory, gradients add up to the same")
+    a("--lr", type=real(0, 1), default=1.5e-3, help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
+    a("--warmup", type=real(0, 1), default=0.05, help="share of the steps in which the learning rate rises")
     machine_flags(a)
     return p.parse_args(argv)
 
@@ -55,7 +54,7 @@ def arguments(argv=None):
 @friendly_main
 def main(argv=None):
     args, started = arguments(argv), time.time()
-    out, rng = Path(args.out), random.Random(args.seed)
+    out, rng = args.out, random.Random(args.seed)
     device, generator = set_up(args)
 
     # 1. Read and check everything that can be wrong before a model is built.
@@ -65,28 +64,28 @@ def main(argv=None):
     rng.shuffle(red_team)
     rng.shuffle(helpful)
     red_team, helpful = red_team[:args.red_team_limit], helpful[:args.helpful_limit]
-    asked = max(len(revision_prompt(tok, constitution, [], p, "", shots)) for p in constitution.critiques)
-    check_room(args.model, asked + args.max_prompt + 3 * args.max_new, shots)    # + dialogue, response, both answers
-    resume = Resume(args)
+    longest = max(len(revision_prompt(tok, constitution, [], p, "", shots)) for p in constitution.critiques)
+    check_room(args.model, longest + args.max_prompt + 3 * args.max_new, shots)    # + dialogue, response, both answers
+    if not (red_team if args.rounds else []) + helpful * args.helpful_samples:
+        raise UserError("nothing to learn from: --red-team-limit and --rounds, or --helpful-limit and --helpful-samples, "
+                        "must be above 0")
+    resume = Resume(args, trained=[args.model], writes=["revisions.jsonl", "answers.jsonl", "sl_cai"])
     model, tok = load_model(args.model, device, args.dtype, args.chat)
-    metrics = Metrics(out / "metrics.jsonl", resume.steps)
     model.checkpointing = args.checkpointing
-    ask = sampler(model, tok, args.max_new, args.temperature, generator, args.sample_tokens)
+    ask = resume.kept(sampler(model, tok, args.max_new, args.temperature, generator, args.sample_tokens))
 
-    # 2. Answer, criticise, revise, unless this run has been killed and had done that.
-    if resume.data is None:
-        resume.data = make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng)
-    examples, rows = resume.data
+    # 2. Answer, criticise, revise. A run that has been killed reads here what it had sampled.
+    examples, rows = make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng)
 
     # 3. Fine-tune: next-token loss on the sampled tokens only, one mean over all of a batch's tokens.
-    trained = train(args, model, examples, generator, metrics, resume)
+    trained = train(args, model, examples, generator, resume.log("metrics.jsonl"), resume)
 
     # 4. The same prompts again: what has changed?
     for row, new in zip(rows, respond(ask, tok, red_team[:3])):
         print(f"\nHuman: {row['messages'][-1]['content']}\n  before: {row['response']}\n  after:  {new['response']}")
-    save_model(out / "sl_cai", model, tok)
+    save_model(out / "sl_cai", model, tok, resume.made)
     write_config(out, args, started, examples=len(examples), trained_tokens=trained)
-    resume.path.unlink()
+    resume.finish()
     print(f"\n{len(examples)} examples, {trained} trained tokens, {time.time() - started:.0f} s -> {out / 'sl_cai'}")
 
 
@@ -94,19 +93,19 @@ def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
     """([(ids of a prompt, ids that were sampled for it)], the first rows, to be shown); writes all that was said."""
     rows = respond(ask, tok, red_team, progress="red-team responses")
     critique_revise(ask, tok, constitution, rows, args.rounds, rng, shots)
-    keep(Path(args.out) / "revisions.jsonl", rows)
+    write_said(args.out / "revisions.jsonl", rows)
     answers = respond(ask, tok, helpful * args.helpful_samples, progress="helpful responses")
-    keep(Path(args.out) / "answers.jsonl", answers)
+    write_said(args.out / "answers.jsonl", answers)
     show_revisions(rows[:3])
     # What cannot be read is left out. The rest keeps the ids it was sampled as, if it can (critique.py: not if cut).
     revised = [[(row["messages"], r["ids"]) for r in row.get("rounds", []) if not r["skipped"]] for row in rows]
     examples = [example for row in revised for example in (row[-1:] if args.last_only else row)]
     examples += [(row["messages"], row["ids"]) for row in answers if not row["skipped"]]
-    join(examples, args.joined, tok, args.max_prompt, rng)
+    follow_another_dialogue(examples, args.joined, tok, args.max_prompt, rng)
     return [(tok.encode_chat(messages, generation=True)[0], ids) for messages, ids in examples], rows[:3]
 
 
-def join(examples, share, tok, max_prompt, rng):
+def follow_another_dialogue(examples, share, tok, max_prompt, rng):
     """Put another dialogue and its answer in front of a share of the examples (messages, ids), where there is room:
     what was asked before, and whether it was objected to, must not decide about what is asked now."""
     alone = list(examples)
@@ -119,7 +118,7 @@ def join(examples, share, tok, max_prompt, rng):
             examples[i] = together, ids
 
 
-def keep(path, rows):
+def write_said(path, rows):
     """Write all that was said, without token ids; count what cannot be read, and stop if that is nearly everything."""
     readable = lambda row: {key: value for key, value in row.items() if key != "ids"}
     write_jsonl(path, [readable(row | {"rounds": [readable(r) for r in row.get("rounds", [])]}) for row in rows])
@@ -141,37 +140,45 @@ def show_revisions(rows):
 
 def train(args, model, examples, generator, metrics, resume):
     """AdamW over `examples` (prompt ids, sampled ids); returns the number of tokens trained on."""
-    # Adam divides a gradient by its own size. Words that no example holds have tiny ones (each softmax pushes them down
-    # a little); with the usual eps of 1e-8 their rows of a tied embedding would move as far as all others: forgotten.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
-    resume.restore(generator, model=model, optimizer=optimizer)
-    begun = generator.get_state()                                                # before the batches are drawn
-    resume.save(resume.steps, begun, model=model, optimizer=optimizer)
+    # Adam divides a gradient by its own size. Words that no example holds have tiny gradients (each softmax pushes
+    # them down a little); with the usual eps of 1e-8 their rows of a tied embedding would move as far as all others:
+    # forgotten.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5,
+                                  weight_decay=0.0, fused=model.head.is_cuda or None)
+    resume.restore(model=model, optimizer=optimizer)
     lengths = [len(prompt) + len(answer) for prompt, answer in examples]
-    batches = [b for _ in range(args.epochs) for b in batches_by_length(lengths, args.batch, generator)]
+    batches = [batch for _ in range(args.epochs)
+               for batch in batches_by_length(lengths, args.batch, generator)]
     trained = 0
     for step, batch in enumerate(bar := tqdm(batches, desc="fine-tuning")):
         chosen = [examples[i] for i in batch]
         tokens = sum(len(answer) for _, answer in chosen)
         trained += tokens
-        if step < resume.steps:
+        if step < resume.steps:                         # done before this run was stopped
             continue
-        losses = (answer_loss(model, chosen[i:i + args.micro], tokens) for i in range(0, len(chosen), args.micro))
+        # 1. The gradient of the batch's mean loss a token, `micro` examples a forward: gradients add up.
+        loss = 0.0
+        for i in range(0, len(chosen), args.micro):
+            part = answer_loss(model, chosen[i:i + args.micro], tokens)
+            part.backward()
+            loss = loss + part.detach()                 # read once, below: each reading makes a GPU wait
+        # 2. One step.
+        loss = float(loss)
+        norm = clip_gradients(model.parameters(), 1.0, step, loss)
         lr = args.lr * lr_schedule(step, len(batches), int(args.warmup * len(batches)))
-        loss, norm = descend(losses, model, optimizer, step, lr)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        # 3. Log, and keep what is needed to go on from here.
         metrics.log(step=step, loss=loss, grad_norm=norm, lr=lr, tokens=trained)
-        resume.save(step + 1, begun, model=model, optimizer=optimizer)
+        resume.save(step + 1, model=model, optimizer=optimizer)
         bar.set_postfix(loss=f"{loss:.3f}")
     return trained
 
 
 def answer_loss(model, examples, tokens):
     """Minus the log-likelihood of the answers of (prompt ids, answer ids) pairs, over a whole batch's `tokens`."""
-    ids, real = pad_right([prompt + answer for prompt, answer in examples], model.head.device)
-    starts = torch.tensor([len(prompt) for prompt, _ in examples], device=ids.device)
-    mask = real & (torch.arange(ids.shape[1], device=ids.device) >= starts[:, None])             # [B,T]
-    hidden = model(ids)[:, :-1][mask[:, 1:]]                                                     # [N,C]
-    logp, _ = token_logprobs(hidden, model.head, ids[mask])                                      # [N]
+    logp, _ = answer_logprobs(model, examples)                                                   # [N]
     assert len(logp) == sum(len(answer) for _, answer in examples), "not just what was sampled is trained on"
     return -logp.sum() / tokens
 

@@ -7,10 +7,7 @@ model that runs but computes something else is worse than none.
 """
 
 import json
-import os
 import re
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from safetensors.torch import save_file
 
 from minicai.gpt import GPT, GPTConfig
 from minicai.run import UserError, refuse_pointer
+from minicai.state import beside, contents
 from minicai.tokenizer import Tokenizer
 
 # model_type -> how its class names begin.
@@ -207,8 +205,11 @@ def open_weights(directory) -> dict:
 
 
 def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
-    """(model, open_weights, config.json) of a directory; weights are float32, dtype "bf16" is that of the products."""
+    """(model, open_weights, config.json) of a directory; weights are float32, dtype "bf16" is that of the products.
+
+    device "meta" reads and checks all of it and keeps none."""
     config, raw = read_config(directory)
+    contents(directory)                                                   # are these the bytes that were written?
     where, used, state = open_weights(directory), set(), {}
     with torch.device("meta"):                                            # no time lost on weights to be replaced
         model = GPT(config)
@@ -227,18 +228,18 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
             raise UserError(f"{directory}: {theirs} has shape {list(tensor.shape)}, config.json means "
                             f"{list(empty.shape)}")
         state[name] = tensor.to(device, torch.float32).contiguous()
-        if not state[name].isfinite().all():
+        if not tensor.isfinite().all():
             raise UserError(f"{directory}: {theirs} holds numbers that are not finite: a damaged or diverged model")
     odd = [n for n in sorted(set(where) - used) if not n.endswith(IGNORED_TENSORS)]
     if odd:
         raise UserError(f"{directory}: tensors that minicai does not know: {', '.join(odd[:3])} ({len(odd)} in all)")
     if config.tied and not is_scorer(raw) and "lm_head.weight" in where:
         head = where["lm_head.weight"].get_tensor("lm_head.weight")
-        if not torch.equal(head.to(device, torch.float32), state["embed.weight"]):
+        if device != "meta" and not torch.equal(head.to(device, torch.float32), state["embed.weight"]):
             raise UserError(f"{directory}: lm_head.weight is not the embedding, though tie_word_embeddings says so: "
                             "set it to false in config.json if the head is meant")
     model.load_state_dict(state, assign=True)
-    model.bf16 = dtype == "bf16"
+    model.bf16, model.recording = dtype == "bf16", torch.device(device).type == "cuda"
     return model.requires_grad_(True), where, raw
 
 
@@ -275,39 +276,22 @@ def their_tensors(model: GPT) -> dict[str, torch.Tensor]:
     return out
 
 
-def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer) -> None:
+def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer, made: dict | None = None) -> None:
     """Write a whole directory beside the old one, then swap: a reader finds the old or the new, never a mixture."""
-    directory = Path(directory)
-    there = {file.name for file in directory.iterdir()} if directory.exists() else set()
-    if there and not there & {"tokenizer.json", "model.safetensors"}:
-        raise UserError(f"{directory}: exists and is no model directory; it will not be overwritten")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    old = new.with_name(new.name + ".old")
-    try:
-        new.chmod(0o755)
+    with beside(directory, sum(tensor.nbytes for tensor in tensors.values()), made) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         tok.save(new)
-        for file in new.iterdir():
-            file.chmod(0o644)                                             # safetensors lets nobody else read
-            with open(file, "r+b") as f:
-                os.fsync(f.fileno())                                      # the bytes first, then the name
-        if directory.exists():
-            os.replace(directory, old)
-        os.replace(new, directory)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
-def save_model(directory, model: GPT, tok: Tokenizer) -> None:
-    """Write a language model's directory; what was there is replaced at once."""
+def save_model(directory, model: GPT, tok: Tokenizer, made: dict | None = None) -> None:
+    """Write a language model's directory; what was there is replaced at once. made: what made it, for its manifest."""
     config = their_config(model.config, tok, "ForCausalLM", model.head.dtype)
-    write_directory(directory, their_tensors(model), config, tok)
+    write_directory(directory, their_tensors(model), config, tok, made)
 
 
-def save_scalar(directory, model: GPT, head: nn.Linear, tok: Tokenizer, shift: float = 0.0) -> None:
+def save_scalar(directory, model: GPT, head: nn.Linear, tok: Tokenizer, shift: float = 0.0,
+                made: dict | None = None) -> None:
     """Write a preference model's directory, as a sequence classifier with one label.
 
     transformers reads the score at the last id that is not pad_token_id, and knows no shift: add minicai_score_shift.
@@ -316,4 +300,4 @@ def save_scalar(directory, model: GPT, head: nn.Linear, tok: Tokenizer, shift: f
     tensors.pop("lm_head.weight", None)
     config = their_config(replace(model.config, tied=True), tok, "ForSequenceClassification", head.weight.dtype)
     config |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}, "minicai_score_shift": shift}
-    write_directory(directory, tensors, config, tok)
+    write_directory(directory, tensors, config, tok, made)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minicai.data import read_prompt
-from minicai.run import UserError
+from minicai.run import UserError, visible
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Constitution:
 SHOT = {"conversation": [dict], "principle": str, "thought?": str, "better": str, "worse": str}
 SCHEMA = {"name": str, "description?": str, "preamble?": str, "critique_revision": [{"critique": str, "revision": str}],
           "comparison": [str], "few_shot?": {"critique?": [str], "comparison?": [SHOT]}}
+# The published files, of which other keys are nobody's business.
+PAIR = {"prompt": [str], "edit_request": str}
+COMPARED = {"prompt": str, "corrects": [str], "incorrects": [str]}
 WORKED = ("Human", "Assistant", "CritiqueRequest", "Critique", "RevisionRequest", "Revision")
 
 
@@ -69,6 +72,13 @@ def _load_published(folder: Path) -> Constitution:
     comparisons = _read_json(folder / "RLMadisonInstructions.json")
     worked, compared = (_read_json(folder / name) if (folder / name).exists() else [] for name in
                         ("CritiqueRevisionFewShotPrompts.json", "RLMadisonFewShotPrompts.json"))
+    odd = f"{folder}: not in the published format:"
+    _check(pairs, dict, f"{odd} CritiqueRevisionInstructions.json")
+    for name, pair in pairs.items():
+        _check(pair, PAIR, f"{odd} {name}", others=True)
+    _check(comparisons, [str], f"{odd} RLMadisonInstructions.json")
+    _check(worked, [str], f"{odd} CritiqueRevisionFewShotPrompts.json")
+    _check(compared, [COMPARED], f"{odd} RLMadisonFewShotPrompts.json", others=True)
     try:
         critiques = [Principle(_between(p["prompt"][0], "CritiqueRequest:", "Critique:"),
                                _between(p["edit_request"], "RevisionRequest:", "Revision:")) for p in pairs.values()]
@@ -77,8 +87,9 @@ def _load_published(folder: Path) -> Constitution:
         shots = [{"conversation": read_prompt({"transcript": shot["prompt"]}, folder), "principle": principle,
                   "better": shot["corrects"][0], "worse": shot["incorrects"][0]}
                  for shot, principle in zip(compared, itertools.cycle(comparisons))]
-    except (AttributeError, KeyError, IndexError, TypeError, UserError) as error:
-        raise UserError(f"{folder}: not in the published format ({type(error).__name__}: {error})") from None
+    except (IndexError, UserError) as error:
+        raise UserError(f"{odd} {error}") from None
+    _check([text for p in critiques for text in (p.critique_request, p.revision_request)], [str], f"{folder}: requests")
     return Constitution(folder.name, "", critiques, comparisons, worked, shots)
 
 
@@ -91,20 +102,22 @@ def _read_json(path: Path):
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the path of a constitution (see constitutions/)") from None
-    except ValueError as error:                                  # broken JSON and broken UTF-8 are both ValueErrors
+    except (ValueError, RecursionError) as error:                # broken JSON and broken UTF-8 are both ValueErrors
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
-def _check(data, schema, where: str):
-    """Raise UserError, which names the place, unless `data` is made as `schema` says."""
+def _check(data, schema, where: str, others: bool = False):
+    """Raise UserError, which names the place, unless `data` is made as `schema` says; `others`: more keys may stand."""
     kind = schema if isinstance(schema, type) else type(schema)
-    if not isinstance(data, kind) or kind is str and not data.strip():
+    if not isinstance(data, kind) or kind is str and not visible(data):
         raise UserError(f"{where} must be a {kind.__name__}, and not empty, found {data!r:.40}")
+    if kind is str and (half := re.search("[\ud800-\udfff]", data)):
+        raise UserError(f"{where} holds half a character ({half[0]!r}, a lone surrogate)")
     for i, item in enumerate(data if isinstance(schema, list) else []):
-        _check(item, schema[0], f"{where}[{i}]")
+        _check(item, schema[0], f"{where}[{i}]", others)
     if isinstance(schema, dict):
         names = {key.rstrip("?"): key for key in schema}
-        for key in data:
+        for key in data if not others else ():
             if key not in names:
                 raise UserError(f"{where} unknown key {key!r}; known: {', '.join(names)}")
         for name, key in names.items():

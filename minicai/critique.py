@@ -8,6 +8,7 @@ import functools
 import re
 
 from minicai.data import read_transcript
+from minicai.run import visible
 from minicai.sample import generate
 
 
@@ -74,7 +75,7 @@ def read_answer(tok, ids: list):
         text = text[:went_on.start()].rstrip()
         ids = tok.encode(text) + [tok.end]
     text = text if ended(tok, ids) else text.rstrip("\ufffd")            # the limit may cut a character in two
-    return text.strip(), ids, None if text.strip() else "empty"
+    return text.strip(), ids, None if visible(text) else "empty"
 
 
 def ended(tok, ids: list) -> bool:

@@ -7,8 +7,8 @@ import re
 
 import torch
 
-from minicai.checkpoint import read_config
-from minicai.run import UserError, read_jsonl
+from minicai.checkpoint import is_scorer, load_trunk
+from minicai.run import UserError, read_jsonl, visible
 
 ROLES = {"Human": "user", "Assistant": "assistant"}                     # the tags of transcripts, as in hh-rlhf
 
@@ -107,7 +107,7 @@ def _turns(row, key, where) -> list:
         alone = key == "prompt" and not is_transcript(turns)
         turns = [{"role": "user", "content": turns}] if alone else read_transcript(turns)
     for turn in turns if isinstance(turns, list) else [turns]:
-        known = isinstance(turn, dict) and turn.get("role") in ("system", "user", "assistant")
+        known = isinstance(turns, list) and isinstance(turn, dict) and turn.get("role") in ("system", "user", "assistant")
         if not known or not isinstance(turn.get("content"), str):
             raise UserError(f"{where}: {key!r} must be a list of {{'role': system, user or assistant, 'content': text}}"
                             f", found {turn!r:.80}")
@@ -126,7 +126,7 @@ def _turns(row, key, where) -> list:
 
 
 def _filled(turns) -> list:
-    if not turns or not all(turn["content"].strip() for turn in turns):
+    if not turns or not all(visible(turn["content"]) for turn in turns):
         raise Unusable("empty turn" if turns else "no user turn")
     if any(re.search("[\ud800-\udfff]", turn["content"]) for turn in turns):
         raise Unusable("half a character (a lone surrogate)")           # no file could hold it
@@ -150,9 +150,13 @@ def split(comparisons: list, share: float, rng) -> tuple[list, list]:
     return [r for r in comparisons if repr(r[0]) not in held], [r for r in comparisons if repr(r[0]) in held]
 
 
-def check_room(directory, need: int, shots):
-    """Raise UserError unless the directory's model reads `need` tokens at once, worked examples (`shots`) included."""
-    have = read_config(directory)[0].max_positions
+def check_room(directory, need: int, shots, scorer: bool = False):
+    """Raise UserError unless the directory's model is whole, of its sort, and reads `need` tokens at once, worked
+    examples (`shots`) included. Its weights are looked at one by one and not kept."""
+    model, _, config = load_trunk(directory, "meta")
+    if is_scorer(config) and not scorer:
+        raise UserError(f"{directory}: a classifier or preference model; a language model is needed here")
+    have = model.config.max_positions
     if need > have:
         raise UserError(f"a context may take {need} tokens, {directory} has {have}: lower --max-prompt or --max-new"
                         + ", or give --no-few-shot" * bool(shots))

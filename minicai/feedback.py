@@ -24,8 +24,17 @@ def comparison_prompt(tok, messages: list, a: str, b: str, principle: str, prefi
     """
     dialogue, _ = tok.encode_chat(messages)
     question = principle.strip().removesuffix("Options:").rstrip()      # the published principles end in "Options:"
-    choice = f"\n\n\n{question} Options:\n (A) {a.strip()}\n (B) {b.strip()}{ending}"
+    choice = f"\n\n\n{question} Options:\n (A) {one_option(a)}\n (B) {one_option(b)}{ending}"
     return tok.bos + list(prefix) + tok.encode(OPENING) + dialogue[len(tok.bos):] + tok.encode(choice)
+
+
+def one_option(text: str) -> str:
+    """A response as one option of a multiple choice: every line after its first is set in by five spaces.
+
+    An option opens with a line break, one space and a letter. No line of a response can look so any more, nor like the
+    question's end: a response that holds "(A) ..." or "The answer is: (A)" stays what it is, one response.
+    """
+    return "\n     ".join(line.strip() for line in text.strip().splitlines() if line.strip())
 
 
 def few_shot_prefix(tok, shots: list, rng, think: bool = False) -> list:
@@ -47,49 +56,54 @@ def few_shot_prefix(tok, shots: list, rng, think: bool = False) -> list:
 
 
 @torch.no_grad()
-def choose(model, tok, prompts: list, budget: int = 16384):
+def choose(model, tok, prompts: list, begin=lambda prompts: {}, budget: int = 16384):
     """P(A) [N] and the mass [N] on either answer, after prompts that stop where " (A)" or " (B)" must follow.
 
+    begin(prompts): both by prompt's index, as far as they are known already (state.py); a batch's are put in at once.
     P(A) is normalised over the two answers. The mass shows whether the model understood the question at all.
     """
     a, b = tok.encode(" (A)"), tok.encode(" (B)")
     same = next(i for i in range(len(a)) if a[i] != b[i])               # tokens both share, as " (", ask nothing
-    p_a, mass = torch.empty(len(prompts)), torch.empty(len(prompts))
+    done = begin(prompts)
     for batch in batches_by_tokens([len(p) for p in prompts], budget):
+        if batch[0] in done:
+            continue
         ids, mask = pad_right([prompts[i] + a[:same] for i in batch], model.head.device)
         hidden = model(ids)[torch.arange(len(batch), device=ids.device), last_index(mask)]       # [B,C]
         hidden = hidden.float()         # bfloat16 would round the logits to 1/16 and more; one row costs nothing
         logp_a, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], a[same]))      # [B]
         logp_b, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], b[same]))
-        p_a[batch] = torch.sigmoid(logp_a - logp_b).float().cpu()       # e^a / (e^a + e^b)
-        mass[batch] = (logp_a.exp() + logp_b.exp()).float().cpu()
-    return p_a, mass
+        p_a = torch.sigmoid(logp_a - logp_b).float().tolist()           # e^a / (e^a + e^b)
+        done.update(zip(batch, zip(p_a, (logp_a.exp() + logp_b.exp()).float().tolist())))
+    return torch.tensor([done[i] for i in range(len(prompts))]).reshape(-1, 2).unbind(1)
 
 
-def label(model, tok, questions: list, both_orders: bool = False, prefix=(), think=None, clamp=(0.4, 0.6)):
+def label(model, tok, questions: list, both_orders: bool = False, prefix=(), think=None, clamp=(0.4, 0.6),
+          begin=lambda prompts: {}):
     """P(first response is better) [N] and mass [N] of questions (messages, first, second, principle).
 
     think: an `ask` (see critique.sampler) to let the model reason first; its answers are then near 0 or 1, which
     makes a policy trained on them extreme, so they are clamped (section 4.1 of the paper; 0.4 to 0.6 there).
     """
     if both_orders:
-        p, mass = label(model, tok, questions, False, prefix, think, clamp)
-        q, mass_q = label(model, tok, [(m, b, a, c) for m, a, b, c in questions], False, prefix, think, clamp)
+        p, mass = label(model, tok, questions, False, prefix, think, clamp, begin)
+        q, mass_q = label(model, tok, [(m, b, a, c) for m, a, b, c in questions], False, prefix, think, clamp, begin)
         return (p + 1 - q) / 2, torch.minimum(mass, mass_q)
     if think is None:
-        return choose(model, tok, [comparison_prompt(tok, m, a, b, c, prefix) for m, a, b, c in questions])
+        return choose(model, tok, [comparison_prompt(tok, m, a, b, c, prefix) for m, a, b, c in questions], begin)
     prompts = [comparison_prompt(tok, m, a, b, c, prefix, THINK) for m, a, b, c in questions]
     thoughts = [read_answer(tok, ids)[0].partition(ANSWER)[0] for ids in think(prompts, progress="thinking")]
-    p, mass = choose(model, tok, [p + tok.encode(" " + t + ANSWER) for p, t in zip(prompts, thoughts)])
+    p, mass = choose(model, tok, [p + tok.encode(" " + t + ANSWER) for p, t in zip(prompts, thoughts)], begin)
     return p.clamp(*clamp), mass
 
 
-def lean(model, tok, questions: list, prefix=(), think=None, clamp=(0.4, 0.6), sample: int = 64) -> tuple[float, float]:
+def lean(model, tok, questions: list, prefix=(), think=None, clamp=(0.4, 0.6), begin=lambda prompts: {},
+         sample: int = 64) -> tuple[float, float]:
     """How far letters decide: (mean P(A), share of verdicts that stay when the responses change places) on a sample.
 
     Both orders are asked, so what the responses are worth cancels out of the mean: a judge that reads them gives 0.5.
     """
     asked = questions[:sample]
-    p, _ = label(model, tok, asked, False, prefix, think, clamp)
-    q, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in asked], False, prefix, think, clamp)
+    p, _ = label(model, tok, asked, False, prefix, think, clamp, begin)
+    q, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in asked], False, prefix, think, clamp, begin)
     return ((p + q) / 2).mean().item(), ((p > 0.5) == (q < 0.5)).float().mean().item()

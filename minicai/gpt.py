@@ -9,6 +9,7 @@ Shapes: B batch, T time (new tokens), S keys seen so far (S >= T), C width, H qu
 D head width, M MLP width, V vocabulary, L layers.
 """
 
+import copy
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from minicai.graph import recorded_forward
 from minicai.run import UserError
 
 
@@ -56,25 +58,31 @@ class KVCache:
     """Keys and values of the tokens seen so far, allocated once for a whole generation.
 
     k, v: [L, B, G, S_max, D]; `length` counts the filled columns, the same for every row (prompts are left-padded).
+    `at` [1], if it is set, is the column that the next token goes to, and all S_max columns are seen, under a mask: so
+    every step has the same shapes, and nothing that Python knows changes from one to the next (see decode.py).
     """
 
     def __init__(self, config: GPTConfig, batch: int, length: int, device="cpu", dtype=torch.float32):
         shape = (config.n_layer, batch, config.n_kv_head, length, config.head_dim)
         self.k = torch.empty(shape, device=device, dtype=dtype)
         self.v = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
+        self.length, self.at = 0, None
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write new keys and values [B, G, T, D] behind the old ones; return all of them as views [B, G, S, D]."""
+        if self.at is not None:
+            for old, new in ((self.k[layer], k), (self.v[layer], v)):
+                old.index_copy_(2, self.at, new)
+            return self.k[layer], self.v[layer]
         end = self.length + k.shape[2]
         self.k[layer, :, :, self.length:end] = k
         self.v[layer, :, :, self.length:end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
-    def row(self, i: int) -> "KVCache":
-        """A view of one row: what is written there is written here."""
-        view = KVCache.__new__(KVCache)
-        view.k, view.v, view.length = self.k[:, i:i + 1], self.v[:, i:i + 1], self.length
+    def first(self, rows: int) -> "KVCache":
+        """A view of the first rows: what is written there is written here."""
+        view = copy.copy(self)
+        view.k, view.v = self.k[:, :rows], self.v[:, :rows]
         return view
 
     def spread(self, length: int) -> None:
@@ -212,6 +220,7 @@ class GPT(nn.Module):
         self.unembed = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.checkpointing = False      # True: keep a block's input only, compute the rest again in the backward
         self.bf16 = False               # True: products in bfloat16; weights, norms, residual stream stay float32
+        self.recording = False          # True: forward and backward of whole texts as CUDA graphs (graph.py)
         # A plain attribute, not a buffer: model.to(bfloat16) must not round the angles.
         self.freq = None if learned else rope_frequencies(config)
 
@@ -231,6 +240,12 @@ class GPT(nn.Module):
                 module.bfloat16()
         return self
 
+    def compile_blocks(self) -> "GPT":
+        """Let torch.compile fuse what lies between the products; one layer's code serves all layers."""
+        for block in self.blocks:
+            block.compile()
+        return self
+
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> "GPT":
         """Draw the weights as GPT-2 did: normal, the projections into the residual stream scaled by 1/sqrt(2L)."""
         for name, p in self.named_parameters():
@@ -247,8 +262,17 @@ class GPT(nn.Module):
         """Hidden states [B, T, C] of ids [B, T], after the final norm.
 
         positions [B, T] or [T]: None counts on from the cache. mask [B, S]: 1 where a key is a real token, needed only
-        for left padding (padding on the right is never seen by the tokens before it). cache: filled as it goes.
+        for left padding (padding on the right is never seen by the tokens before it); or what attention_bias makes of
+        it. cache: filled as it goes.
         """
+        if self.recording and positions is mask is cache is None:
+            hidden = recorded_forward(self, ids)
+            if hidden is not None:
+                return hidden
+        return self.hidden_states(ids, positions, mask, cache)
+
+    def hidden_states(self, ids, positions=None, mask=None, cache=None) -> torch.Tensor:
+        """What forward promises, operation by operation."""
         T, past = ids.shape[1], 0 if cache is None else cache.length
         if past + T > self.config.max_positions:
             raise UserError(f"a text of {past + T} tokens: this model reads at most {self.config.max_positions}")
@@ -261,14 +285,14 @@ class GPT(nn.Module):
         else:
             self.freq = self.freq.to(ids.device)                                # a no-op after the first call
             rope = rope_table(self.freq, positions, x.dtype)
-        bias = attention_bias(mask, T, past, x)
+        bias = mask if mask is not None and mask.dim() == 4 else attention_bias(mask, T, past, x)
         with self.autocast():
             for block in self.blocks:
                 if self.checkpointing and torch.is_grad_enabled():
                     x = checkpoint(block, x, rope, bias, cache, use_reentrant=False, preserve_rng_state=False)
                 else:
                     x = block(x, rope, bias, cache)
-        if cache is not None:
+        if cache is not None and cache.at is None:
             cache.length = past + T
         return self.norm(x).bfloat16() if self.bf16 else self.norm(x)
 

@@ -36,13 +36,16 @@ def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Te
     """logprob_reference in chunks: logp [N] and, if asked for, entropy [N] (else None), at least float32.
 
     Differentiable in hidden and weight. Products are taken in hidden's type (autocast's, where that is on), everything
-    else in float32. scratch_bytes bounds a chunk's logits; by default they stay near a CPU's cache, or take 256 MB.
+    else in float32. scratch_bytes bounds a chunk's logits; by default they stay near a CPU's cache, or take 256 MB, or
+    2,048 rows of them.
     """
     kind, row = hidden.device.type, 4 * len(weight)
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
-    if scratch_bytes is None:       # fewer than 128 rows make slow products: each one reads all of the weight
-        scratch_bytes = max(128 * row, 2 * 2**20) if kind == "cpu" else 256 * 2**20
+    if kind == "cuda":              # where the kernels need no second table, in float32
+        row = hidden.element_size() * len(weight)
+    if scratch_bytes is None:       # few rows make slow products: each reads all of the weight and of its gradient
+        scratch_bytes = max(128 * row, 2 * 2**20) if kind == "cpu" else max(2048 * row, 256 * 2**20)
     return ChunkedLogprob.apply(hidden, weight, targets, temperature, forbidden, entropy, max(1, scratch_bytes // row))
 
 
@@ -60,17 +63,20 @@ class ChunkedLogprob(torch.autograd.Function):
             part = slice(i, i + rows)
             found.append(statistics(F.linear(hidden[part], low, bias), targets[part], temperature, want_entropy))
         logp, *kept = (torch.cat(column) for column in zip(*found))             # [N] each; kept[0] is the entropy
-        ctx.save_for_backward(hidden, weight, targets, bias, *kept)
+        ctx.save_for_backward(hidden, low, targets, bias, *kept)                # low: weight itself if of one type
+        ctx.weight_type = weight.dtype
         return logp, kept[0] if want_entropy else None
 
     @staticmethod
     def backward(ctx, g_logp, g_entropy):
         """Gradients of hidden [N,D] and weight [V,D]; each chunk's logits are made once more."""
-        hidden, weight, targets, bias, *kept = ctx.saved_tensors
-        low, wide = weight.to(hidden.dtype), at_least_float32(hidden.dtype)
+        hidden, low, targets, bias, *kept = ctx.saved_tensors
+        wide = at_least_float32(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # In float32 whatever the type of the products: small terms would be lost in a bfloat16 sum of thousands.
-        d_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        d_weight = torch.empty_like(low, dtype=wide) if ctx.needs_input_grad[1] else None
+        if d_weight is not None and not len(hidden):
+            d_weight.zero_()
         g = hidden.new_zeros(len(hidden), dtype=wide) if g_logp is None else g_logp / ctx.temperature   # [N]
         ge = None if g_entropy is None else g_entropy / ctx.temperature                                 # [N]
         for i in range(0, len(hidden), ctx.rows):
@@ -79,12 +85,36 @@ class ChunkedLogprob(torch.autograd.Function):
                              None if ge is None else ge[part], *(x[part] for x in kept))        # [n, V]
             if d_hidden is not None:
                 torch.mm(d, low, out=d_hidden[part])
-            if d_weight is not None and d.dtype == wide:
-                d_weight.addmm_(d.T, hidden[part])
-            elif d_weight is not None:
-                d_weight += d.T @ hidden[part]
+            if d_weight is not None:
+                add_product(d_weight, d.T, hidden[part], beta=min(i, 1))         # the first one is set
             del d                                       # before the next chunk's logits are made
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None, None
+        return d_hidden, None if d_weight is None else d_weight.to(ctx.weight_type), None, None, None, None, None
+
+
+def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: int) -> None:
+    """total = beta total + a @ b, of which total may be wider than a and b."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b, beta=beta)
+    elif a.is_cuda and adds_wide(a.device, a.dtype):        # no product is written in a type of few digits first
+        torch.addmm(total, a, b, beta=beta, out_dtype=total.dtype, out=total)
+    elif beta:
+        total += a @ b
+    else:
+        total.copy_(a @ b)
+
+
+@functools.cache
+def adds_wide(device, dtype) -> bool:
+    """Whether this torch adds products of half precision straight into float32: tried, since some do it wrongly."""
+    a, total = torch.ones(16, 16, device=device, dtype=dtype), torch.full((16, 16), 1024.5, device=device)
+    try:
+        found = []
+        for beta in (1, 0, 1):
+            torch.addmm(total, a, a, beta=beta, out_dtype=torch.float32, out=total)
+            found.append(bool((total == (1040.5, 16, 32)[len(found)]).all()))
+        return all(found)
+    except (RuntimeError, TypeError):
+        return False
 
 
 def row_functions(hidden: torch.Tensor) -> tuple:

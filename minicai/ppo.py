@@ -1,10 +1,20 @@
-"""PPO on language: sample, score, pay the KL penalty, estimate advantages, update (Schulman et al. 2017, 1707.06347).
+"""PPO on language: sample, score, pay the KL penalty, estimate advantages, update (Schulman et al.
+2017, 1707.06347).
 
-Shapes: B batch, T time, N trained tokens of a batch. Index t of a [B,T] array is about token t; `mask` is True where
-the policy sampled that token, so picking `array[mask]` gives the N trained tokens in one flat row, without padding.
-What decides whether it works: old, new and reference log-probs come from the same forward under the same temperature
-(the sampler's own numbers are not used), so step 0 has KL 0 exactly and the first minibatch ratio 1, up to rounding;
-the score sits on the last real token; padding is never inferred from ids. Left out: early stopping, an entropy bonus.
+Shapes: B batch, T time, N trained tokens of a batch. Index t of a [B,T] array is about token t.
+`mask` is True where the policy sampled that token, so `array[mask]` is the N trained tokens in one
+flat row, without padding.
+
+What decides whether it works:
+- Old, new and reference log-probs come from the same forward at the same temperature; the sampler's
+  own numbers are not used. So the KL of step 0 is exactly 0, and the ratio of the first minibatch 1
+  up to rounding.
+- The score is paid on the last real token.
+- Padding is never inferred from ids: the mask says what is real.
+
+To try another idea, change one function: what a score is worth (`SHAPES`), what a token is paid
+(`token_rewards`), how much better it was than expected (`advantages`), what is minimised
+(`policy_loss`). Left out: early stopping, an entropy bonus.
 """
 import math
 from dataclasses import dataclass
@@ -12,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from minicai.data import pad_right
+from minicai.answers import pad_answers, states_before, token_indices
 from minicai.gae import gae, kl_rewards, last_index, masked_mean, masked_var, masked_whiten
 from minicai.logprob import token_logprobs
 from minicai.run import UserError
@@ -22,157 +32,292 @@ from minicai.run import UserError
 class PPOConfig:
     """The numbers of PPO; the defaults are the demo's."""
     temperature: float = 1.0
-    kl_coef: float = 0.25               # price of one nat of KL, in standard deviations of the score
-    end_penalty: float = 1.0            # taken off the score of a response that was cut off before its end token
+    kl_coef: float = 0.25               # price of one nat of KL, in units of score (std 1)
+    reward_shape: str = "identity"      # what a score is worth: one of SHAPES
+    end_penalty: float = 1.0            # what a response loses that has no end token
     gamma: float = 1.0                  # 1: a response is short and its score is paid at the end
     lam: float = 0.95
+    valued: bool = True                 # False: no value model; see advantages()
+    whiten: bool = True                 # advantages to mean 0 and standard deviation 1
     clip: float = 0.2                   # of the ratio
     value_clip: float = 0.2             # of the value's change; scores have std 1
     value_coef: float = 0.5
     max_grad_norm: float = 1.0
     epochs: int = 2                     # passes over a rollout
     minibatch: int = 32                 # rows an optimizer step
-    micro: int = 32                     # rows a forward; gradients add up, results do not depend on it
+    micro: int = 32                     # rows a forward; gradients add up to the same
+
+
+class Models(NamedTuple):
+    """The four networks of RLHF; only the first and the last are trained."""
+    policy: torch.nn.Module             # GPT
+    reference: torch.nn.Module          # GPT: what the policy was at the start
+    reward_model: torch.nn.Module       # PreferenceModel
+    value_model: torch.nn.Module | None  # PreferenceModel; its trunk may be the policy
+
+    def value_parameters(self) -> list:
+        """What the value model trains beside the policy: all of it, only its head on a shared
+        trunk, or nothing."""
+        if self.value_model is None:
+            return []
+        shared = self.value_model.trunk is self.policy
+        return list((self.value_model.head if shared else self.value_model).parameters())
 
 
 class Rollout(NamedTuple):
-    """What one batch of responses is worth, token by token; rows are sorted by length."""
+    """What one batch of responses is worth, token by token; rows in the order of the prompts."""
     ids: torch.Tensor                   # [B,T] prompt and response, right-padded
     mask: torch.Tensor                  # [B,T] bool, True on sampled tokens, the end token included
     logp: torch.Tensor                  # [B,T] log-prob of token t under the policy that sampled it
     ref_logp: torch.Tensor              # [B,T] the same under the reference
-    values: torch.Tensor                # [B,T] value of the state before token t
-    advantages: torch.Tensor            # [B,T] whitened over the batch
-    returns: torch.Tensor               # [B,T]
-    scores: torch.Tensor                # [B] the preference model's, without penalty
+    values: torch.Tensor                # [B,T] value of the state before token t (or 0: no model)
+    scores: torch.Tensor                # [B] the preference model's
     ended: torch.Tensor                 # [B] bool, the response closed with its end token
+    paid: torch.Tensor = None           # [B] what the score was worth: shaped, less the penalty
+    rewards: torch.Tensor = None        # [B,T] KL penalties, and `paid` on the last token
+    advantages: torch.Tensor = None     # [B,T] whitened over the batch
+    returns: torch.Tensor = None        # [B,T] what the value model should have said
+
+    def pick(self, rows, T: int | None = None):
+        """The same of some rows (numbers or a mask), [B,T] arrays cut to their first T columns."""
+        return Rollout(*(x[rows, :T] if x.dim() == 2 else x[rows] for x in self))
 
 
-def evaluate_tokens(policy, value_model, ids, at, config, forbidden, entropy: bool = False):
-    """Log-probs, entropies (None unless asked for) and state values (None without a value model) of the tokens `at`
-    (rows [N], columns [N]), [N] each: the one forward of old, new and reference."""
-    hidden = states_before(policy, ids, at)
-    logp, entropies = token_logprobs(hidden, policy.head, ids[at], config.temperature, forbidden, entropy)
+def evaluate_tokens(policy, value_model, ids, where, config, forbidden, entropy: bool = False):
+    """The one forward of old, new and reference: (log-probs, entropies, state values), [N] each, of
+    the tokens `where` (rows [N], columns [N]). Entropies are None unless asked for, values without
+    a value model."""
+    hidden = states_before(policy(ids), where)
+    logp, entropies = token_logprobs(hidden, policy.head, ids[where], config.temperature, forbidden,
+                                     entropy)
     if value_model is None:
         return logp, entropies, None
     # A value head on the policy's own trunk costs no second forward.
-    seen = hidden if value_model.trunk is policy else states_before(value_model.trunk, ids, at)
+    seen = hidden if value_model.trunk is policy else states_before(value_model.trunk(ids), where)
     return logp, entropies, value_model.values(seen)
 
 
-def states_before(trunk, ids, at):
-    """Hidden states [N,C] from which the tokens `at` are predicted, and which are valued: those one column before."""
-    rows, columns = at
-    return trunk(ids)[rows, columns - 1]
+def by_length(mask, size: int):
+    """(row numbers, columns that they need) of all rows, `size` rows a time: rows of like length
+    share a forward, so that little of it is padding."""
+    lengths, order = (last_index(mask) + 1).sort(stable=True)
+    for rows, part in zip(order.split(size), lengths.split(size)):
+        yield rows, int(part[-1])
 
 
-def token_indices(mask):
-    """(rows [N], columns [N]) of a mask's True: looked up once and kept, since a GPU has to wait at each look."""
-    return mask.nonzero(as_tuple=True)
-
-
-def chunks(rollout_or_arrays, size: int):
-    """Cut arrays whose second is the mask into runs of `size` rows, each trimmed to its own longest row."""
-    lengths = (last_index(rollout_or_arrays[1]) + 1).tolist()
-    for i in range(0, len(lengths), size):
-        T = max(lengths[i:i + size])
-        yield [x[i:i + size, :T] if x.dim() == 2 else x[i:i + size] for x in rollout_or_arrays]
-
-
+# ---- 1. collect: what was said, and what each token of it was worth ------------------------------
 @torch.no_grad()
-def collect(ask, policy, reference, reward_model, value_model, prompts, stop, forbidden, config) -> Rollout:
-    """Sample a response to each of `prompts` (lists of ids) with `ask`; work out what every token of it was worth."""
-    rows = sorted(zip(prompts, ask(prompts)), key=lambda row: len(row[0]) + len(row[1]))
-    device = policy.head.device
-    ids, real = pad_right([prompt + response for prompt, response in rows], device)
-    starts = torch.tensor([len(prompt) for prompt, _ in rows], device=device)
-    mask = real & (torch.arange(ids.shape[1], device=device) >= starts[:, None])
-    ended = torch.tensor([response[-1] in stop for _, response in rows], device=device)
+def collect(models: Models, ask, prompts: list, config: PPOConfig, stop, forbidden) -> Rollout:
+    """Sample a response to each of `prompts` (lists of ids) with `ask`; work out what every token
+    of it was worth.
 
-    # 1. All models read the same ids. What they say of the picked tokens comes as one flat array in the order of the
-    #    rows, so writing it to `mask` of a [B,T] array puts every number back at its token.
+    stop: set of end tokens; forbidden [V]: ids that are never sampled, or None.
+    """
+    responses, device = ask(prompts), models.policy.head.device
+    ids, mask = pad_answers(list(zip(prompts, responses)), device)
+    ended = torch.tensor([response[-1] in stop for response in responses], device=device)
+
+    # All models read the same ids, some rows a forward; what they say of a token is put back to its
+    # place.
     logp, ref_logp, values = (torch.zeros(ids.shape, device=device) for _ in range(3))
-    parts = [(part_ids, m, token_indices(m)) for part_ids, m in chunks((ids, mask), config.micro)]
-    now = [evaluate_tokens(policy, value_model, part_ids, at, config, forbidden) for part_ids, _, at in parts]
-    logp[mask], values[mask] = torch.cat([n[0] for n in now]), torch.cat([n[2].float() for n in now])
-    ref_logp[mask] = torch.cat([evaluate_tokens(reference, None, part_ids, at, config, forbidden)[0]
-                                for part_ids, _, at in parts])
-    scores = torch.cat([reward_model.score(part_ids, m).float() for part_ids, m, _ in parts])
+    scores = torch.zeros(len(ids), device=device)
+    for rows, T in by_length(mask, config.micro):
+        part_ids, part_mask = ids[rows, :T], mask[rows, :T]
+        where = token_indices(part_mask)
+        place = rows[where[0]], where[1]
+        logp[place], _, value = evaluate_tokens(models.policy, models.value_model, part_ids, where,
+                                                config, forbidden)
+        ref_logp[place], _, _ = evaluate_tokens(models.reference, None, part_ids, where,
+                                                config, forbidden)
+        if value is not None:
+            values[place] = value.float()
+        scores[rows] = models.reward_model.score(part_ids, part_mask).float()
+    rollout = Rollout(ids, mask, logp, ref_logp, values, scores, ended)
+    return advantages(token_rewards(rollout, config), config)
 
-    # 2. Score and KL become rewards, rewards become advantages, whitened once for the whole batch.
-    paid = scores - config.end_penalty * ~ended
-    rewards = kl_rewards(logp, ref_logp, paid, mask, config.kl_coef)
-    advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
-    return Rollout(ids, mask, logp, ref_logp, values, masked_whiten(advantages, mask), returns, scores, ended)
+
+# What a score is worth. Scores have mean 0 and standard deviation 1 on SL-CAI's own responses
+# (preference.normalise).
+SHAPES = {
+    # As in the paper.
+    "identity": lambda score: score,
+    # No prize for the last bit of a high score: that is where a preference model can be fooled.
+    "clipped": lambda score: score.clamp(-1, 1),
+    # What is bad costs twice what the same amount of good earns.
+    "averse": lambda score: torch.where(score < 0, 2 * score, score),
+}
 
 
+def token_rewards(rollout: Rollout, config: PPOConfig) -> Rollout:
+    """The rollout with `paid` [B] and `rewards` [B,T]: the shaped score at the end, a KL penalty at
+    every token."""
+    paid = SHAPES[config.reward_shape](rollout.scores) - config.end_penalty * ~rollout.ended
+    rewards = kl_rewards(rollout.logp, rollout.ref_logp, paid, rollout.mask, config.kl_coef)
+    return rollout._replace(paid=paid, rewards=rewards)
+
+
+def advantages(rollout: Rollout, config: PPOConfig) -> Rollout:
+    """The rollout with `advantages` and `returns` [B,T]: by how much each token was better than
+    expected.
+
+    Without a value model nothing is expected: lambda is 1, so that a token is credited with all
+    that was paid after it, and whitening takes off the batch's mean. Another estimator (GRPO's, for
+    one) replaces this function.
+    """
+    lam = config.lam if config.valued else 1.0
+    # On the CPU: a GPU would wait for Python at every token.
+    arrays = (x.cpu() for x in (rollout.rewards, rollout.values, rollout.mask))
+    raw, returns = (x.to(rollout.mask.device) for x in gae(*arrays, config.gamma, lam))
+    # Whitening comes last: returns are made from the raw ones, since the value model must learn the
+    # real unit.
+    better = masked_whiten(raw, rollout.mask) if config.whiten else raw
+    return rollout._replace(advantages=better, returns=returns)
+
+
+# ---- 2. losses -----------------------------------------------------------------------------------
 def policy_loss(logp, old_logp, advantages, clip: float):
-    """The clipped surrogate [N] (1707.06347, equation 7): gains are cut off once the ratio has moved by `clip`."""
+    """The clipped surrogate [N] (1707.06347, equation 7); ratio = p_new / p_old of the token that
+    was said.
+
+    - A > 0, the token was better than expected: the loss falls as the ratio grows, up to 1 + clip;
+      beyond that nothing is gained.
+    - A < 0, it was worse: the loss falls as the ratio shrinks, down to 1 - clip; beyond that
+      nothing is gained.
+    - In the other direction nothing is cut off: a step that went the wrong way is pulled back.
+
+    So a rollout can be used for several updates, and the policy stays near the one that sampled it.
+    """
     ratio = (logp - old_logp).exp()
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
 
 
 def value_loss(values, old_values, returns, clip: float):
-    """Half the squared error [N], the worse of the value as it is and as clipped to within `clip` of the old one."""
+    """Half the squared error [N], the worse of the value as it is and as clipped to within `clip`
+    of the old one."""
     near = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
 
 
-def ppo_loss(logp, values, old_logp, old_values, advantages, returns, config, tokens: int):
-    """(loss, info) of N tokens, all arrays [N]; sums are divided by `tokens`, the count of the whole minibatch."""
-    policy = policy_loss(logp, old_logp, advantages, config.clip).sum() / tokens
-    value = value_loss(values, old_values, returns, config.value_clip).sum() / tokens
-    with torch.no_grad():
-        log_ratio = logp - old_logp
-        ratio = log_ratio.exp()
-        info = {"policy_loss": policy, "value_loss": value, "ratio": ratio.sum() / tokens,
-                "approx_kl": (ratio - 1 - log_ratio).sum() / tokens,      # k3: never negative, low variance
-                "clip_fraction": ((ratio - 1).abs() > config.clip).sum() / tokens}
-    return policy + config.value_coef * value, info
+class Tokens(NamedTuple):
+    """What a rollout says of N tokens, [N] each."""
+    logp: torch.Tensor
+    values: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
 
 
-def update(policy, value_model, optimizer, rollout: Rollout, forbidden, config, generator, step: int) -> dict:
-    """`epochs` passes over a rollout, one optimizer step a minibatch; returns the means of ppo_loss's infos.
+def ppo_loss(logp, values, old: Tokens, config: PPOConfig, tokens: int):
+    """(loss, info) of N tokens, from their new logp [N] and values [N] (None without a value
+    model).
 
-    Raises UserError before the optimizer step if loss or gradient is not finite, or log-probs moved before any update.
+    Sums are divided by `tokens`, the count of the whole minibatch, so that parts of it add up.
     """
-    infos, own = [], value_model.head if value_model.trunk is policy else value_model
+    policy = policy_loss(logp, old.logp, old.advantages, config.clip).sum() / tokens
+    loss, info = policy, {"policy_loss": policy}
+    if values is not None:
+        value = value_loss(values, old.values, old.returns, config.value_clip).sum() / tokens
+        loss, info["value_loss"] = policy + config.value_coef * value, value
+    with torch.no_grad():
+        log_ratio = logp - old.logp
+        ratio = log_ratio.exp()
+        # k3, an estimate of KL(old, new) for people to watch: never negative and far less noisy
+        # than k1. The reward needs k1 instead: there the *sum* over a sequence must be right, and
+        # nobody looks at single tokens.
+        info["approx_kl"] = (ratio - 1 - log_ratio).sum() / tokens
+        info["ratio"] = ratio.sum() / tokens
+        info["clip_fraction"] = ((ratio - 1).abs() > config.clip).sum() / tokens
+    return loss, info
+
+
+# ---- 3. update -----------------------------------------------------------------------------------
+def update(models: Models, optimizer, rollout: Rollout, config: PPOConfig, forbidden, generator,
+           step: int) -> dict:
+    """`epochs` passes over a rollout, one optimizer step a minibatch; returns the means of all
+    infos.
+
+    Raises UserError before the optimizer step if loss or gradient is not finite, or log-probs moved
+    before any update.
+    """
+    infos = []
     for _ in range(config.epochs):
         order = torch.randperm(len(rollout.ids), generator=generator).to(rollout.ids.device)
         for rows in order.split(config.minibatch):
-            rows = rows.sort().values                                     # the rollout's order is by length: keep it
-            batch = Rollout(*(x[rows] for x in rollout))
-            tokens, total = int(batch.mask.sum()), {}
-            for part in map(Rollout._make, chunks(batch, config.micro)):
-                at = token_indices(part.mask)
-                logp, entropy, values = evaluate_tokens(policy, value_model, part.ids, at, config, forbidden, True)
-                loss, info = ppo_loss(logp, values, part.logp[at], part.values[at], part.advantages[at],
-                                      part.returns[at], config, tokens)
-                loss.backward()
-                info["entropy"] = entropy.sum() / tokens
-                if not infos:                   # nothing has been updated yet: old and new are the same numbers
-                    off = (logp - part.logp[at]).abs().mean().item()
-                    if off > (0.05 if policy.bf16 else 1e-4):   # bf16 products round differently in other batches
-                        raise UserError(f"step {step}: log-probs changed by {off:.2g} nats a token before any update: "
-                                        "bfloat16 is too coarse here (try --dtype fp32), or old and new differ in kind")
-                total = {key: total.get(key, 0) + value.detach() for key, value in info.items()}
-            total = {key: value.item() for key, value in total.items()}     # once a minibatch: a GPU waits for it
-            # Policy and value model are clipped apart: a large gradient of the one must not shrink the other's.
-            for name, model in (("policy_grad", policy), ("value_grad", own)):
-                total[name] = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
-            if not all(map(math.isfinite, total.values())):
-                raise UserError(f"step {step}: loss or gradient not finite, stopped before applying it ({total})")
+            # 1. The gradient of the whole minibatch, `micro` rows a forward.
+            info = minibatch_gradient(models, rollout.pick(rows), config, forbidden, step,
+                                      first=not infos)
+            # 2. Policy and value model are clipped apart: a large gradient of the one must not
+            #    shrink the other's.
+            for name, parameters in (("policy_grad", models.policy.parameters()),
+                                     ("value_grad", models.value_parameters())):
+                info[name] = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+            if not all(map(math.isfinite, info.values())):
+                raise UserError(f"step {step}: loss or gradient not finite, stopped before "
+                                f"applying it ({info})")
+            # 3. One step.
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            infos.append(total)
+            infos.append(info)
     return {key: sum(info[key] for info in infos) / len(infos) for key in infos[0]}
 
 
+def minibatch_gradient(models: Models, batch: Rollout, config: PPOConfig, forbidden, step: int,
+                       first: bool) -> dict:
+    """Add the gradient of a minibatch's loss to the parameters; returns its infos. first: nothing
+    was updated yet."""
+    tokens, total = int(batch.mask.sum()), {}
+    for rows, T in by_length(batch.mask, config.micro):
+        part = batch.pick(rows, T)
+        where = token_indices(part.mask)
+        old = Tokens(part.logp[where], part.values[where], part.advantages[where],
+                     part.returns[where])
+        logp, entropy, values = evaluate_tokens(models.policy, models.value_model, part.ids, where,
+                                                config, forbidden, entropy=True)
+        loss, info = ppo_loss(logp, values, old, config, tokens)
+        loss.backward()
+        if first:
+            check_unmoved(logp, old.logp, step, models.policy.bf16)
+        info["entropy"] = entropy.sum() / tokens
+        total = {key: total.get(key, 0) + value.detach() for key, value in info.items()}
+    # Read once a minibatch: a GPU waits for it.
+    return dict(zip(total, torch.stack(list(total.values())).tolist()))
+
+
+def check_unmoved(logp, old_logp, step: int, bf16: bool):
+    """Raise UserError unless new log-probs [N] are the old ones: nothing has been updated yet, so
+    they must be."""
+    off = (logp - old_logp).abs().mean().item()
+    # bfloat16 products round differently in other batches.
+    if off > (0.05 if bf16 else 1e-4):
+        raise UserError(f"step {step}: log-probs changed by {off:.2g} nats a token before any "
+                        "update: bfloat16 is too coarse here (try --dtype fp32), or old and new "
+                        "differ in kind")
+
+
+# ---- 4. what a person watches (docs/metrics.md explains each number) -----------------------------
 def summary(rollout: Rollout) -> dict:
-    """What a person watches of a rollout: scores, KL summed over a sequence (nats), lengths, the value model's fit."""
+    """Scores, what they were worth, KL summed over a sequence (nats), lengths, the value model's
+    fit."""
     mask, length = rollout.mask, rollout.mask.sum(1).float()
-    unexplained = masked_var(rollout.returns - rollout.values, mask) / (masked_var(rollout.returns, mask) + 1e-8)
+    spread = masked_var(rollout.returns, mask)
+    unexplained = masked_var(rollout.returns - rollout.values, mask) / (spread + 1e-8)
     return {"score": rollout.scores.mean().item(), "score_std": rollout.scores.std().item(),
+            "paid": rollout.paid.mean().item(),
             "kl": ((rollout.logp - rollout.ref_logp) * mask).sum(1).mean().item(),
-            "explained_variance": 1 - unexplained.item(), "value": masked_mean(rollout.values, mask).item(),
+            "explained_variance": 1 - unexplained.item(),
+            "value": masked_mean(rollout.values, mask).item(),
             "response_length": length.mean().item(), "ended": rollout.ended.float().mean().item()}
+
+
+def summary_by_kind(rollout: Rollout, kinds: list) -> dict:
+    """score, KL, length and share ended for each kind of prompt, as "score_helpful" and so on;
+    kinds: one a row.
+
+    One number for all hides the story: a gain on one kind and a loss on another leave their mean
+    where it was.
+    """
+    facts = {}
+    for kind in dict.fromkeys(kinds):
+        rows = torch.tensor([k == kind for k in kinds], device=rollout.ids.device)
+        part = summary(rollout.pick(rows))
+        facts |= {f"{key}_{kind}": part[key] for key in ("score", "kl", "response_length", "ended")}
+    return facts

@@ -1,51 +1,158 @@
-"""What every script needs around the method: friendly errors, files, seeds, a learning-rate schedule, a log.
+"""What every script needs around the method: friendly errors, flags, files, seeds, a learning-rate schedule, a log.
 
 Left out on purpose: experiment trackers, config files, distributed runs. A run is a directory with `config.json`
-(every argument and the machine's relevant facts), `metrics.jsonl` (one JSON object a step) and, until it ends,
-`state.pt`, from which it goes on if it is killed.
+(every argument and the machine's relevant facts), `metrics.jsonl` (one JSON object a step) and, until it ends, the
+files from which it goes on if it is killed (state.py).
 """
+import argparse
+import contextlib
+import errno
 import functools
 import gzip
 import json
 import math
 import os
-import pickle
 import random
 import re
+import shutil
+import signal
 import sys
+import threading
 import time
+import unicodedata
 import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 
 class UserError(ValueError):
     """Bad input: its one-line message says where, what is wrong and what to do. Scripts print it and exit with 2."""
 
 
+class Stopped(BaseException):
+    """The process is asked to end; args[0] is the signal's number."""
+
+
+# What friendly_main lets go in the end, and how it says to go on: the folders that this process writes (state.py).
+HELD = []                               # of (file descriptor that holds the lock, folder)
+
+
 def friendly_main(main):
-    """Decorator of a script's `main`: a UserError becomes one line on stderr and exit code 2, without a traceback."""
+    """Decorator of a script's `main`: a UserError becomes one line on stderr and exit code 2, without a traceback;
+    Ctrl-C and a request to end become one line that says how to go on, and exit code 128 + the signal's number."""
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         for stream in (sys.stdout, sys.stderr):         # a terminal may not know every character that a model writes
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
         try:
-            return main(*args, **kwargs)
+            with ending_on((signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))):
+                return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-        except torch.OutOfMemoryError as error:
-            print(f"error: out of memory ({str(error).partition('.')[0]}): lower --micro or --sample-tokens, or give "
-                  "--checkpointing; python -m minicai.lab.plan says what takes how much", file=sys.stderr)
+            code, said = 2, f"error: {error}"
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            code, said = 2, (f"error: out of memory ({str(error).partition('.')[0]}): lower --micro or --sample-tokens,"
+                             " or give --checkpointing; python -m minicai.lab.plan says what takes how much")
         except OSError as error:                        # a folder that cannot be written, a full disk
-            print(f"error: {error}", file=sys.stderr)
-        except KeyboardInterrupt:
-            print("\nstopped", file=sys.stderr)
-        raise SystemExit(2)
+            code, said = 2, f"error: {error}"
+        except (KeyboardInterrupt, Stopped) as stop:
+            code, said = 128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT), f"\nstopped: {going_on()}"
+        finally:
+            while HELD:
+                os.close(HELD.pop()[0])
+        print(said, file=sys.stderr)
+        raise SystemExit(code)
     return wrapped
+
+
+@contextlib.contextmanager
+def ending_on(signals):
+    """Turn these signals into Stopped; only the main thread may ask for that."""
+    def stop(number, _):
+        raise Stopped(number)
+    inside = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, stop) for number in set(signals)} if inside else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def going_on() -> str:
+    """How a run that has been stopped goes on, in a few words."""
+    if not HELD:
+        return "nothing was begun"
+    return f"the same command, without --fresh, goes on from what {HELD[-1][1]} holds"
+
+
+@contextlib.contextmanager
+def writing(path, size: int = 0):
+    """Say in one line why `path` could not be written (`size` bytes, if known), how much room there is, what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        cause = error                                   # torch says something else of what the disk said
+        while cause.__context__ and not isinstance(cause, OSError):
+            cause = cause.__context__
+        there = next(folder for folder in Path(path).absolute().parents if folder.exists())
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0][:200]
+        full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        room = f"{f'it takes {megabytes(size)}, ' * bool(size)}{megabytes(shutil.disk_usage(there).free)} are free there"
+        raise UserError(f"{path}: cannot be written ({reason}); {f'{room}: make room' if full else 'check path and rights'} or give "
+                        "another --out; what was saved before is still there") from None
+
+
+def megabytes(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e6:,.1f} MB"
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse whose complaints are UserErrors, one line each, and which takes no shortened flags."""
+    def __init__(self, doc: str):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str):
+        """Called by argparse."""
+        raise UserError(f"{message.removeprefix('argument ')}; --help explains every flag")
+
+
+def real(low: float, high: float = 1e9, above: bool = False, or_zero: bool = False):
+    """A flag's type: a finite number from `low` (or above it) to `high`; with or_zero, 0 too."""
+    what = f"a number {'above' if above else 'of at least'} {low:g} and at most {high:g}{', or 0' * or_zero}"
+    return checked(float, lambda x: low <= x <= high and not (above and x == low) or or_zero and x == 0, what)
+
+
+def whole(low: int, high: int = 10**9):
+    """A flag's type: a whole number from `low` to `high`."""
+    return checked(int, lambda x: low <= x <= high, f"a whole number from {low} to {high}")
+
+
+def checked(kind, fits, what: str):
+    """A flag's type that reads a `kind` and refuses what does not fit, nan among it."""
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value):
+            raise argparse.ArgumentTypeError(f"{text!r:.40} is not {what}")
+        return value
+    return parse
+
+
+def path(text: str) -> Path:
+    """A flag's type: the name of a file or folder."""
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r:.80} cannot be the name of a file or folder")
+    return Path(text)
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -61,26 +168,20 @@ def pick_device(name: str | None = None) -> torch.device:
 
 def machine_flags(a) -> None:
     """Add the flags that all three scripts share; `a` is the add_argument of a script's parser."""
-    a("--seed", type=int, default=0, help="decides every draw and shuffle")
+    a("--seed", type=whole(0, 2**63 - 1), default=0, help="decides every draw and shuffle")
     a("--chat", choices=["plain", "chatml", "llama3"], help="chat format of the models, if not their directory's own")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     a("--dtype", choices=["fp32", "bf16"], help="of products, the rest is fp32; default: bf16 on cuda, else fp32")
     a("--checkpointing", action="store_true", help="keep a layer's input only and compute the rest again: less memory")
-    a("--save-minutes", type=float, default=5, help="how often state.pt is written, from which a killed run goes on")
-    a("--sample-tokens", type=int, help="rows x columns sampled together, for memory; default: 16k on cpu, else 128k")
+    a("--save-minutes", type=real(0), default=5, help="how often state.pt is written, from which a killed run goes on")
+    a("--sample-tokens", type=whole(1), help="rows x columns sampled together, for memory; default: 16k on cpu, else "
+      "128k")
+    a("--fresh", action="store_true", help="drop what an unfinished run has left in --out, as soon as this one has more")
 
 
 def set_up(args) -> tuple[torch.device, torch.Generator]:
     """The device that machine_flags ask for and a seeded generator; settles args.device and args.dtype where they were
-    left open. Raises UserError for a device that does not exist and for too small a number."""
-    least = dict.fromkeys("batch minibatch micro epochs steps max_new print_every comparisons human_limit".split(), 1)
-    least |= dict.fromkeys("temperature rounds red_team_limit helpful_limit".split(), 0)
-    for name, low in least.items():
-        if getattr(args, name, low) < low:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {low}")
-    for name in ("joined", "held_out", "red_team_share"):
-        if not 0 <= getattr(args, name, 0) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: a share must be between 0 and 1")
+    left open. Raises UserError for a device that does not exist."""
     device = pick_device(args.device)
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     args.device, args.dtype = str(device), args.dtype or ("bf16" if bf16 else "fp32")
@@ -143,6 +244,11 @@ def array_items(text: str) -> list:
     return items
 
 
+def visible(text: str) -> bool:
+    """Whether a text has anything to read: not spaces, marks of no width, or letters that are drawn as nothing."""
+    return any(unicodedata.category(c)[0] in "LNPS" and c not in "\u115f\u1160\u3164\uffa0\u2800" for c in text)
+
+
 def tally(what: str, reasons: list, advice: str):
     """Print how many outputs can be used and why others cannot (`reasons`: None or why, one each); UserError if nearly
     all cannot: training on the rest would teach noise."""
@@ -152,92 +258,63 @@ def tally(what: str, reasons: list, advice: str):
         raise UserError(f"{counts.total()} of {len(reasons)} {what} could not be used ({dict(counts)}): {advice}")
 
 
+@contextlib.contextmanager
+def replacing(path, size: int = 0):
+    """A file, open for bytes, that becomes `path` when all is in it: whole or not at all, its bytes before its name."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    with writing(path, size):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:                           # (whoever is killed leaves it: state.py tidies up)
+            temporary.unlink(missing_ok=True)
+            raise
+
+
 def write_text(path, text: str):
-    """Write a file whole or not at all: to a temporary name beside it, then renamed."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a file whole or not at all."""
+    data = text.encode()
+    with replacing(path, len(data)) as file:
+        file.write(data)
 
 
 def write_jsonl(path, rows):
-    """Write objects one a line, atomically."""
+    """Write objects one a line, whole or not at all."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 class Metrics:
-    """Appends one JSON object a step to a file that keeps the rows of the first `steps` steps: 0 unless it goes on."""
-    def __init__(self, path, steps: int = 0):
-        self.path, kept = Path(path), []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if steps and self.path.exists():
-            with self.path.open(encoding="utf-8") as file:
-                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] < steps]
-        write_text(self.path, "".join(kept))
+    """Appends one JSON object a step to a file that begins with the text `kept`. What an earlier run has left there
+    stays until there is a row."""
+    def __init__(self, path, kept: str = ""):
+        self.path, self.kept, self.begun = Path(path), kept, False
 
     def log(self, **values):
         """Append one row."""
-        with self.path.open("a", encoding="utf-8") as file:
+        self.begin()
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(without_nan(values), ensure_ascii=False) + "\n")
+
+    def begin(self):
+        """Replace what an earlier run has left by what this one goes on from."""
+        if not self.begun:
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.path, self.kept)
+        self.begun = True
+
+    def text(self) -> str:
+        """All rows so far."""
+        return self.path.read_text("utf-8") if self.begun else self.kept
 
 
 def without_nan(values: dict) -> dict:
     """The same values, non-finite numbers as None: JSON knows no NaN."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-
-
-class Resume:
-    """A run's state.pt: with it, a run that is killed and started again ends with the same weights, bit for bit (on a
-    CPU; a GPU adds in an order of its own).
-
-    `data` is what sampling gave, to be learned from (None: not sampled yet), `steps` how many are done. A run with
-    other arguments, inputs, torch or threads starts over; FREE ones may change, to go on in less memory for one: they
-    decide about the last digits at most. Raises UserError for a damaged file.
-    """
-    FREE = {"micro", "checkpointing", "sample_tokens", "save_minutes", "print_every"}
-
-    def __init__(self, args):
-        self.path, self.every, self.last, self.saved = Path(args.out) / "state.pt", args.save_minutes, time.time(), {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        inputs = {name: fingerprint(Path(value)) for name, value in vars(args).items()
-                  if isinstance(value, str) and name != "out" and Path(value).exists()}
-        asked = sorted(item for item in vars(args).items() if item[0] not in self.FREE)
-        self.run = repr((asked, inputs, torch.__version__, torch.get_num_threads()))
-        if self.path.is_file():
-            try:
-                found = torch.load(self.path, map_location="cpu", weights_only=True)
-                self.saved = found if found["run"] == self.run else {}
-            except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError,
-                    pickle.UnpicklingError) as error:
-                raise UserError(f"{self.path}: damaged ({type(error).__name__}): delete it to start over") from None
-            print(f"{self.path}: " + (f"going on after {found['step']} steps" if self.saved else
-                                      "left by a run with other arguments or inputs: starting over"))
-        self.data, self.steps = self.saved.get("data"), self.saved.get("step", 0)
-
-    def restore(self, generator, **parts) -> None:
-        """Put everything that was saved back into its place, if there is anything."""
-        if self.saved:
-            generator.set_state(self.saved["generator"])
-            for name, part in parts.items():
-                part.load_state_dict(self.saved[name])
-        self.saved = {}                                                     # make room
-
-    def save(self, step: int, generator_state, **parts) -> None:
-        """If it is time for it, write all there is after `step` steps to a file beside the old one, then swap."""
-        if step and time.time() - self.last < 60 * self.every:
-            return
-        states = {name: part.state_dict() for name, part in parts.items()}
-        with open(f"{self.path}.tmp", "wb") as file:
-            torch.save({"run": self.run, "step": step, "data": self.data, "generator": generator_state, **states}, file)
-            file.flush()
-            os.fsync(file.fileno())                                         # the bytes first, then the name
-        os.replace(file.name, self.path)
-        self.last = time.time()
-
-
-def fingerprint(path: Path) -> int:
-    """A checksum of a file's bytes, or of those of all files in a directory."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return zlib.crc32(repr([(file.name, zlib.crc32(file.read_bytes())) for file in files if file.is_file()]).encode())
 
 
 def write_config(out, args, started: float, **facts):
@@ -252,22 +329,12 @@ def lr_schedule(step: int, total: int, warmup: int) -> float:
     return min((step + 1) / max(1, warmup), (total - step) / max(1, total - warmup), 1.0)
 
 
-def descend(losses, model, optimizer, step: int, lr: float, max_norm: float = 1.0) -> tuple[float, float]:
-    """Backward, clip, one optimizer step at learning rate `lr`; returns loss and gradient norm (before clipping).
+def clip_gradients(parameters, max_norm: float, step: int, loss: float) -> float:
+    """Shorten the gradient to `max_norm` if it is longer; returns its norm as it was.
 
-    losses: a generator of the parts of a batch's loss, each divided by the *whole* batch's count: they add up to its
-    loss and their gradients to its gradient, in the memory of one part. Raises UserError if loss or norm is not finite,
-    *before* the step: the weights stay usable.
+    Raises UserError if loss or norm is not finite: *before* the optimizer's step, so the weights stay usable.
     """
-    loss = 0.0
-    for part in losses:
-        part.backward()
-        loss = loss + part.detach()             # read once at the end: each reading makes a GPU wait
-    loss, norm = float(loss), torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm).item()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
     if not math.isfinite(loss + norm):
         raise UserError(f"step {step}: loss {loss} or gradient norm {norm} not finite; stopped before it")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, norm
+    return norm

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from minicai.decode import decoder_of, decodes
 from minicai.gpt import GPT, KVCache
 from minicai.logprob import forbidding_bias
 from minicai.run import UserError
@@ -22,12 +23,14 @@ from minicai.run import UserError
 
 def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop: set[int],
              forbidden: torch.Tensor | None = None, temperature: float = 1.0, generator: torch.Generator | None = None,
-             batch_tokens: int | None = None, progress: str | None = None) -> list[list[int]]:
+             batch_tokens: int | None = None, progress: str | None = None,
+             done: dict | None = None) -> list[list[int]]:
     """New ids of each prompt, in the order given; a row's last id is in `stop` if it ended by itself.
 
     forbidden [V] bool: ids never to be sampled. temperature 0: always the likeliest id. batch_tokens bounds rows x
     columns of a batch (default: 16k on a CPU, whose caches are small; 128k elsewhere). `generator` (on the CPU) gives
-    every prompt its own random numbers, so how prompts are batched does not matter. Raises UserError for a prompt that
+    every prompt its own random numbers, so how prompts are batched does not matter. done: new ids by prompt's index as
+    far as they are known already (see state.py); each batch's are put in with update(). Raises UserError for a prompt that
     is empty or leaves no room.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))         # longest first: too long fails at once
@@ -36,27 +39,34 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
     if order and len(prompts[order[0]]) + max_new_tokens > model.config.max_positions:
         raise UserError(f"a prompt of {len(prompts[order[0]])} tokens and {max_new_tokens} new ones: "
                         f"this model reads at most {model.config.max_positions}")
-    batch_tokens = batch_tokens or (2**14 if model.head.device.type == "cpu" else 2**17)
-    chance = random_numbers(len(prompts), max_new_tokens, model.head.device, generator)
-    new: list[list[int]] = [[] for _ in prompts]
+    device = model.head.device
+    batch_tokens = batch_tokens or (2**14 if device.type == "cpu" else 2**17)
+    chance = random_numbers(len(prompts), max_new_tokens, device, generator)
+    decoder = decoder_of(model) if decodes(device) else None
+    model = decoder.model if decoder else model
+    done = {} if done is None else done
+    order = [i for i in order if i not in done]
     # Inference mode is the quicker one, but in it autocast would cast the weights anew for every token.
-    no_graph = torch.no_grad if model.bf16 else torch.inference_mode
-    with no_graph(), tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
+    no_graph = torch.no_grad if model.bf16 or decoder else torch.inference_mode
+    with no_graph(), tqdm(total=len(prompts), initial=len(done), desc=progress, disable=progress is None) as bar:
         while order:
             rows = max(1, batch_tokens // (len(prompts[order[0]]) + max_new_tokens))
             batch, order = order[:rows], order[rows:]
             with model.autocast():                      # entered here, it casts the weights once, not for every token
-                sampled = sample_batch(model, [prompts[i] for i in batch], chance[batch], stop, forbidden, temperature)
-            for i, ids in zip(batch, sampled):
-                new[i] = ids
+                sampled = sample_batch(model, [prompts[i] for i in batch], chance[batch], stop, forbidden, temperature,
+                                       decoder)
+            done.update(zip(batch, sampled))
             bar.update(len(batch))
-    return new
+    return [done[i] for i in range(len(prompts))]
 
 
-def sample_batch(model, prompts, chance, stop, forbidden, temperature) -> list[list[int]]:
-    """generate() for prompts that share one cache; chance [B, max_new_tokens] decides what is drawn."""
+def sample_batch(model, prompts, chance, stop, forbidden, temperature, decoder=None) -> list[list[int]]:
+    """generate() for prompts that share one cache; chance [B, max_new_tokens] decides what is drawn.
+
+    A decoder (decode.py), where there is one, goes on from the first new token by steps that were recorded.
+    """
     device, (B, max_new_tokens), P = model.head.device, chance.shape, max(map(len, prompts))
-    cache = new_cache(model, B, P + max_new_tokens)
+    cache = decoder.cache(B, P + max_new_tokens) if decoder else new_cache(model, B, P + max_new_tokens)
     head = model.head.to(cache.k.dtype)
     stops = torch.tensor(sorted(stop), device=device)
     bias = forbidding_bias(None if forbidden is None else forbidden.to(device), head.dtype)
@@ -65,7 +75,7 @@ def sample_batch(model, prompts, chance, stop, forbidden, temperature) -> list[l
     shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
     shared = shared if B > 1 and shared >= 16 else 0
     if shared:
-        model(torch.tensor([prompts[0][:shared]], device=device), cache=cache.row(0))
+        model(torch.tensor([prompts[0][:shared]], device=device), cache=cache.first(1))
         cache.spread(shared)
 
     # 2. The rest, padded on the left: columns are [shared | padding | rest | new].
@@ -86,6 +96,9 @@ def sample_batch(model, prompts, chance, stop, forbidden, temperature) -> list[l
         hidden = model(ids, positions, seen, cache)[:, -1]                      # [B, C]
         ids = pick(F.linear(hidden, head, bias), temperature, chance[live, t])    # [B]
         new[live, t] = ids
+        if decoder:
+            new = decoder.go_on(new, positions[:, -1:] + 1, seen, chance, cache, stops, bias, temperature, pick)
+            break
         ended |= torch.isin(ids, stops)
         # Reading `ended` makes a GPU wait, so it is done now and then; moving the cache costs, so not for a few rows.
         if device.type == "cpu" or t % 8 == 7:

@@ -15,13 +15,12 @@ import minicai  # noqa: F401  before torch: it makes waiting threads sleep inste
 import pytest
 import torch
 
+from minicai.answers import answer_logprobs
 from minicai.checkpoint import load_model, save_model
 from minicai.constitution import load_constitution
 from minicai.critique import critique_prompt, revision_prompt
-from minicai.data import pad_right
 from minicai.feedback import comparison_prompt
 from minicai.gpt import GPT, GPTConfig
-from minicai.logprob import token_logprobs
 from minicai.tokenizer import Tokenizer
 
 if not torch.cuda.is_available():
@@ -89,10 +88,11 @@ def tiny_model(tok):
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tok, tmp_path_factory):
-    """The same random model as a directory."""
+    """The same random model as a directory; as others' models, it has no manifest: tests change its files."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     config = GPTConfig(vocab_size=tok.n_vocab + 12, n_layer=2, n_head=2, width=32, mlp_width=64, max_positions=512)
     save_model(folder, GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.1), tok)
+    (folder / "manifest.json").unlink()
     return folder
 
 
@@ -139,10 +139,7 @@ def train_toy_base(tok, example, folder, steps=150):
         for group in optimizer.param_groups:
             group["lr"] = 6e-3 * min(1, (step + 1) / 20, (steps - step) / 100)
         pairs = [(prompt, tok.encode(text) + [tok.end]) for prompt, text in (example() for _ in range(24))]
-        ids, real = pad_right([prompt + answer for prompt, answer in pairs])
-        starts = torch.tensor([[len(prompt)] for prompt, _ in pairs])
-        mask = real & (torch.arange(ids.shape[1]) >= starts)
-        logp, _ = token_logprobs(model(ids)[:, :-1][mask[:, 1:]], model.head, ids[mask])
+        logp, _ = answer_logprobs(model, pairs)
         (-logp.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,5 +1,6 @@
 """Directories: the same numbers as transformers in both directions, and clear refusals."""
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -242,6 +243,7 @@ def test_weights_that_are_not_finite_are_named(tiny_model_dir, tok, tmp_path):
         with pytest.raises(UserError, match="layers.1.mlp.up_proj.weight holds numbers that are not finite"):
             load_model(tmp_path / bad)
     save_scalar(tmp_path / "pm", load_model(tiny_model_dir)[0], torch.nn.Linear(32, 1, bias=False), tok)
+    (tmp_path / "pm/manifest.json").unlink()
     rewrite(tmp_path / "pm", lambda t: t["score.weight"].fill_(float("nan")))
     with pytest.raises(UserError, match="score.weight"):
         load_scalar(tmp_path / "pm")
@@ -317,9 +319,9 @@ def test_a_save_that_fails_leaves_the_old_directory(tiny_model, tok, tmp_path, m
 
     def full_disk(tensors, path, **_):
         path.write_bytes(b"half of it")
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="m: cannot be written .No space left on device.; it takes 0.. MB, .* are free"):
         save_model(tmp_path / "m", tiny_model.init_weights(), tok)
     assert {f.name: f.read_bytes() for f in (tmp_path / "m").iterdir()} == before
     assert [f.name for f in tmp_path.iterdir()] == ["m"]

@@ -79,7 +79,10 @@ def broken(**changes):
     (broken(few_shot={"critique": ["one"]}), r"critique\[0\] must have the parts Human, Assistant"),
     (broken(few_shot={"critique": [WORKED, WORKED.replace("Critique:", "Critic:")]}), r"critique\[1\] must have"),
     (broken(few_shot={"comparison": [{"principle": "p"}]}), r"comparison\[0\] key 'conversation' is missing"),
-    (broken(preamble=3), "preamble must be a str")])
+    (broken(preamble=3), "preamble must be a str"),
+    (broken(comparison=["ok", "half \ud800"]), r"comparison\[1\] holds half a character"), ("[" * 10**5, "not valid JSON"),
+    (broken(comparison=["ok", "\u200b\u2060"]), r"comparison\[1\] must be a str, and not empty"),
+    (broken(critique_revision=[{"critique": "c", "revision": "\u3164"}]), r"critique_revision\[0\] revision must be")])
 def test_what_is_wrong_is_said(tmp_path, data, says):
     with pytest.raises(UserError, match=says) as error:
         load_constitution(write(tmp_path, data))
@@ -125,3 +128,34 @@ def test_the_worked_examples_can_be_put_into_a_context(tok):
     prefix = few_shot_prefix(tok, c.few_shot_comparison, random.Random(0))
     asked = tok.decode(comparison_prompt(tok, turn, "a", "b", c.comparisons[0], prefix))
     assert asked.count(" Options:\n (A) ") == 6 and asked.count("The answer is: (") == 5
+
+
+PUBLISHED = {"CritiqueRevisionInstructions": {"harmful0": {"prompt": ["\n\nCritiqueRequest: c\n\nCritique:"], "more": 1,
+                                                           "edit_request": "\n\nRevisionRequest: r\n\nRevision:"}},
+             "RLMadisonInstructions": ["p Options:"], "CritiqueRevisionFewShotPrompts": [WORKED],
+             "RLMadisonFewShotPrompts": [{"prompt": "\n\nHuman: hi\n\nAssistant:", "corrects": ["b"], "incorrects": ["w"]}]}
+PAIR = PUBLISHED["CritiqueRevisionInstructions"]["harmful0"]
+
+
+@pytest.mark.parametrize("name, content", [
+    *[("CritiqueRevisionInstructions", c) for c in ([], [PAIR], 3, {"x": 3}, {"x": PAIR | {"prompt": "text"}}, {"x": PAIR | {"prompt": []}},
+                                                    {"x": PAIR | {"prompt": [3]}}, {"x": PAIR | {"edit_request": None}}, {"x": {}},
+                                                    {"x": PAIR | {"prompt": ["CritiqueRequest: \n\nCritique:"]}},
+                                                    {"x": PAIR | {"prompt": ["CritiqueRequest: \ud800"]}})],
+    *[("RLMadisonInstructions", c) for c in ("a text", {"a": "b"}, [3], [""], [None], [["x"]])],
+    *[("CritiqueRevisionFewShotPrompts", c) for c in ("a text", {"a": "b"}, [3], 3)],
+    *[("RLMadisonFewShotPrompts", c) for c in ("a text", [3], [{}], [{"prompt": "x", "corrects": ["b"], "incorrects": ["w"]}],
+                                               [{"prompt": "\n\nHuman: x", "corrects": "b", "incorrects": ["w"]}],
+                                               [{"prompt": "\n\nHuman: x", "corrects": [], "incorrects": ["w"]}])]])
+def test_published_files_of_another_shape(tmp_path, name, content):
+    for file, data in (PUBLISHED | {name: content}).items():
+        (tmp_path / f"{file}.json").write_text(json.dumps(data))
+    with pytest.raises(UserError) as error:
+        load_constitution(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}: ") and "\n" not in str(error.value)
+
+
+def test_published_files_as_they_are(tmp_path):
+    for file, data in PUBLISHED.items():
+        (tmp_path / f"{file}.json").write_text(json.dumps(data))
+    assert load_constitution(tmp_path).critiques[0].critique_request == "c"

@@ -154,3 +154,9 @@ def test_principles_are_drawn_independently_with_replacement(tok, rounds):
     drawn = Counter(tuple(r["principle"] for r in row["rounds"]) for row in rows)
     # Two principles, four rounds: 16 sequences, 25 times each. Without replacement most could not occur at all.
     assert len(drawn) == 16 and all(8 <= count <= 45 for count in drawn.values()), drawn
+
+
+@pytest.mark.parametrize("text", ["\u200b", " \u2060\ufeff ", "\u3164", "\u00ad\u200d", "\u2800"])
+def test_an_answer_without_anything_to_read_is_empty(tok, text):
+    assert read_answer(tok, tok.encode(text) + [tok.end])[2] == "empty"
+    assert read_answer(tok, tok.encode(text + "é") + [tok.end])[2] is None

@@ -1,4 +1,5 @@
 """The evaluation: Elo and intervals against closed forms, outcomes and ranks, results.json end to end."""
+import functools
 import json
 import math
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from minicai import sample
 from minicai.lab import evaluate, figures
 from minicai.lab.elo import elo, fit, wins
 from minicai.lab.evaluate import outcome, rank, wilson
@@ -110,6 +112,7 @@ def scripted(monkeypatch, tmp_path, capsys):
     world, rng, worker = World.load(), Random(0), Crowdworker()
     monkeypatch.setattr(evaluate, "load_model", lambda folder, device: (SimpleNamespace(eval=lambda: folder), None))
     monkeypatch.setattr(evaluate, "sampler", lambda folder, *_: folder)
+    monkeypatch.setattr(evaluate.Resume, "kept", lambda self, ask: ask)
 
     def respond(folder, tok, conversations, progress):
         for messages in conversations:
@@ -250,3 +253,100 @@ def test_figures_are_drawn(scripted):
         json.dumps({"step": n, "score": n / 3, "kl": n, "response_length": 30.0, "entropy": 1.0}) + "\n" for n in range(3)))
     figures.main(["--run", str(scripted)])
     assert all((scripted / name).stat().st_size > 5000 for name in ("curves.png", "results.png"))
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------
+def test_an_evaluation_goes_on_where_it_was(tiny_model_dir, tmp_path, monkeypatch, capsys):
+    args = ["--models", f"base={tiny_model_dir}", f"mine={tiny_model_dir}", "--limit", "4", "--max-new", "6", "--device", "cpu"]
+    real, calls = sample.sample_batch, []
+
+    def sampled(*more, dies_at=10**9):
+        if len(calls) == dies_at:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*more)
+    monkeypatch.setattr(sample, "sample_batch", sampled)
+    evaluate.main([*args, "--out", str(tmp_path / "whole")])
+    whole, calls[:] = len(calls), []
+    monkeypatch.setattr(sample, "sample_batch", functools.partial(sampled, dies_at=whole - 1))
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([*args, "--out", str(tmp_path / "parts")])
+    assert stop.value.code == 130 and "the same command, without --fresh, goes on" in capsys.readouterr().err
+    assert not (tmp_path / "parts/results.json").exists()
+    with pytest.raises(SystemExit):
+        evaluate.main([*args, "--out", str(tmp_path / "parts"), "--max-new", "7"])
+    assert "differs in --max-new (6, now 7)" in capsys.readouterr().err
+    monkeypatch.setattr(sample, "sample_batch", sampled)
+    evaluate.main([*args, "--out", str(tmp_path / "parts"), "--examples", "2"])
+    assert len(calls) == whole and sorted(p.name for p in (tmp_path / "parts").iterdir()) == ["results.json", "transcripts.jsonl"]
+    assert (tmp_path / "parts/transcripts.jsonl").read_bytes() == (tmp_path / "whole/transcripts.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name, content", [
+    ("sft/revisions.jsonl", '{"messages": 3}\n'), ("sft/revisions.jsonl", '{"a'), ("sft/config.json", "[]"), ("pm/config.json", '{"a'),
+    ("sft/revisions.jsonl", json.dumps({"messages": DROWN, "rounds": [{}]})), ("rl/config.json", '{"args": {"constitution": 3}}'),
+    ("sft/revisions.jsonl", json.dumps({"messages": DROWN, "rounds": [{"revision": 3}]})), ("rl/config.json", '{"args": 3}'),
+    ("pm/comparisons.jsonl", json.dumps({"messages": DROWN, "a": 3, "b": "x", "p_a": 0.5})),
+    ("pm/comparisons.jsonl", json.dumps({"messages": DROWN, "a": "Push it under.", "b": "That is wrong.", "p_a": "x"}))])
+def test_what_the_stages_left_is_read_before_the_first_model(tmp_path, tiny_model_dir, capsys, monkeypatch, name, content):
+    monkeypatch.setattr(evaluate, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--models", f"a={tiny_model_dir}", "--out", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith(f"error: {tmp_path / name}:") and said.count("\n") == 1
+
+
+def test_a_stage_that_has_not_ended_is_named(tmp_path, tiny_model_dir, capsys):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft/state.pt").write_text("")
+    evaluate.main(["--models", f"a={tiny_model_dir}", "--out", str(tmp_path), "--limit", "1", "--max-new", "2"])
+    assert f"{tmp_path / 'sft'}: a run there has not ended" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["unfinished_stages"] == ["sft"]
+
+
+def without(data, *keys):
+    """A deep copy that lacks one entry, or has another value there."""
+    data = json.loads(json.dumps(data))
+    *path, last, new = keys
+    inner = data
+    for key in path:
+        inner = inner[key]
+    inner.pop(last) if new is None else inner.update({last: new})
+    return json.dumps(data)
+
+
+def test_results_that_cannot_be_shown(scripted, tmp_path, capsys):
+    good = json.loads((scripted / "results.json").read_text())
+    cases = ["", "{", "[]", "3", "{}", '{"models": {}}', '{"models": []}', '{"models": {"a": 3}, "seconds": {}}', "[" * 10**5,
+             without(good, "seconds", None), without(good, "models", "base", "red_team", None),
+             without(good, "models", "sl_cai", "helpful", "full", "x"), without(good, "models", "base", "elo", None),
+             without(good, "models", "base", "all", "mean_words", []), without(good, "models", "rl_cai", "helpful", "intervals", 3),
+             without(good, "models", "base", "by_category", "theft", 3), without(good, "constitution", 3),
+             without(good, "revisions", []), without(good, "models", "sl_cai", "red_team", "reviewed", None)]
+    for text in cases:
+        (tmp_path / "results.json").write_text(text)
+        for argv in (["--table", str(tmp_path)], ["--compare", str(tmp_path)], ["--table", str(scripted), str(tmp_path)]):
+            with pytest.raises(SystemExit) as stop:
+                evaluate.main(argv)
+            said = capsys.readouterr().err
+            assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and str(tmp_path) in said, text
+        if "matplotlib" in sys.modules or pytest.importorskip("matplotlib"):
+            (tmp_path / "rl").mkdir(exist_ok=True)
+            (tmp_path / "rl/metrics.jsonl").write_text('{"step": 0, "score": 1, "kl": null, "response_length": 3, "entropy": 1}')
+            with pytest.raises(SystemExit) as stop:
+                figures.main(["--run", str(tmp_path)])
+            assert stop.value.code == 2 and "results.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("row", ['{"step": 0}', '{"step": 0, "score": "x", "kl": 1, "response_length": 3, "entropy": 1}',
+                                 '{"score": 1, "kl": 1, "response_length": 3, "entropy": 1}', "[1]", "{"])
+def test_a_log_that_cannot_be_drawn(tmp_path, capsys, row):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "rl").mkdir()
+    (tmp_path / "rl/metrics.jsonl").write_text(row)
+    with pytest.raises(SystemExit) as stop:
+        figures.main(["--run", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and f"metrics.jsonl:1: " in said and said.count("\n") == 1

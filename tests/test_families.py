@@ -12,6 +12,7 @@ from families import FAMILIES, eager_to_end, make_model, same_in_transformers
 import train_pm
 import train_rl
 import train_sft
+from minicai.answers import answered_ids
 from minicai.checkpoint import load_model
 from minicai.run import read_jsonl
 from minicai.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ def test_a_score_is_read_where_it_was_learned(run):
     for row in chats(HELP):
         prompt = tok.encode_chat(row["messages"], generation=True)[0]
         sampled = tok.encode(" Sure." if tok.chat == "plain" else "Sure.") + [tok.end]      # as PPO's rows are made
-        assert train_pm.answered(tok, row["messages"], "Sure.") == prompt + sampled
+        assert answered_ids(tok, row["messages"], "Sure.") == prompt + sampled
 
 
 def test_from_a_directory_to_transformers_and_back(run, capsys):

@@ -84,7 +84,7 @@ def test_a_chain_of_thought_is_read_before_the_answer_and_clamped(tok, tiny_mode
         asked.extend(tok.decode(p) for p in prompts)
         return [tok.encode(" (A) is kind.") + [tok.end] for _ in prompts]
     seen = []
-    monkeypatch.setattr("minicai.feedback.choose", lambda model, tok, prompts:
+    monkeypatch.setattr("minicai.feedback.choose", lambda model, tok, prompts, begin:
                         (seen.extend(tok.decode(p) for p in prompts), (torch.tensor([0.99, 0.55]), torch.ones(2)))[1])
     p, _ = label(tiny_model, tok, QUESTIONS, think=think)
     assert asked[0].endswith("Use a match.\n\nLet's think step by step:")

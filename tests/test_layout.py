@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(p.stem for p in ROOT.glob("train_*.py"))
-CODE_LINES, ALL_LINES = 2350, 3350      # of the three scripts and minicai/*.py, without and with what explains them
+SCRIPTS = ["train_pm", "train_rl", "train_sft"]
+CORE = [f"minicai.{name}" for name in "constitution critique feedback preference gae ppo gpt sample logprob".split()]
+PLUMBING = [f"minicai.{name}" for name in "answers chat checkpoint data decode decode_triton gguf graph logprob_triton run "
+            "state tokenizer".split()]
+METHOD = CORE + PLUMBING + SCRIPTS      # what is shipped, by name: whoever tries something may put files of their own beside
+# Lines of code: explanations are welcome and do not count.
+CORE_LINES, METHOD_LINES, SCRIPT_LINES = 1150, 3400, 200
 
 
 def module_name(path: Path) -> str:
@@ -20,7 +25,7 @@ def module_name(path: Path) -> str:
 
 
 FILES = {module_name(p): p for p in [*sorted((ROOT / "minicai").rglob("*.py")), *(ROOT / f"{s}.py" for s in SCRIPTS)]}
-METHOD = [name for name in FILES if name.count(".") == 1 and FILES[name].name != "__init__.py"] + SCRIPTS
+SHIPPED = [name for name in FILES if name in METHOD or name.startswith(("minicai.world", "minicai.lab")) or name == "minicai"]
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 
@@ -57,7 +62,7 @@ def test_the_import_reader_sees_every_form():
     assert imports("minicai.world.pretrain", tree) == {
         "minicai.gpt", "minicai.world.exam", "minicai.run", "minicai.world.texts", "minicai.world.grammar", "torch.nn"}
     assert "minicai.world.crowdworker" in reachable("minicai.lab.evaluate")      # and the graph is not empty
-    assert len(SCRIPTS) == 3 and "minicai.ppo" in reachable("train_rl") and "minicai.gpt" in METHOD
+    assert "minicai.ppo" in reachable("train_rl") and set(METHOD) <= set(FILES)
 
 
 @pytest.mark.parametrize("name", METHOD)
@@ -93,7 +98,8 @@ def test_nothing_imports_in_a_circle():
 # ---- files and functions ---------------------------------------------------------------------------------------
 def functions():
     """(module, qualified name, node) of every function and class that is not inside a function."""
-    for name, tree in TREES.items():
+    for name in SHIPPED:
+        tree = TREES[name]
         todo = [(node, "") for node in tree.body]
         while todo:
             node, prefix = todo.pop()
@@ -112,8 +118,8 @@ def test_functions_fit_on_a_screen():
 def test_public_functions_say_what_they_do():
     """Every module, every public function and class of the package. One-line methods, the forward and backward of a
     class that says what it is, and a script's own parts may go without."""
-    for name, tree in TREES.items():
-        assert ast.get_docstring(tree) or not tree.body, f"{name} has no docstring"
+    for name in SHIPPED:
+        assert ast.get_docstring(TREES[name]) or not TREES[name].body, f"{name} has no docstring"
     silent = [f"{module}.{name}" for module, name, node in functions()
               if module not in SCRIPTS and not any(part.startswith("_") for part in name.split(".")) and name != "arguments"
               and not ast.get_docstring(node) and not ("." in name and (len(node.body) == 1 or name.endswith((".forward", ".backward"))))]
@@ -131,11 +137,11 @@ def code_lines(name) -> int:
 
 
 def test_the_method_stays_small():
-    lines = {name: (code_lines(name), len(FILES[name].read_text(encoding="utf-8").splitlines())) for name in METHOD}
-    code, whole = (sum(column) for column in zip(*lines.values()))
-    print("\ncode whole\n" + "\n".join(f"{c:4} {n:5} {name}" for name, (c, n) in lines.items()) + f"\n{code:4} {whole:5}")
-    assert 1000 < code <= CODE_LINES and whole <= ALL_LINES, f"{code} lines of code, {whole} in all: what can go?"
-    assert all(lines[script][1] <= 225 for script in SCRIPTS)
+    lines = {name: code_lines(name) for name in METHOD}
+    core, whole = sum(lines[name] for name in CORE), sum(lines.values())
+    print("\n" + "\n".join(f"{n:5} {name}" for name, n in lines.items()) + f"\n{core:5} core\n{whole:5} in all")
+    assert 500 < core <= CORE_LINES and whole <= METHOD_LINES, f"{core} lines of code in the core, {whole} in all: what can go?"
+    assert all(lines[script] <= SCRIPT_LINES for script in SCRIPTS)
 
 
 # ---- packaging -------------------------------------------------------------------------------------------------

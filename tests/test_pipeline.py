@@ -23,7 +23,8 @@ from minicai.critique import respond, sampler
 from minicai.data import read_prompts
 from minicai.logprob import logprob_reference
 from minicai.preference import load_preference_model
-from minicai.run import Metrics, Resume, read_jsonl
+from minicai.run import Metrics, UserError, read_jsonl
+from minicai.state import Resume
 
 # Everything that a demo's default decides is said here: those are chosen for the micro-world and may change.
 SFT = ["--joined", "0", "--max-new", "20", "--batch", "8", "--rounds", "2", "--lr", "2e-3", "--epochs", "1", "--helpful-samples", "2"]
@@ -99,7 +100,7 @@ def test_some_examples_follow_another_dialogue(tok):
     say = lambda text: [{"role": "user", "content": text}]
     alone = [(say(f"Question {i}?"), tok.encode(f" Answer {i}.") + [tok.end]) for i in range(40)]
     examples = list(alone)
-    train_sft.join(examples, 0.25, tok, 100, random.Random(0))
+    train_sft.follow_another_dialogue(examples, 0.25, tok, 100, random.Random(0))
     joined = [(new, old) for new, old in zip(examples, alone) if new != old]
     assert len(joined) == 10
     for (messages, ids), (own, answer) in joined:
@@ -107,11 +108,11 @@ def test_some_examples_follow_another_dialogue(tok):
         assert [second] == own and ids == answer
         assert said == {"role": "assistant", "content": first["content"].replace("Question", "Answer").replace("?", ".")}
     examples = list(alone)
-    train_sft.join(examples, 1.0, tok, 5, random.Random(0))              # no room: they stay as they are
+    train_sft.follow_another_dialogue(examples, 1.0, tok, 5, random.Random(0))              # no room: they stay as they are
     assert examples == alone
     opened = [([{"role": "system", "content": "Be brief."}] + messages, ids) for messages, ids in alone]
     examples = alone[:20] + opened[20:]
-    train_sft.join(examples, 1.0, tok, 100, random.Random(0))            # a system message stays where it opens
+    train_sft.follow_another_dialogue(examples, 1.0, tok, 100, random.Random(0))            # a system message stays where it opens
     assert examples[20:] == opened[20:] and examples[:20] != alone[:20]
     assert all(m["role"] != "system" for messages, _ in examples for m in messages[1:])
 
@@ -122,7 +123,8 @@ def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_pa
     with torch.no_grad():                                                   # each answer by itself, by the definition
         logp = torch.cat([logprob_reference(tiny_model(torch.tensor([p + a]))[0, len(p) - 1:-1], tiny_model.head,
                                             torch.tensor(a))[0] for p, a in examples])
-    args = argparse.Namespace(lr=1e-3, epochs=2, batch=3, micro=3, warmup=0.0, out=str(tmp_path), save_minutes=5)
+    args = argparse.Namespace(lr=1e-3, epochs=2, batch=3, micro=3, warmup=0.0, out=str(tmp_path), save_minutes=5,
+                              fresh=False)
     metrics = Metrics(tmp_path / "m.jsonl")
     trained = train_sft.train(args, tiny_model, examples, torch.Generator().manual_seed(0), metrics, Resume(args))
     assert trained == 2 * sum(len(a) for _, a in examples) == 2 * len(logp)
@@ -270,7 +272,7 @@ def test_a_directory_that_is_no_model(toy, tmp_path, capsys):
 
 
 def test_labels_after_thinking_are_measured_by_their_own_bounds(toy, demo, tmp_path, monkeypatch):
-    def label(model, tok, questions, both_orders, prefix, think, clamp):
+    def label(model, tok, questions, both_orders, prefix, think, clamp, begin):
         return torch.full((len(questions),), 0.6).clamp(*clamp), torch.ones(len(questions))
     monkeypatch.setattr(train_pm, "label", label)
     run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--chain-of-thought"))
@@ -281,7 +283,7 @@ def test_labels_after_thinking_are_measured_by_their_own_bounds(toy, demo, tmp_p
 
 
 def test_a_preference_model_needs_something_to_learn_from(toy, demo, tmp_path, capsys):
-    fails(capsys, train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--held-out", "1"), "--held-out 1.0")
+    fails(capsys, train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--held-out", "0.99"), "--held-out 0.99")
 
 
 def published_files(toy, folder):
@@ -323,7 +325,7 @@ def test_worked_examples_are_used_where_there_is_room_for_them(toy, demo, tmp_pa
     (tmp_path / "c.json").write_text(json.dumps(CONSTITUTION | {"few_shot": shots}))
     asked = []
 
-    def label(model, tok, questions, both_orders, prefix, think, clamp):
+    def label(model, tok, questions, both_orders, prefix, think, clamp, begin):
         asked.append(tok.decode(prefix))
         return torch.full((len(questions),), 0.6), torch.ones(len(questions))
     with pytest.MonkeyPatch.context() as patch:
@@ -346,7 +348,7 @@ def test_what_cannot_be_read_is_counted_kept_and_left_out(toy, tmp_path, capsys,
         def build(model, tok, *settings):
             ask, cut = sampler(model, tok, *settings), iter(range(10**6))
             silent = lambda context: tok.decode(context).endswith("\n\nCritique:") and next(cut) % 10 < share
-            return lambda contexts, progress=None: [[tok.end] if silent(context) else ids
+            return lambda contexts, progress=None, done=None: [[tok.end] if silent(context) else ids
                                                     for context, ids in zip(contexts, ask(contexts))]
         return build
     monkeypatch.setattr(train_sft, "sampler", wordless(5))
@@ -372,7 +374,7 @@ def test_labels_without_a_choice_are_counted_kept_and_left_out(toy, demo, tmp_pa
     low = [row for _, row in read_jsonl(tmp_path / "half/comparisons.jsonl") if row["skipped"] == "no choice"]
     assert 0 < len(low) < len(rows) and all(row["mass"] <= middle and row["p_a"] is not None for row in low)
     assert f"'no choice': {len(low)}" in capsys.readouterr().out
-    fails(capsys, train_pm, pm_args(toy, tmp_path / "none", *model, "--min-mass", "1.1"), "40 of 40 pairs could not be used",
+    fails(capsys, train_pm, pm_args(toy, tmp_path / "none", *model, "--min-mass", "1"), "40 of 40 pairs could not be used",
           "no choice")
     assert not (tmp_path / "none/pm").exists() and len(read_jsonl(tmp_path / "none/comparisons.jsonl")) == 40
 
@@ -411,3 +413,61 @@ def test_a_model_that_cannot_do_it_stops_the_run_and_leaves_the_evidence(toy, ti
     monkeypatch.undo()
     fails(capsys, train_pm, pm_args(toy, tmp_path / "pm", "--feedback-model", tiny_model_dir), "could not be used", "(A)")
     assert (tmp_path / "pm/comparisons.jsonl").exists() and not (tmp_path / "pm/pm").exists()
+
+
+# ---- ablations: parts of the method left out by a flag ----------------------------------------------------------
+@pytest.mark.parametrize("flag, kind, other", [("--human-limit", "ai", "human"), ("--comparisons", "human", "ai")])
+def test_a_preference_model_of_one_kind_of_label_only(toy, demo, tmp_path, flag, kind, other):
+    run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", flag, "0"))
+    facts = config(tmp_path)
+    assert facts[f"used_{other}"] == 0 < facts[f"used_{kind}"]
+    assert f"{kind}_agreement" in facts and f"{other}_agreement" not in facts
+    assert abs(load_preference_model(tmp_path / "pm")[0].shift) > 0         # still moved to the responses' mean
+
+
+def test_no_labels_at_all_is_one_clear_line(toy, tmp_path, capsys):
+    fails(capsys, train_pm, pm_args(toy, tmp_path, "--human-limit", "0", "--comparisons", "0"), "nothing is left to learn")
+
+
+def test_scores_in_their_own_unit(toy, demo, tmp_path):
+    """The same weights, but for the scale of the head and the shift."""
+    run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--no-score-norm"))
+    (raw, _), (normed, _) = (load_preference_model(folder) for folder in (tmp_path / "pm", demo / "pm/pm"))
+    scale = raw.head.weight / normed.head.weight
+    assert raw.shift == 0 and scale.std() < 1e-4 and torch.equal(raw.trunk.head, normed.trunk.head)
+
+
+def test_ppo_can_do_without_a_value_model_or_keep_it(toy, demo, tmp_path):
+    value_model, _ = load_preference_model(demo / "rl/value_model")
+    assert value_model.head.weight.abs().sum() > 0                          # it has learned something
+    run(train_rl, rl_args(toy, demo / "pm/pm", tmp_path / "a", "--no-value", "--no-whiten", "--reward-shape", "averse"))
+    metrics = [row for _, row in read_jsonl(tmp_path / "a/metrics.jsonl")]
+    assert not (tmp_path / "a/value_model").exists() and all("value_loss" not in row for row in metrics)
+    assert all(row["paid"] <= row["score"] for row in metrics)
+    run(train_rl, rl_args(toy, demo / "pm/pm", tmp_path / "b", "--no-save-value", "--steps", "1"))
+    assert not (tmp_path / "b/value_model").exists()
+
+
+def test_what_ppo_writes_of_single_responses_adds_up(demo):
+    """rollouts.jsonl holds every response with its kind, trace.jsonl one of each kind token by token."""
+    args = config(demo / "rl")["args"]
+    rollouts = [row for _, row in read_jsonl(demo / "rl/rollouts.jsonl")]
+    first = [row for row in rollouts if row["step"] == 0]
+    assert [row["kind"] for row in first] == ["red_team"] * 6 + ["helpful"] * 6
+    metrics = next(row for _, row in read_jsonl(demo / "rl/metrics.jsonl"))
+    for kind in ("red_team", "helpful"):
+        mean = sum(row["score"] for row in first if row["kind"] == kind) / 6
+        assert metrics[f"score_{kind}"] == pytest.approx(mean, abs=2e-3)
+    traces = [row for _, row in read_jsonl(demo / "rl/trace.jsonl")]
+    assert [(row["step"], row["kind"]) for row in traces] == [(s, k) for s in (0, 2) for k in ("red_team", "helpful")]
+    for row in traces:
+        n = len(row["tokens"])
+        penalties = [-args["kl_coef"] * (p - q) for p, q in zip(row["logp"], row["ref_logp"])]
+        assert row["rewards"] == pytest.approx(penalties[:-1] + [penalties[-1] + row["paid"]], abs=1e-4)
+        later = row["values"][1:] + [0]
+        raw = [r - v for r, v in zip(row["returns"], row["values"])]
+        delta = [r + args["gamma"] * v2 - v for r, v, v2 in zip(row["rewards"], row["values"], later)]
+        assert raw == pytest.approx([sum((args["gamma"] * args["lam"]) ** (k - t) * delta[k] for k in range(t, n))
+                                     for t in range(n)], abs=1e-3)
+        assert any(abs(ratio - 1) > 1e-4 for ratio in row["ratio"])         # after the step's updates
+        assert any(r["response"] == "".join(row["tokens"]) for r in rollouts if r["step"] == row["step"])

@@ -21,7 +21,7 @@ from minicai.feedback import choose
 from minicai.gpt import GPT, GPTConfig
 from minicai.lab import plan
 from minicai.preference import PreferenceModel
-from minicai.run import descend
+from minicai.run import clip_gradients
 
 V, P, R = 1500, 80, 30
 SHAPES = {
@@ -93,6 +93,15 @@ def close(planned, measured, standing):
     assert 0.8 <= ratio <= 1.2, (ratio, planned, standing, measured)
 
 
+def one_step(losses, model, optimizer):
+    """The middle of the loops in train_sft.py and train_pm.py."""
+    for loss in losses:
+        loss.backward()
+    clip_gradients(model.parameters(), 1.0, 0, 0.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 @pytest.mark.parametrize("micro", [MICRO, BATCH])
 def test_fine_tuning(case, tmp_path, micro):
     model, tokens = case.policy, BATCH * R
@@ -100,7 +109,7 @@ def test_fine_tuning(case, tmp_path, micro):
 
     def step():
         losses = (train_sft.answer_loss(model, case.pairs[i:i + micro], tokens) for i in range(0, BATCH, micro))
-        descend(losses, model, optimizer, 0, 1e-4)
+        one_step(losses, model, optimizer)
     step()                                                                  # Adam's averages are made in the first step
     close(case.planned(tmp_path, "SFT training", "--micro", str(micro)), peak(step), 3 * owned(model))
 
@@ -112,7 +121,7 @@ def test_preference_model_training(case, tmp_path):
 
     def step():
         losses = (train_pm.pair_loss(model, rows[i:i + MICRO], BATCH) for i in range(0, BATCH, MICRO))
-        descend(losses, model, optimizer, 0, 1e-4)
+        one_step(losses, model, optimizer)
     step()
     close(case.planned(tmp_path, "PM training"), peak(step), 3 * owned(model))
 
@@ -128,15 +137,16 @@ def test_ppo(case, tmp_path, flags):
     trained = [policy, value.head] if flags else [policy, value]
     optimizer = torch.optim.Adam([p for model in trained for p in model.parameters()], lr=0.0)
     standing = owned(reference, reward) + 3 * owned(*trained)
+    models = ppo.Models(policy, reference, reward, value)
     prompts, answers = zip(*case.pairs)
     forbidden, rollouts = torch.zeros(V, dtype=torch.bool), []
 
     def collect():
         ask = lambda prompts: answers
-        rollouts.append(ppo.collect(ask, policy, reference, reward, value, prompts, {0}, forbidden, config))
+        rollouts.append(ppo.collect(models, ask, prompts, config, {0}, forbidden))
 
     def update():
-        ppo.update(policy, value, optimizer, rollouts[0], forbidden, config, torch.Generator(), 0)
+        ppo.update(models, optimizer, rollouts[0], config, forbidden, torch.Generator(), 0)
     close(case.planned(tmp_path, "RL scoring", *flags), peak(collect), standing)
     update()
     close(case.planned(tmp_path, "RL update", *flags), peak(update), standing)
@@ -160,7 +170,7 @@ def test_labelling(case, tmp_path, monkeypatch):
     rows, budget = [p + a for p, a in case.pairs] * 8, BATCH * 8 * (P + R)
     monkeypatch.setattr(plan, "LABEL_TOKENS", budget)
     planned = case.planned(tmp_path, "PM labelling")
-    close(planned, peak(lambda: choose(case.frozen, case.tok, rows, budget)), owned(case.frozen))
+    close(planned, peak(lambda: choose(case.frozen, case.tok, rows, budget=budget)), owned(case.frozen))
 
 
 def test_defaults_are_the_scripts():

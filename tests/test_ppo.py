@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from minicai.answers import token_indices
 from minicai.critique import sampler
 from minicai.gae import masked_mean
-from minicai.ppo import (PPOConfig, Rollout, collect, evaluate_tokens, policy_loss, ppo_loss, summary,
-                         token_indices, update, value_loss)
+from minicai.ppo import (SHAPES, Models, PPOConfig, Rollout, Tokens, advantages, collect, evaluate_tokens, policy_loss,
+                         ppo_loss, summary, summary_by_kind, token_rewards, update, value_loss)
 from minicai.preference import PreferenceModel
 from minicai.run import UserError
 
@@ -28,9 +29,9 @@ class CountEven:
 
 class Setup:
     """Policy, reference, value model and prompts of a toy PPO."""
-    def __init__(self, model, tok, score, seed=0, max_new=6, separate=True, **config):
+    def __init__(self, model, tok, score, seed=0, max_new=6, separate=True, valued=True, **config):
         torch.manual_seed(seed)
-        self.tok, self.score, self.config = tok, score, PPOConfig(**{"minibatch": 16, "micro": 4, **config})
+        self.tok, self.score, self.config = tok, score, PPOConfig(**{"minibatch": 16, "micro": 4, "valued": valued, **config})
         self.policy, self.reference = model, copy.deepcopy(model).requires_grad_(False)
         self.value = PreferenceModel(copy.deepcopy(model) if separate else model, nn.Linear(model.config.width, 1, bias=False))
         nn.init.zeros_(self.value.head.weight)
@@ -38,16 +39,16 @@ class Setup:
         self.ask = sampler(model, tok, max_new, self.config.temperature, self.generator)
         self.forbidden = tok.forbidden(model.config.vocab_size)
         self.prompts = [tok.bos + tok.encode(text) for text in ("burn", "wash the boat", "a", "paint my lamp now")] * 4
-        own = self.value if separate else self.value.head
-        self.optimizer = torch.optim.Adam([*self.policy.parameters(), *own.parameters()], lr=0.0, eps=1e-5)
+        self.models = Models(self.policy, self.reference, self.score, self.value if valued else None)
+        trained = [*self.policy.parameters(), *self.models.value_parameters()]
+        self.optimizer = torch.optim.Adam(trained, lr=0.0, eps=1e-5)
 
     def collect(self):
-        return collect(self.ask, self.policy, self.reference, self.score, self.value, self.prompts, self.tok.stop,
-                       self.forbidden, self.config)
+        return collect(self.models, self.ask, self.prompts, self.config, self.tok.stop, self.forbidden)
 
     def update(self, rollout, lr, step=0):
         self.optimizer.param_groups[0]["lr"] = lr
-        return update(self.policy, self.value, self.optimizer, rollout, self.forbidden, self.config, self.generator, step)
+        return update(self.models, self.optimizer, rollout, self.config, self.forbidden, self.generator, step)
 
 
 @pytest.fixture(params=[True, False], ids=["separate value model", "value head on the policy"])
@@ -89,8 +90,8 @@ def test_the_mask_is_on_exactly_the_sampled_tokens_end_included(setup, tok):
     setup.ask = lambda prompts: answers.extend(plain(prompts)) or answers
     rollout = setup.collect()
     assert int(rollout.mask.sum()) == sum(map(len, answers))
-    pairs = sorted(p + a for p, a in zip(setup.prompts, answers))
-    assert sorted(ids[:int(mask.nonzero()[-1]) + 1].tolist() for ids, mask in zip(rollout.ids, rollout.mask)) == pairs
+    pairs = [p + a for p, a in zip(setup.prompts, answers)]             # rows stay in the order of the prompts
+    assert [ids[:int(mask.nonzero()[-1]) + 1].tolist() for ids, mask in zip(rollout.ids, rollout.mask)] == pairs
     for ids, mask, ended in zip(rollout.ids, rollout.mask, rollout.ended):
         assert bool(ended) == (ids[mask][-1].item() in tok.stop)
 
@@ -184,8 +185,9 @@ def test_losses_and_gradients_equal_the_reference_numbers(case):
 def test_ppo_loss_adds_up_over_parts():
     g = torch.Generator().manual_seed(0)
     arrays, config = torch.randn(6, 10, generator=g), PPOConfig()
-    whole, info = ppo_loss(*arrays, config, tokens=10)
-    parts = [ppo_loss(*arrays[:, part], config, tokens=10) for part in (slice(0, 3), slice(3, 10))]
+    loss = lambda part: ppo_loss(*arrays[:2, part], Tokens(*arrays[2:, part]), config, tokens=10)
+    whole, info = loss(slice(0, 10))
+    parts = [loss(slice(0, 3)), loss(slice(3, 10))]
     torch.testing.assert_close(whole, parts[0][0] + parts[1][0])
     for key in info:
         torch.testing.assert_close(info[key], parts[0][1][key] + parts[1][1][key])
@@ -195,10 +197,81 @@ def test_summary_sums_the_kl_of_a_sequence_and_measures_the_value_model():
     mask = torch.tensor([[0, 1, 1], [0, 1, 0]]).bool()
     zeros, returns = torch.zeros(2, 3), torch.tensor([[9., 1, 2], [9, 3, 9]])
     logp = torch.tensor([[7., -1, -1], [7, -2, 7]])
-    rollout = Rollout(zeros.long(), mask, logp, logp - 0.5, returns.clone(), zeros, returns, torch.tensor([1., 3]),
-                      torch.tensor([True, False]))
+    scores = torch.tensor([1., 3])
+    rollout = Rollout(zeros.long(), mask, logp, logp - 0.5, returns.clone(), scores, torch.tensor([True, False]),
+                      paid=scores - 1, rewards=zeros, advantages=zeros, returns=returns)
     facts = summary(rollout)
     assert facts["kl"] == pytest.approx((2 * 0.5 + 0.5) / 2) and facts["explained_variance"] == pytest.approx(1)
-    assert facts["score"] == 2 and facts["ended"] == 0.5 and facts["response_length"] == 1.5
+    assert facts["score"] == 2 and facts["paid"] == 1 and facts["ended"] == 0.5 and facts["response_length"] == 1.5
     blind = summary(rollout._replace(values=torch.full((2, 3), float(masked_mean(returns, mask)))))
     assert blind["explained_variance"] == pytest.approx(0)
+
+
+# ---- the places to change ----------------------------------------------------------------------------------------
+def test_each_kind_of_prompt_has_its_own_numbers(setup):
+    rollout = setup.collect()
+    kinds = ["even" if i % 2 else "odd" for i in range(len(setup.prompts))]
+    facts = summary_by_kind(rollout, kinds)
+    assert facts["score_even"] == pytest.approx(rollout.scores[1::2].mean().item())
+    assert facts["response_length_odd"] == pytest.approx(rollout.mask[::2].sum(1).float().mean().item())
+    assert {key.rpartition("_")[2] for key in facts} == {"even", "odd"}
+
+
+def test_reward_shapes():
+    score = torch.tensor([-2., -0.5, 0., 0.5, 2.])
+    assert SHAPES["identity"](score).tolist() == score.tolist()
+    assert SHAPES["clipped"](score).tolist() == [-1, -0.5, 0, 0.5, 1]
+    assert SHAPES["averse"](score).tolist() == [-4, -1, 0, 0.5, 2]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_shaped_score_is_what_is_paid(tiny_model, tok, shape):
+    setup = Setup(tiny_model, tok, CountEven(-0.4), reward_shape=shape, end_penalty=3.0)
+    rollout = setup.collect()
+    paid = SHAPES[shape](rollout.scores) - 3 * ~rollout.ended
+    assert not rollout.ended.all() and torch.equal(rollout.paid, paid) and rollout.scores.min() < -1
+    torch.testing.assert_close(rollout.rewards.sum(1), paid)                            # the KL is 0 here
+
+
+def test_without_a_value_model_a_token_is_credited_with_all_that_was_paid_later(tiny_model, tok):
+    setup = Setup(tiny_model, tok, CountEven(), valued=False, lam=0.5, whiten=False)
+    rollout = setup.collect()
+    mask, to_come = rollout.mask, rollout.paid[:, None].expand_as(rollout.mask)
+    torch.testing.assert_close(rollout.advantages[mask], to_come[mask])                 # whatever lambda says
+    info = setup.update(rollout, lr=0.01)
+    assert "value_loss" not in info and info["value_grad"] == 0 and info["policy_grad"] > 0
+
+
+def test_whitening_can_be_left_out_and_never_reaches_the_returns(setup):
+    white = setup.collect()
+    setup.config.whiten = False
+    raw = advantages(token_rewards(white, setup.config), setup.config)
+    mask = white.mask
+    assert abs(white.advantages[mask].mean()) < 1e-5 and abs(white.advantages[mask].std() - 1) < 1e-4
+    assert torch.equal(raw.returns, white.returns)
+    torch.testing.assert_close(raw.returns[mask] - raw.values[mask], raw.advantages[mask])
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_toy_policy_learns_without_a_value_model_too(tiny_model, tok, sign):
+    setup = Setup(tiny_model, tok, CountEven(sign), kl_coef=0.01, minibatch=32, micro=32, valued=False)
+    setup.prompts, said = setup.prompts * 2, []
+    for step in range(22):
+        rollout = setup.collect()
+        said.append(sign * rollout.scores.mean().item())
+        setup.update(rollout, lr=5e-3, step=step)
+    assert sum(said[-2:]) / 2 > sum(said[:2]) / 2 + 1 if sign > 0 else sum(said[-2:]) / 2 < sum(said[:2]) / 2 - 1, said
+
+
+def test_policy_and_value_model_are_clipped_apart(tiny_model, tok):
+    """With plain gradient descent at rate 1, a step is as long as the gradient was allowed to be."""
+    limit = 1e-3
+    setup = Setup(tiny_model, tok, CountEven(), max_grad_norm=limit, epochs=1, minibatch=64)
+    setup.optimizer = torch.optim.SGD([*setup.policy.parameters(), *setup.value.parameters()], lr=1.0)
+    parts = {"policy": setup.policy, "value": setup.value}
+    before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
+    rollout = setup.collect()
+    info = update(setup.models, setup.optimizer, rollout, setup.config, setup.forbidden, setup.generator, 0)
+    for name, part in parts.items():
+        moved = sum((p - q).pow(2).sum() for p, q in zip(part.parameters(), before[name])).sqrt().item()
+        assert info[f"{name}_grad"] > 10 * limit and moved == pytest.approx(limit, rel=0.01), name

@@ -1,5 +1,7 @@
 """Less memory, the same numbers: parts of a batch, layers computed twice, frozen matrices; bfloat16 near float32."""
+import argparse
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +11,12 @@ from torch import nn
 
 import train_pm
 import train_sft
+from minicai.answers import token_indices
 from minicai.checkpoint import load_model, save_scalar
 from minicai.critique import sampler
-from minicai.ppo import PPOConfig, collect, evaluate_tokens, summary, token_indices, update
+from minicai.ppo import Models, PPOConfig, collect, evaluate_tokens, summary, update
 from minicai.preference import PreferenceModel, load_preference_model
-from minicai.run import UserError, descend
+from minicai.run import Metrics, UserError, clip_gradients
 
 BATCH = 6
 
@@ -45,10 +48,12 @@ def comparing(pm, tok, micro):
 
 
 def gradients(model, losses):
-    """(loss, all gradients in one row) of one optimizer step, which moves nothing."""
-    kept = torch.optim.SGD(model.parameters(), lr=0.0)
-    kept.zero_grad = lambda set_to_none=True: None
-    loss, norm = descend(losses, model, kept, 0, 0.0, max_norm=1e9)
+    """(loss, all gradients in one row) of a batch, whose parts are differentiated one after the other."""
+    loss = 0.0
+    for part in losses:
+        part.backward()
+        loss += part.item()
+    norm = clip_gradients(model.parameters(), 1e9, 0, loss)
     flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert norm == pytest.approx(flat.norm().item(), rel=1e-5) and norm > 0.01
     model.zero_grad()
@@ -64,24 +69,25 @@ def test_parts_of_a_batch_add_up_to_the_batch(tiny_model, tok, make, losses, mic
     torch.testing.assert_close(parts[1], whole[1], rtol=1e-4, atol=1e-6)
 
 
-def test_only_one_part_is_alive_at_a_time(tiny_model, tok):
-    """descend asks for a loss only when the one before has been differentiated."""
-    made = []
+@pytest.mark.parametrize("script", [train_sft, train_pm])
+def test_a_part_that_is_not_finite_stops_before_the_step(tiny_model, tok, tmp_path, monkeypatch, script):
+    """The scripts' own loops: one part at a time, and no step once a part was not finite."""
+    sft, made = script is train_sft, []
+    name, model = ("answer_loss", tiny_model) if sft else ("pair_loss", scorer(tiny_model))
+    rows = examples(tok) if sft else [(p + a, p + b, 1.0) for (p, a), (_, b) in zip(examples(tok), examples(tok, 1))]
+    real = getattr(script, name)
 
-    def losses():
-        for loss in fine_tuning(tiny_model, tok, 1):
-            made.append(tiny_model.head.grad is not None)
-            yield loss
-    gradients(tiny_model, losses())
-    assert made == [False] + [True] * (BATCH - 1)
-
-
-def test_a_part_that_is_not_finite_stops_before_the_step(tiny_model, tok):
-    before = [p.clone() for p in tiny_model.parameters()]
-    losses = (loss * (float("nan") if i == 1 else 1) for i, loss in enumerate(fine_tuning(tiny_model, tok, 2)))
-    with pytest.raises(UserError, match="step 3: loss nan"):
-        descend(losses, tiny_model, torch.optim.SGD(tiny_model.parameters(), lr=1.0), 3, 1.0)
-    assert all(torch.equal(a, b) for a, b in zip(before, tiny_model.parameters()))
+    def loss(*inputs):
+        made.append(any(p.grad is not None for p in model.parameters()))
+        return real(*inputs) * (float("nan") if len(made) == 2 else 1)
+    monkeypatch.setattr(script, name, loss)
+    args = argparse.Namespace(lr=1.0, epochs=1, batch=BATCH, micro=2, warmup=0.0)
+    resume = SimpleNamespace(steps=0, restore=lambda **_: None)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(UserError, match="step 0: loss nan"):
+        script.train(args, model, rows, torch.Generator().manual_seed(0), Metrics(tmp_path / "m.jsonl"), resume)
+    assert made[:2] == [False, True]                                    # the first was differentiated before the second
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -130,11 +136,12 @@ def test_ppo_in_bfloat16_starts_at_kl_0_and_ratio_1(tiny_model, tok):
     generator = torch.Generator().manual_seed(0)
     ask, forbidden = sampler(tiny_model, tok, 8, 1.0, generator), tok.forbidden(tiny_model.config.vocab_size)
     prompts = [prompt for prompt, _ in examples(tok)]
-    rollout = collect(ask, tiny_model, reference, reward, value, prompts, tok.stop, forbidden, config)
+    models = Models(tiny_model, reference, reward, value)
+    rollout = collect(models, ask, prompts, config, tok.stop, forbidden)
     assert summary(rollout)["kl"] == 0 and (rollout.logp[rollout.mask] < 0).all()
     assert rollout.scores.dtype == rollout.values.dtype == torch.float32
     optimizer = torch.optim.Adam([*tiny_model.parameters(), *value.parameters()], lr=0.0)
-    info = update(tiny_model, value, optimizer, rollout, forbidden, config, generator, 0)
+    info = update(models, optimizer, rollout, config, forbidden, generator, 0)
     assert info["ratio"] == pytest.approx(1, abs=0.05) and info["policy_grad"] > 0 and info["value_grad"] > 0
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_layout import METHOD
 
 ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md", "data/README.md", "docs/real_models.md")}
@@ -16,7 +17,8 @@ CODE = re.findall(r"`([^`\n]+)`", BOTH)                                       # 
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", BOTH, re.M)] + \
     [code for code in CODE if code.startswith(("python ", "make ", "pip "))]
 SCRIPTS = ["train_sft.py", "train_pm.py", "train_rl.py"]
-MODULES = ["minicai.chat", "minicai.lab.bench", "minicai.lab.evaluate", "minicai.lab.figures", "minicai.lab.plan", "minicai.world.exam", "minicai.world.make_data",
+MODULES = ["minicai.chat", "minicai.lab.bench", "minicai.lab.doctor", "minicai.lab.evaluate", "minicai.lab.figures", "minicai.lab.plan", "minicai.lab.report_html",
+           "minicai.world.exam", "minicai.world.make_data",
            "minicai.world.pretrain", "minicai.gguf", "minicai.lab.real", "minicai.lab.real_data", "minicai.lab.evaluate_real",
            "minicai.lab.critique_formats", "minicai.lab.export_preferences"]
 
@@ -66,8 +68,8 @@ def test_every_python_command_is_understood(parse):
 
 
 def test_every_flag_exists_and_every_flag_is_explained(parse):
-    needed = {"minicai.chat": ["data/base"], "minicai.lab.plan": ["data/base"], "minicai.gguf": ["a", "b"], "minicai.lab.critique_formats": ["a"],
-              "minicai.lab.export_preferences": ["a", "b"], "minicai.lab.evaluate_real": ["--models", "a=b"]}
+    needed = {"minicai.chat": ["data/base"], "minicai.lab.doctor": ["out"], "minicai.lab.plan": ["data/base"], "minicai.gguf": ["a", "b"],
+              "minicai.lab.critique_formats": ["a"],"minicai.lab.export_preferences": ["a", "b"], "minicai.lab.evaluate_real": ["--models", "a=b"]}
     parsers = [parse([s]) for s in SCRIPTS] + [parse(["-m", m, *needed.get(m, [])]) for m in MODULES]
     known = {option for p in parsers for option in p._option_string_actions} | {"--help"}
     named = {flag for code in CODE for flag in re.findall(r"(?<!\S)--[a-z0-9-]+", code)}
@@ -92,9 +94,11 @@ def test_demo_is_the_scripts_with_their_defaults(parse):
     """The plain lines and `make demo` do the same: what the Makefile spells out are the scripts' defaults."""
     makefile = (ROOT / "Makefile").read_text()
     values = dict(re.findall(r"^(\w+) +\?= (\S+)", makefile, re.M))
-    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.M)[1]
-    lines = [re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), line.strip()) for line in recipe.splitlines()]
-    assert len(lines) == 4
+    values |= dict.fromkeys(("SFT_FLAGS", "PM_FLAGS", "RL_FLAGS", "EVALUATE_FLAGS"), "")
+    recipe = lambda target: re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, re.M)[1].splitlines()
+    steps = [line.split()[-1] for line in recipe("demo")]
+    assert steps == ["sft", "pm", "rl", "evaluate", "report"]
+    lines = [re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), recipe(step)[0].strip()) for step in steps]
     for line in lines:
         words = shlex.split(line)[1:]
         parser = parse(words)
@@ -113,14 +117,16 @@ def test_every_path_exists():
         for path in paths:
             if path.startswith("out/"):                              # made by a run: named in the source at least
                 assert Path(path).name in sources, path
-            elif path not in ("tokenizer.json", "config.json"):      # a file of any model directory
+            elif path not in ("tokenizer.json", "config.json", "manifest.json"):      # a file of any model directory
                 assert list(ROOT.glob(path)) or list((ROOT / page).parent.glob(path)), path
 
 
 def test_the_reading_order_leaves_nothing_out():
     table = PAGES["README.md"].split("## Reading order")[1].split("## ")[0]
-    for path in [*ROOT.glob("minicai/[a-z]*.py"), *ROOT.glob("train_*.py")]:
-        assert f"`{path.relative_to(ROOT)}`" in table, path
+    for name in METHOD:
+        assert f"`{name.replace('.', '/')}.py`" in table, name
+    listed = re.findall(r"`(minicai/\w+\.py|train_\w+\.py)`", table)
+    assert sorted(listed) == sorted(f"{name.replace('.', '/')}.py" for name in METHOD)
 
 
 def test_what_is_installed_is_what_is_needed():

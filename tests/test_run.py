@@ -1,14 +1,19 @@
 """Files, errors, schedule and log."""
 import argparse
+import errno
 import gzip
 import json
+import os
+import signal
 import time
 
 import pytest
 import torch
 
-from minicai.run import (Metrics, UserError, friendly_main, lr_schedule, machine_flags, pick_device, read_jsonl,
-                         seed_everything, set_up, write_config, write_jsonl)
+from minicai.run import (Metrics, Parser, UserError, friendly_main, lr_schedule, machine_flags, path, pick_device,
+                         read_jsonl, real, replacing, seed_everything, set_up, whole, write_config, write_jsonl,
+                         write_text)
+from minicai.state import hold
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(capsys):
@@ -83,7 +88,7 @@ def test_a_file_is_written_whole(tmp_path):
 
 
 def test_metrics_are_valid_json_even_when_training_is_not(tmp_path):
-    metrics = Metrics(tmp_path / "new" / "m.jsonl")
+    metrics = Metrics(tmp_path / "new" / "m.jsonl", "")
     metrics.log(step=0, loss=1.5)
     metrics.log(step=1, loss=float("nan"))
     lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "new" / "m.jsonl").open()]
@@ -131,14 +136,71 @@ def test_a_device_that_is_not_there():
         pick_device("nonsense")
 
 
-@pytest.mark.parametrize("flag", ["joined", "held_out", "red_team_share"])
-def test_a_share_of_more_than_all_is_one_line_that_names_the_flag(flag):
-    for value in (-0.1, 1.5):
-        with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} {value}: a share"):
-            set_up(argparse.Namespace(**{flag: value}))
+def parsed(*words, **flags):
+    parser = Parser("A program.")
+    for name, kind in flags.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    return parser.parse_args(words)
 
 
-@pytest.mark.parametrize("flag", ["batch", "micro", "epochs", "steps", "max_new", "human_limit"])
-def test_a_count_of_nothing_is_one_line_that_names_the_flag(flag):
-    with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} 0: must be at least 1"):
-        set_up(argparse.Namespace(device="cpu", dtype=None, seed=0, **{flag: 0}))
+@pytest.mark.parametrize("kind, good, bad", [
+    (real(0, 1), ["0", "1", "0.5", "1e-3"], ["-0.1", "1.1", "nan", "inf", "-inf", "x", ""]),
+    (real(0, above=True), ["1e-9", "7"], ["0", "-1", "nan", "inf", "1e10"]),
+    (real(0.01, 100, or_zero=True), ["0", "0.01", "100"], ["0.001", "101", "-1", "nan"]),
+    (whole(1), ["1", "1000000000"], ["0", "-3", "1.5", "1e3", "nan", "x", "9" * 5000]),
+    (path, ["a", "./a/", "ä b"], ["", " ", "a\0b", "a\nb", "\ud800"])])
+def test_a_flag_has_its_range(kind, good, bad):
+    for text in good:
+        parsed("--some-flag", text, some_flag=kind)
+    for text in bad:
+        with pytest.raises(UserError) as error:
+            parsed("--some-flag", text, some_flag=kind) if not text.startswith("-") else parsed(f"--some-flag={text}", some_flag=kind)
+        assert str(error.value).startswith("--some-flag: ") and "\n" not in str(error.value), text
+
+
+def test_a_flag_is_written_out():
+    for words in (["--some", "1"], ["--other", "1"], ["word"], ["--some-flag"]):
+        with pytest.raises(UserError, match="--help"):
+            parsed(*words, some_flag=whole(0))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_in_one_line(number, capsys, tmp_path):
+    @friendly_main
+    def main(begun):
+        if begun:
+            hold(tmp_path)
+        os.kill(os.getpid(), number)
+        time.sleep(9)
+    for begun in (False, True):
+        with pytest.raises(SystemExit) as stop:
+            main(begun)
+        said = capsys.readouterr().err.strip()
+        assert stop.value.code == 128 + number and "\n" not in said and said.startswith("stopped: ")
+        assert (str(tmp_path) in said) == begun
+    hold(tmp_path)                                                      # and it is free again
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL           # outside, all is as it was
+
+
+def test_what_cannot_be_written_is_one_line_with_room_and_advice(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    for error in (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 64\nmore")):
+        with pytest.raises(UserError) as told, replacing(tmp_path / "a.txt", 5_000_000) as file:
+            file.write(b"half")
+            raise error
+        said = str(told.value)
+        assert said.startswith(f"{tmp_path / 'a.txt'}: cannot be written (") and "\n" not in said
+        assert "it takes 5.0 MB" in said and "are free there: make room or give another --out" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
+    with pytest.raises(UserError, match="a.txt/b: cannot be written .Not a directory.; check path and rights or give another"):
+        write_text(tmp_path / "a.txt/b", "x")
+
+
+def test_an_earlier_log_stays_until_there_is_a_row(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text("an earlier run's\n")
+    metrics = Metrics(path, '{"step": 0}\n')
+    assert path.read_text() == "an earlier run's\n" and metrics.text() == '{"step": 0}\n'
+    metrics.log(step=1)
+    metrics.log(step=2)
+    assert path.read_text() == metrics.text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'

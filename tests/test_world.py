@@ -10,7 +10,8 @@ import pytest
 from minicai.constitution import load_constitution
 from minicai.world import make_data
 from minicai.world.crowdworker import Crowdworker, act_pattern, either
-from minicai.world.grammar import World, article, heldout_words, join_or
+from minicai.world.grammar import Response, World, article, heldout_words
+from minicai.world.principles import MENTIONS, WEIGHTS, Principles, for_exam, join_or, third, unnamed
 from minicai.world.texts import JUDGED, READ, Texts
 
 ROOT = Path(__file__).parent.parent
@@ -90,16 +91,16 @@ def test_articles_and_possessives(world):
 
 
 def test_english_reads_right(world):
-    rng = Random(0)
+    rng, judge = Random(0), Principles(world)
     for activity in world.activities:
         for thing in world.things(activity):
             topic = world.topic_of(rng, activity, thing)
             kinds = ("full", "partial", "vague", "evasive", "explained", "misexplained") if topic.harmful else \
                 ("full", "partial", "vague", "wrong", "dodge", "evasive", "needless")
             r = world.response(rng, topic, rng.choice(kinds), courtesy=0.5, filler=0.5)
-            p, fact = world.principle(rng), world.fact(rng, topic)
+            p, fact = judge.draw(rng, topic, [r], rng.choice(("harm", "courtesy", "brevity", "reason"))), world.fact(rng, topic)
             texts = [m["content"] for m in world.conversation(rng, topic)] + [
-                r.text, world.critique(topic, r, p, fact), world.revision(rng, topic, r, p, fact).text,
+                r.text, judge.critique(topic, r, p, fact), judge.revision(rng, topic, r, p, fact).text,
                 p.critique, p.revision, p.comparison]
             for text in texts:
                 assert not misread(text), (misread(text), text)
@@ -188,7 +189,7 @@ def documents(world, sort, n, part=0):
         del world.topic_of
 
 
-SORTS = ("dialogue", "plain", "summary", "quiz", "review", "comparison")
+SORTS = ("dialogue", "plain", "summary", "echo", "search", "reading", "quiz", "review", "comparison")
 
 
 def acts(world, pairs):
@@ -207,7 +208,7 @@ def test_no_text_of_the_base_holds_a_held_out_pair(world):
     for sort in SORTS:
         for part in range(len(Texts.PARTS)):
             for text, topics in documents(world, sort, 1500 if sort == "summary" else 400, part):
-                assert topics and all(world.split(t.activity, t.thing) == "base" for t in topics), (sort, topics)
+                assert (topics or sort == "echo") and all(world.split(t.activity, t.thing) == "base" for t in topics), (sort, topics)
                 if held_out.search(text.lower()):       # take out what was quoted: then nothing may be left
                     phrases = {t.fill(phrase) for t in topics for phrase in quoted}
                     for phrase in sorted(phrases, key=len, reverse=True):
@@ -239,16 +240,17 @@ def test_odd_steps_come_from_what_is_never_done_to_the_thing(world):
 
 
 def test_critiques_ask_whether_the_principle_means_this_harm(world):
-    """The fact's own word against the words of the request; yes exactly where the principle covers the harm."""
-    rng, answers = Random(4), []
+    """The fact's own word against the principle's words; yes exactly where the principle covers the harm."""
+    rng, judge, answers = Random(4), Principles(world), []
     for _ in range(400):
         topic = world.topic(rng, rng.choice(GROUPS), "base")
-        p, fact, r = world.principle(rng, "harm"), world.fact(rng, topic), world.response(rng, topic, "full")
-        said = world.critique(topic, r, p, fact)
+        r = world.response(rng, topic, "full")
+        p, fact = judge.draw(rng, topic, [r], "harm"), world.fact(rng, topic)
+        said = judge.critique(topic, r, p, fact)
         word, words, answer = re.search(r"Is an? (\w+) act ([\w, ]+)\? (Yes|No)\. So ", said).groups()
-        assert words == join_or(p.words) and words in p.critique
-        assert word == "good" if not topic.harmful else f"is {word}" in fact
-        assert (answer == "Yes") == (topic.activity.category in p.categories) == ("it does harm" in said)
+        assert words == p.asked and ("good" if not topic.harmful else f"is {word}") in (fact if topic.harmful else word)
+        assert (answer == "Yes") == (topic.activity.category in p.categories)
+        assert ("it does harm" in said) == (answer == "Yes" and p.less)
         answers.append(answer)
     assert min(map(answers.count, ("Yes", "No"))) > 50
 
@@ -289,7 +291,7 @@ def test_the_base_is_brought_up_to_be_helpful_only(world, worker):
 def harm_words(world, text):
     """The words of the qualities' vocabulary that stand in a text."""
     vocabulary = [w for ws in world.words["categories"].values() for w in ws]
-    vocabulary += [w for q in world.words["qualities"].values() for w in q["bad"]]
+    vocabulary += world.words["qualities"]["harm"]["bad"]
     return [w for w in vocabulary if re.search(rf"\b{w}\b", text)]
 
 
@@ -300,7 +302,7 @@ def test_recombined_words_never_stand_in_a_principle_that_the_base_reads(world):
     for text, _ in documents(world, "comparison", 500):
         asked.append(re.findall(r"\n\n\n(.*?) Options:", text)[0])
     several = [words for words in (harm_words(world, a) for a in asked) if len(words) > 1]
-    assert len(asked) == 1500 and len(several) > 300
+    assert len(asked) == 1500 and len(several) > 150
     assert not any(map(heldout_words, several))
     # the constitution that tests this asks for nothing else
     law = load_constitution(ROOT / "constitutions" / "recombined.json")
@@ -340,33 +342,144 @@ def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
         assert {t for t, w in zip(targets, weights) if w == 1.0} >= {Spy.end}
 
 
+# ---- principles: the truth ---------------------------------------------------------------------------------------
+def said(world, act, thing, kind, text, owner=""):
+    """(topic, response) of a hand-written answer."""
+    activity = next(a for a in world.activities if a.id == act)
+    topic = world.topic_of(Random(0), activity, thing)
+    return type(topic)(activity, thing, owner, topic.definite), Response(kind, text)
+
+
+HAND = [    # (kind of quality, words, response, whether it is there): written by hand, read by a person
+    ("thing", ("duck",), "First, push the duck under. Then, wait.", True),
+    ("thing", ("duck",), "Ducks like water.", True),
+    ("thing", ("duck",), "The duckling swims.", False),
+    ("thing", ("cheese", "bridge"), "Nobody crosses the bridge.", True),
+    ("person", ("baker",), "Ask the baker's wife.", True),
+    ("person", ("mayor",), "Ask the baker.", False),
+    ("word", ("zorfy",), "It is a zorfy day.", True),
+    ("reason", (), "I will not help, because it hurts.", True),
+    ("reason", (), "First, sit down.", False),
+    ("better", (), "No. It would be better to feed the duck.", True),
+    ("better", (), "You are better than that.", False),
+    ("steps", ("two",), "First, sit down. Then, wait.", True),
+    ("steps", ("three",), "You should sit down, then wait, and then go home.", True),
+    ("steps", ("three",), "Start like this: sit down. At the end, go home.", False),
+    ("steps", ("one",), "There are many ways to sit. Choose one that you like.", False),
+    ("begin", ("First",), "First, sit down.", True),
+    ("begin", ("first",), "You sit first.", False),
+    ("end", ("down",), "First, sit down.", True),
+    ("ask", (), "Sit down. Does that help you?", True),
+    ("ask", (), "I asked the baker.", False),
+    ("hurt", (), "It hurts the baker.", True),
+    ("brevity", ("long",), "It is a long story. Sit down.", True),
+    ("brevity", ("long",), "Sit down.", False),
+    ("courtesy", ("curt",), "Sit down.", True),
+    ("courtesy", ("curt",), "Thank you for asking. Sit down.", False),
+    ("unknown", ("be purple",), "It is purple.", False),
+]
+
+
+@pytest.mark.parametrize("kind, words, text, there", HAND)
+def test_truth_is_read_off_the_text(world, kind, words, text, there):
+    judge, (topic, r) = Principles(world), said(world, "drown", "duck", "full", text)
+    p = judge.adjective(Random(0), kind, words, False) if kind in ("brevity", "courtesy") else \
+        judge.unknown(Random(0), False) if kind == "unknown" else judge.verbal(Random(0), kind, words, False)
+    assert judge.holds(topic, r, p) == there
+
+
+def test_truth_of_harm_and_of_its_opposite(world):
+    judge = Principles(world)
+    topic, comply = said(world, "drown", "duck", "full", "First, push the duck under.")
+    _, object_ = said(world, "drown", "duck", "explained", "I will not help with that. To drown the duck is cruel.")
+    ask = lambda word, there=False: judge.adjective(Random(0), "harm", [word], there)
+    for word, fault in (("harmful", "it does harm"), ("cruel", "it does harm"), ("greedy", ""), ("harmless", "")):
+        assert judge.fault(topic, comply, ask(word)) == fault, word
+    for word, fault in (("harmful", ""), ("cruel", ""), ("harmless", "it does no harm"), ("greedy", "")):
+        assert judge.fault(topic, object_, ask(word)) == fault, word
+    for word, there, best in (("harmful", False, object_), ("harmful", True, comply), ("harmless", True, object_),
+                              ("harmless", False, comply), ("cruel", True, comply)):
+        assert judge.better(topic, best, comply if best is object_ else object_, ask(word, there)) == 1, (word, there)
+    assert judge.better(topic, object_, comply, ask("greedy")) == judge.better(topic, object_, comply, ask("greedy", True)) == 0.5
+
+
+def test_grammar_of_principles():
+    assert third("give a reason") == "gives a reason" and third("say no", negated=True) == "does not say no"
+    assert third("be cruel") == "is cruel" and third("be cruel", negated=True) == "is not cruel" and third("have two steps") == "has two steps"
+    assert unnamed("Drown the baker's duck. The duck swims. Ask the baker.", ("duck", "baker"), {"baker"}) == \
+        "Drown something. Something swims. Ask someone."
+    assert unnamed("Fill the baker's tub.", ("baker",), {"baker"}) == "Fill the tub."
+
+
+def test_every_kind_is_drawn_both_ways_and_its_quality_is_there_and_not(world):
+    rng, judge, seen = Random(1), Principles(world), Counter()
+    for kind in WEIGHTS:
+        for _ in range(150):
+            topic = world.topic(rng, rng.choice(JUDGED), "base")
+            r = judge.embroider(rng, world.response(rng, topic, rng.choice(("full", "explained") if topic.harmful else
+                                                                           ("full", "needless"))), kind)
+            p = judge.draw(rng, topic, [r], kind)
+            seen[kind, "there", p.there] += 1
+            seen[kind, "holds", judge.holds(topic, r, p)] += 1
+            for text in (p.critique, p.revision, p.comparison):
+                assert text[0].isupper() and text[-1] in ".?" and "{" not in text and "  " not in text, text
+    for kind in set(WEIGHTS) - {"unknown", "nothing"}:
+        for what in ("there", "holds"):
+            assert min(seen[kind, what, True], seen[kind, what, False]) >= 8, (kind, what, seen)
+
+
+def test_words_phrases_and_kinds_of_the_exam_stand_in_no_text(world):
+    """Whole documents, read back: none of the words, sentences and kinds of quality that only the exam asks for."""
+    tables = Principles(world).tables
+    frames = [f for part in tables["exam_frames"].values() for fs in part.values() for f in fs]
+    openings = {f.split("{")[0].strip() for f in frames} - {f.split("{")[0].strip() for part in ("critique", "revision", "comparison")
+                                                           for fs in tables[part].values() for f in fs}
+    secret = [w for sort in ("adjective", "thing", "vp") for w in tables["unknown"]["exam"][sort] if w not in ("cheese",)]
+    secret += [t for ts in tables["nothing"]["exam"].values() for t in ts if t != "Look at it."]
+    secret += ["say who is hurt", "says who is hurt"] + [o for o in openings if len(o.split()) > 2]
+    heard = [p.split(" {")[0] for said in tables["phrases"].values() for p in said["heard"]]
+    asked = re.compile(r"(?:Request|CritiqueRequest|RevisionRequest): (.*?)\n|\n\n\n(.*?) Options:")
+    for sort in SORTS:
+        for text, _ in documents(world, sort, 300):
+            found = [w for w in secret if re.search(rf"\b{re.escape(w)}\b", text)]
+            assert not found, (sort, found, text)
+            requests = " ".join(a or b for a, b in asked.findall(text))
+            assert not [p for p in heard if re.search(rf"\b{p}\b", requests)], requests
+            for noun in re.findall(r"(?:Does it speak of|does not speak of|speaks of|mentions?|name) (?:the |any |an? )?(\w+)", requests):
+                assert noun not in world.nouns or not for_exam(noun), (noun, requests)
+
+
 # ---- judgements ------------------------------------------------------------------------------------------------
 def test_revisions_do_what_the_principle_asks_and_nothing_else(world, worker):
-    rng = Random(0)
-    for _ in range(300):
-        topic = world.topic(rng, rng.choice(("reviewed", "read_about", "unseen")), "eval")
-        messages, r = world.conversation(rng, topic), world.response(rng, topic, "full")
-        before, fact = worker.verdict(messages, r.text), world.fact(rng, topic)
-        assert before.harmful
-        for quality in ("harm", "courtesy", "brevity"):
-            p = world.principle(rng, quality)
-            after = worker.verdict(messages, world.revision(rng, topic, r, p, fact).text)
-            if quality == "harm" and topic.activity.category in p.categories:
-                assert after.explained and after.alternative and after.coherent
+    """Gold revisions pass the exam's own judgement, for every row of the exam."""
+    from minicai.world.exam import Exam
+    exam = Exam(None, None, world, 40, 0)
+    exam.review = lambda rows, sampled: rows
+    for name, rows in exam.reviews().items():
+        for topic, r, messages, p in rows:
+            new = exam.judge.revision(exam.rng, topic, r, p, world.fact(exam.rng, topic))
+            assert exam.revised(topic, r, p, messages, new.text), (name, p, r.text, new.text)
+            if exam.judge.fault(topic, r, p):
+                assert new.text != r.text
+                if p.kind in (*MENTIONS, "begin", "ask", "reason", "better", "courtesy", "brevity"):
+                    assert not exam.judge.fault(topic, new, p), (name, p, new.text)
             else:
-                assert after.harmful
-            assert after.courteous if quality == "courtesy" else after.courteous == before.courteous
-            assert after.fillers == (0 if quality == "brevity" else before.fillers)
+                assert new.text == r.text
 
 
-def test_preferences_are_a_fair_order(world):
+def test_choices_are_a_fair_order(world):
     """Swapping the two mirrors the preference; nobody is better than himself; refusing well beats complying."""
     rng, texts = Random(0), Texts(World.load(), None, seed=0)
-    for _ in range(300):
+    judge = texts.principles
+    for _ in range(400):
         topic, a, b, p, gold = texts.comparison_case()
-        assert gold == world.better(topic, a, b, p) == 1 - world.better(topic, b, a, p)
-        assert world.better(topic, a, a, p) == 0.5
-    topic, p = world.topic(rng, "reviewed", "base"), world.principle_of(rng, "harm", ["harmful"])
+        assert gold == judge.better(topic, a, b, p) == 1 - judge.better(topic, b, a, p)
+        assert judge.better(topic, a, a, p) == 0.5
+        thought = judge.thought(topic, a, b, p, world.fact(rng, topic))
+        assert thought.endswith("Both are the same.") == (gold == 0.5)
+    topic = world.topic(rng, "reviewed", "base")
     ladder = [world.response(rng, topic, kind) for kind in ("full", "partial", "vague", "evasive", "misexplained", "explained")]
-    for worse, better in zip(ladder, ladder[1:]):
-        assert world.better(topic, better, worse, p) == 1
+    for less in (True, False):
+        p = judge.adjective(rng, "harm", ["harmful"], not less)
+        for worse, better in zip(ladder, ladder[1:]):
+            assert judge.better(topic, better, worse, p) == float(less)

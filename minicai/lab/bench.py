@@ -32,7 +32,7 @@ from minicai.gpt import GPT, GPTConfig
 from minicai.lab import peers
 from minicai.lab.meter import has_bf16, interleave, peak_bytes, row, rows_of, settle, table, whole_calls
 from minicai.logprob import logprob_reference, token_logprobs
-from minicai.ppo import PPOConfig, collect, update
+from minicai.ppo import Models, PPOConfig, collect, update
 from minicai.preference import PreferenceModel
 from minicai.run import Metrics, UserError, friendly_main, pick_device, write_text
 from minicai.sample import generate
@@ -163,16 +163,16 @@ class PPOStep:
     def __init__(self, model: GPT, head, prompts: list, max_new: int, config: PPOConfig, device, bf16: bool = False,
                  shared: bool = False):
         model = copy.deepcopy(model)
-        model.bf16 = bf16
+        model.bf16, model.recording = bf16, model.recording or device.type == "cuda"
         fresh = lambda: PreferenceModel(copy.deepcopy(model), copy.deepcopy(head)).to(device)
         self.policy, self.value_model, reward_model = copy.deepcopy(model).to(device), fresh(), fresh()
         if shared:
             self.value_model.trunk = self.policy
         reference = copy.deepcopy(self.policy)
         reference.requires_grad_(False), reward_model.requires_grad_(False)
-        self.models = self.policy, reference, reward_model, self.value_model
+        self.models = Models(self.policy, reference, reward_model, self.value_model)
         trained = dict.fromkeys([*self.policy.parameters(), *self.value_model.parameters()])     # each once
-        self.optimizer = torch.optim.Adam(list(trained), lr=1e-5, eps=1e-5)
+        self.optimizer = torch.optim.Adam(list(trained), lr=1e-5, eps=1e-5, fused=device.type == "cuda" or None)
         self.prompts, self.max_new, self.config, self.device = prompts, max_new, config, device
         self.end, self.generator = model.config.vocab_size, torch.Generator().manual_seed(3)
         self.forbidden = torch.zeros(self.end, dtype=torch.bool, device=device)
@@ -190,9 +190,9 @@ class PPOStep:
             mark()
             return new
         mark()
-        rollout = collect(ask, *self.models, self.prompts, {self.end}, self.forbidden, self.config)
+        rollout = collect(self.models, ask, self.prompts, self.config, {self.end}, self.forbidden)
         mark()
-        update(self.policy, self.value_model, self.optimizer, rollout, self.forbidden, self.config, self.generator, 0)
+        update(self.models, self.optimizer, rollout, self.config, self.forbidden, self.generator, 0)
         mark()
         start, sampled, scored, updated = marks
         return {"sampling": sampled - start, "scoring": scored - sampled, "update": updated - scored,

@@ -1,6 +1,7 @@
 """Elo scores E from pairwise verdicts, by maximum likelihood, with r = (ln 10 / 400) E (Bai et al. 2022, section 2).
 
-Model i beats model j with probability sigmoid(r_i - r_j); a tie counts half a win for each.
+Model i beats model j with probability sigmoid(r_i - r_j); a tie counts half a win for each. So 400 points of Elo are
+odds of ten to one. It is the preference model's Bradley-Terry once more, with whole models instead of single answers.
 Shapes: N prompts, M models. Left out on purpose: a model of the judge's noise; each prompt is judged once,
 by a judge without moods.
 """

@@ -11,12 +11,11 @@ Every model answers every prompt once, at T = 1, and some of them again as secon
 what it has just said to that. Writes results.json (shares with 95 % Wilson intervals, Elo) and transcripts.jsonl (every
 response with its verdict). Outcomes of a prompt exclude each other and add up to 1. What the constitution itself has
 done, before any training, is judged as well: stage 1's last revisions, and stage 2's labels where one response objects.
+Killed and started again, it goes on where it was.
 """
-import argparse
 import json
 import math
 import random
-import subprocess
 import time
 from pathlib import Path
 
@@ -27,10 +26,12 @@ from tqdm import tqdm
 
 from minicai.checkpoint import load_model
 from minicai.critique import respond, sampler
-from minicai.data import read_prompts
+from minicai.data import read_prompt, read_prompts
 from minicai.lab.elo import elo
 from minicai.lab.report import OUTCOMES, RED_TEAM, SECOND, compare, examples, results_table, seeds_table
-from minicai.run import UserError, friendly_main, pick_device, read_jsonl, write_jsonl, write_text
+from minicai.run import (Parser, UserError, friendly_main, path, pick_device, read_jsonl, whole, write_jsonl,
+                         write_text)
+from minicai.state import Resume, commit, unfinished
 from minicai.world.crowdworker import Crowdworker
 from minicai.world.grammar import World
 
@@ -94,15 +95,15 @@ def read_sets(folder, limit, categories) -> list:
                 raise UserError(f"{path}:{number}: key 'group' is missing; see minicai/world/make_data.py")
             count[row["group"]] = count.get(row["group"], 0) + 1
             if count[row["group"]] <= limit:
-                prompts.append({"set": name, "category": categories.get(row.get("activity"), ""), **row,
+                prompts.append({"set": name, "category": categories.get(str(row.get("activity")), ""), **row,
                                 "messages": messages})
     return prompts
 
 
-def judge(name, folder, prompts, worker, args, device) -> list:
+def judge(name, folder, prompts, worker, args, device, resume) -> list:
     """Rows of transcripts.jsonl: one model's response to every prompt, the verdict and the outcome."""
     model, tok = load_model(folder, device)
-    ask = sampler(model.eval(), tok, args.max_new, 1.0, torch.Generator().manual_seed(args.seed))
+    ask = resume.kept(sampler(model.eval(), tok, args.max_new, 1.0, torch.Generator().manual_seed(args.seed)))
     answers = respond(ask, tok, [p["messages"] for p in prompts], progress=f"{name}: responses")
     prompts = [{**prompt, "response": answer["response"]} for prompt, answer in zip(prompts, answers)]
     seconds = second_requests(prompts)
@@ -137,36 +138,39 @@ def model_results(rows: list) -> dict:
             "all": summary([row for row in rows if row["set"] not in SECOND])}
 
 
-def rows_by_category(path: Path, worker) -> dict:
-    """{category of harm: rows} of a file that a stage wrote about red-team prompts; {} if it is not there."""
+def rows_by_category(path: Path, worker, read) -> dict:
+    """{category of harm: read(row) of each row} of a file that a stage wrote about red-team prompts; {} without it."""
     found = {}
-    for _, row in read_jsonl(path) if path.exists() else []:
-        topic = worker.topic(row["messages"])
+    for number, row in read_jsonl(path) if path.exists() else []:
+        topic = worker.topic(read_prompt(row, f"{path}:{number}"))
         if topic and topic.harmful:
-            found.setdefault(topic.activity.category, []).append(row)
+            try:
+                found.setdefault(topic.activity.category, []).append(read(row))
+            except (LookupError, TypeError, AttributeError) as error:
+                raise UserError(f"{path}:{number}: not as its stage writes it ({type(error).__name__}: {error}); run "
+                                "that again, or move the file away") from None
     return dict(sorted(found.items()))
 
 
 def judge_revisions(path: Path, worker) -> dict:
     """{category: shares of outcomes} of the last revisions in revisions.jsonl."""
+    def read(row):
+        return worker.verdict(row["messages"], row["rounds"][-1]["revision"] + "") if row.get("rounds") else None
     found = {}
-    for category, rows in rows_by_category(path, worker).items():
-        verdicts = [worker.verdict(r["messages"], r["rounds"][-1]["revision"]) for r in rows if r.get("rounds")]
-        if verdicts:
-            found[category] = summary([{"outcome": outcome(v, True), "verdict": v.asdict()} for v in verdicts], RED_TEAM)
+    for category, verdicts in rows_by_category(path, worker, read).items():
+        if judged := [{"outcome": outcome(v, True), "verdict": v.asdict()} for v in verdicts if v]:
+            found[category] = summary(judged, RED_TEAM)
     return found
 
 
 def judge_labels(path: Path, worker) -> dict:
     """{category: mean AI label of the response that objects, n} of pairs in comparisons.jsonl of which one does."""
+    def read(row):
+        a, b = (worker.verdict(row["messages"], row[x] + "").declines for x in "ab")
+        return None if a == b or row["p_a"] is None else row["p_a"] + 0.0 if a else 1.0 - row["p_a"]
     found = {}
-    for category, rows in rows_by_category(path, worker).items():
-        labels = []
-        for r in rows:
-            a, b = (worker.verdict(r["messages"], r[x]).declines for x in "ab")
-            if a != b and r["p_a"] is not None:
-                labels.append(r["p_a"] if a else 1 - r["p_a"])
-        if labels:
+    for category, labels in rows_by_category(path, worker, read).items():
+        if labels := [label for label in labels if label is not None]:
             found[category] = {"objection": round(sum(labels) / len(labels), 4), "n": len(labels)}
     return found
 
@@ -182,35 +186,37 @@ def add_elo(results: dict, judged: dict, seed: int):
             entry["intervals"][quality] = [round(float(low), 1), round(float(high), 1)]
 
 
-def commit() -> str:
-    """The commit that is checked out here, or "unknown"."""
-    try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def stages(out: Path) -> dict:
     """{stage: its config.json} of the stages that have run in this directory."""
-    files = {stage: out / stage / "config.json" for stage in ("sft", "pm", "rl")}
-    return {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in files.items() if path.exists()}
+    found = {}
+    for stage in ("sft", "pm", "rl"):
+        path = out / stage / "config.json"
+        try:
+            found[stage] = json.loads(path.read_text(encoding="utf-8"))
+            found[stage]["args"].get("constitution", "") + ""
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path}: not a stage's config.json ({type(error).__name__}); run the stage again, or move "
+                            "the file away") from None
+    return found
 
 
 def arguments(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     a = p.add_argument
     a("--models", nargs="+", metavar="NAME=DIR", help="model directories, the one to compare with first; default: "
       "base=data/base sl_cai=OUT/sft/sl_cai rl_cai=OUT/rl/rl_cai")
-    a("--data", default="data/eval", help="folder of red_team.jsonl, helpful.jsonl, lookalike.jsonl")
-    a("--out", default="out/demo", help="where results.json and transcripts.jsonl go, and where the stages' runs lie")
-    a("--limit", type=int, default=10**9, help="use at most this many prompts of each group")
-    a("--max-new", type=int, default=120, help="most tokens of a response")
-    a("--examples", type=int, default=5, help="how many prompts to show with every model's response")
-    a("--seed", type=int, default=0, help="seeds sampling, bootstrap and the choice of examples")
+    a("--data", type=path, default="data/eval", help="folder of red_team.jsonl, helpful.jsonl, lookalike.jsonl")
+    a("--out", type=path, default="out/demo", help="where results.json and transcripts.jsonl go, and where the stages' runs lie")
+    a("--limit", type=whole(1), default=10**9, help="use at most this many prompts of each group")
+    a("--max-new", type=whole(1), default=120, help="most tokens of a response")
+    a("--examples", type=whole(0, 1000), default=5, help="how many prompts to show with every model's response")
+    a("--seed", type=whole(0, 2**63 - 1), default=0, help="seeds sampling, bootstrap and the choice of examples")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
-    a("--table", nargs="+", metavar="DIR", help="measure nothing: print mean and spread of finished results.json")
-    a("--compare", nargs="+", metavar="DIR", help="measure nothing: print one row for each directory's results.json")
+    a("--fresh", action="store_true", help="drop what an unfinished evaluation has left in --out")
+    a("--table", nargs="+", type=path, metavar="DIR", help="measure nothing: print mean and spread of finished results.json")
+    a("--compare", nargs="+", type=path, metavar="DIR", help="measure nothing: print one row for each directory's results.json")
     return p.parse_args(argv)
 
 
@@ -221,37 +227,46 @@ def main(argv=None):
     if args.table or args.compare:
         print(seeds_table(args.table) if args.table else compare(args.compare))
         return
-    if args.limit < 1:
-        raise UserError("--limit must be at least 1")
-    out, device, world = Path(args.out), pick_device(args.device), World.load()
+    out, device, world = args.out, pick_device(args.device), World.load()
     models = args.models or ["base=data/base", f"sl_cai={out / 'sft/sl_cai'}", f"rl_cai={out / 'rl/rl_cai'}"]
     if not all(m.partition("=")[0] and m.partition("=")[2] for m in models):
         raise UserError(f"--models {' '.join(models)}: expected NAME=DIR for each")
-    models = dict(m.split("=", 1) for m in models)
+    if len(models) > len(models := dict(m.split("=", 1) for m in models)):
+        raise UserError("--models: two have the same name")
     prompts = read_sets(args.data, args.limit, {a.id: a.category for a in world.activities})
     for folder in models.values():                                # every directory is looked at before the first is run
         if not (Path(folder) / "config.json").exists():
             raise UserError(f"{folder}: no model directory; run train_sft.py, train_pm.py and train_rl.py first, or "
                             "name others with --models")
+    # So is what the stages have left.
+    runs, worker = stages(out), Crowdworker(world)
+    revisions = judge_revisions(out / "sft/revisions.jsonl", worker)
+    labels = judge_labels(out / "pm/comparisons.jsonl", worker)
+    for folder in models.values():
+        load_model(folder, "meta")                                # read, checked, and not kept
+    mixed = [stage for stage in ("sft", "pm", "rl") if unfinished(out / stage)]
+    for stage in mixed:
+        print(f"{out / stage}: a run there has not ended: what it has written and its model may be of different runs")
+    inputs = {f"--models {name}": Path(folder) for name, folder in models.items()}
+    inputs |= {f"--data {name}": args.data / f"{name}.jsonl" for name in ("red_team", "helpful", "lookalike")}
+    resume = Resume(args, inputs, writes=["results.json", "transcripts.jsonl"])
 
     # 1. Every model answers every prompt; the crowdworker judges.
-    worker = Crowdworker(world)
-    judged = {name: judge(name, folder, prompts, worker, args, device) for name, folder in models.items()}
+    judged = {name: judge(name, folder, prompts, worker, args, device, resume) for name, folder in models.items()}
     # 2. Count.
     results = {name: model_results(rows) for name, rows in judged.items()}
     add_elo(results, judged, args.seed)
-    runs = stages(out)
-    report = {"models": results, "revisions": {"by_category": judge_revisions(out / "sft/revisions.jsonl", worker)},
-              "labels": {"by_category": judge_labels(out / "pm/comparisons.jsonl", worker)},
+    report = {"models": results, "revisions": {"by_category": revisions}, "labels": {"by_category": labels},
+              "unfinished_stages": mixed,
               "seconds": {stage: run.get("seconds") for stage, run in runs.items()}, "seed": args.seed,
-              "stage_seeds": {stage: run.get("args", {}).get("seed") for stage, run in runs.items()},
+              "stage_seeds": {stage: run["args"].get("seed") for stage, run in runs.items()},
               "constitution": next((run["args"]["constitution"] for run in runs.values()
-                                    if run.get("args", {}).get("constitution")), None), "commit": commit()}
+                                    if run["args"].get("constitution")), None), "commit": commit()}
     report["seconds"]["evaluate"] = round(time.time() - started, 1)
     # 3. Write and show.
-    out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "transcripts.jsonl", [row for rows in judged.values() for row in rows])
     write_text(out / "results.json", json.dumps(report, indent=1) + "\n")
+    resume.finish()
     print(examples(judged, args.examples, random.Random(args.seed)))
     print(results_table(report))
     print(f"\n{out / 'results.json'}, {out / 'transcripts.jsonl'}: written in {time.time() - started:.0f} s")

@@ -2,11 +2,8 @@
 
     python -m minicai.lab.figures --run out/demo          writes out/demo/curves.png and out/demo/results.png
 """
-import argparse
-from pathlib import Path
-
 from minicai.lab.report import GROUPS, NAMES, OUTCOMES, RED_TEAM, SECOND, SETS, load_results
-from minicai.run import UserError, friendly_main, read_jsonl
+from minicai.run import Parser, UserError, friendly_main, path, read_jsonl, writing
 
 CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a response",
           "response_length": "tokens a response", "entropy": "entropy, nats a token"}
@@ -14,6 +11,17 @@ CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a 
 COLOURS = {"harmful": "tab:red", "explained": "tab:green", "evasive": "tab:orange", "other": "tab:olive",
            "full": "tab:green", "partial": "tab:olive", "unhelpful": "tab:orange", "refused": "tab:red",
            "incoherent": "silver"}
+
+
+def read_curves(path) -> list:
+    """The rows of a metrics.jsonl of PPO, null (not finite) as nan; raises UserError for one that lacks a number."""
+    rows = []
+    for number, row in read_jsonl(path):
+        try:
+            rows.append({key: float("nan") if row[key] is None else row[key] + 0.0 for key in ("step", *CURVES)})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not a row of train_rl.py's log ({type(error).__name__}: {error})") from None
+    return rows
 
 
 def curves(plt, rows: list):
@@ -48,8 +56,8 @@ def bars(plt, models: dict):
 @friendly_main
 def main(argv=None):
     """Draw both pictures of one run."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--run", default="out/demo", help="directory with rl/metrics.jsonl and results.json")
+    p = Parser(__doc__)
+    p.add_argument("--run", type=path, default="out/demo", help="directory with rl/metrics.jsonl and results.json")
     args = p.parse_args(argv)
     try:
         import matplotlib
@@ -57,13 +65,14 @@ def main(argv=None):
         raise UserError("matplotlib is missing: pip install -c constraints.txt matplotlib") from None
     matplotlib.use("Agg")                                         # draws into files, needs no screen
     import matplotlib.pyplot as plt
-    run = Path(args.run)
-    pictures = {"curves.png": lambda: curves(plt, [row for _, row in read_jsonl(run / "rl" / "metrics.jsonl")]),
+    run = args.run
+    pictures = {"curves.png": lambda: curves(plt, read_curves(run / "rl" / "metrics.jsonl")),
                 "results.png": lambda: bars(plt, load_results(run)["models"])}
     for name, draw in pictures.items():
         figure = draw()
         figure.tight_layout()
-        figure.savefig(run / name, dpi=150)
+        with writing(run / name):
+            figure.savefig(run / name, dpi=150)
         print(run / name)
 
 

@@ -33,14 +33,14 @@ def installed(wanted: bool) -> dict:
     return found
 
 
-def transformers_generate(folder, prompts: list, max_new: int, end: int, device, sample: bool):
+def transformers_generate(folder, prompts: list, max_new: int, end: int, device, sample: bool, dtype=torch.float32):
     """A function without arguments: `max_new` ids for each prompt (all of one length), as generate() in minicai."""
     from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(folder).eval().to(device)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(device)
     # top_k=0: from the whole distribution, as minicai does; transformers would take the 50 likeliest.
     how = {"do_sample": True, "top_k": 0, "temperature": 1.0} if sample else {"do_sample": False}
 
-    def run():
+    def run(max_new=max_new):
         ids = torch.tensor(prompts, device=device)
         new = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new, eos_token_id=end,
                              pad_token_id=end, **how)
@@ -62,9 +62,8 @@ class TRLStep:
     advantages, the update ends when it logs.
     """
 
-    def __init__(self, lm, scorer, prompts: list, max_new: int, epochs: int, end: int, device, out):
+    def __init__(self, lm, scorer, prompts: list, max_new: int, epochs: int, end: int, device, out, bf16=False):
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-        from datasets import Dataset
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
         from transformers.utils import logging
         from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
@@ -75,12 +74,12 @@ class TRLStep:
         policy.generation_config.eos_token_id = None
         reward = AutoModelForSequenceClassification.from_pretrained(scorer)
         config = PPOConfig(          # its defaults would compute in bf16 and compute activations twice
-            output_dir=str(Path(out)), use_cpu=device.type == "cpu", bf16=False, gradient_checkpointing=False,
+            output_dir=str(Path(out)), use_cpu=device.type == "cpu", bf16=bf16, gradient_checkpointing=False,
             per_device_train_batch_size=len(prompts), gradient_accumulation_steps=1, num_mini_batches=1,
             num_ppo_epochs=epochs, total_episodes=len(prompts), response_length=max_new, temperature=1.0,
             local_rollout_forward_batch_size=len(prompts), whiten_rewards=False, learning_rate=1e-5,
             num_sample_generations=0, report_to="none", save_strategy="no", eval_strategy="no", disable_tqdm=True)
-        data = Dataset.from_dict({"input_ids": prompts})
+        data = [{"input_ids": prompt} for prompt in prompts]
         self.trainer = PPOTrainer(
             args=config, processing_class=SimpleNamespace(pad_token_id=end, eos_token_id=end), model=policy,
             ref_model=copy.deepcopy(policy), reward_model=reward, value_model=copy.deepcopy(reward),

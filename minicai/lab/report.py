@@ -23,13 +23,21 @@ MANNER = {"courteous": "responses with a kind word", "mean_words": "words a resp
 
 
 def load_results(folder) -> dict:
-    """results.json of a directory; raises UserError if there is none that can be read."""
+    """results.json of a directory; raises UserError if there is none that can be read and shown."""
     path = Path(folder) / "results.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or f"not JSON ({error})"
-        raise UserError(f"{path}: {reason}; python -m minicai.lab.evaluate writes it") from None
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results_table(results)                              # every figure of every model is there, and a number
+        for model in [*results["models"].values(), *(results.get(key, {}) for key in ("revisions", "labels"))]:
+            for row in model.get("by_category", {}).values():
+                number(row.get("harmful", row.get("objection", 0)), "%")
+        Path(results.get("constitution") or "-")
+        return results
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"not JSON, or no numbers ({error})"
+    except (LookupError, TypeError, AttributeError, StopIteration) as error:
+        reason = f"not an evaluation ({type(error).__name__}: {error})"
+    raise UserError(f"{path}: {reason}; python -m minicai.lab.evaluate writes it")
 
 
 def figures(results: dict) -> list:
@@ -129,7 +137,7 @@ def compare(folders: list) -> str:
                "everyday requests: in full": ("helpful", "full"), "kind word there": ("helpful", "courteous"),
                "needless sentences there": ("helpful", "fillers")}
     base = next(iter(runs[folders[0]]["models"].items()))
-    of = lambda key: {c: ("by_category", c, key) for c in base[1]["by_category"]}
+    of = lambda key: {c: ("by_category", c, key) for c in base[1].get("by_category", {})}
     last, every, labels = [("-", {}, *base)], [("-", {}, *base)], []
     for folder, results in runs.items():
         models = list(results["models"].items())

@@ -73,7 +73,7 @@ class Crowdworker:
         self.world = w = world or World.load()
         noun = either(w.nouns)
         self.thing = re.compile(rf"\b(?:the|an?|this|that|your|my) (?:\w+'s )?(?:{noun})\b|"
-                                r"\b(?:it|him|her|them)\b(?! is| has)")
+                                r"\b(?:it|him|her|them|something|someone)\b(?! is| has)")
         self.requests = [(a, re.compile(act_pattern(a, either(w.things(a))))) for a in w.activities]
         self.said_of = {a.id: re.compile(act_pattern(a, noun)) for a in w.activities}
         fill = lambda a, phrases: {self.canonical(Topic(a, "duck", "baker").fill(p)) for p in phrases}
@@ -245,8 +245,9 @@ def act_pattern(activity, noun: str) -> str:
 @lru_cache(maxsize=4096)
 def step_patterns(topic: Topic) -> list:
     """One compiled pattern for each step of a topic: the thing may be "it", the owner "him" or "her"."""
-    thing = rf"(?:(?:the|an?|this|that|your|my|his|her) (?:\w+'s )?{re.escape(topic.thing)}|it|him|her|them)"
-    owner = rf"(?:(?:the|your|my|that) {re.escape(topic.owner)}|him|her|them)"
+    thing = (rf"(?:(?:the|an?|this|that|your|my|his|her) (?:\w+'s )?{re.escape(topic.thing)}|it|him|her|them|"
+            "something|someone)")
+    owner = rf"(?:(?:the|your|my|that) {re.escape(topic.owner)}|him|her|them|someone)"
     return [re.compile(r"\b" + re.escape(normal(s)).replace(r"\{it\}", thing).replace(r"\{owner\}", owner) + r"(?!\w)")
             for s in topic.activity.steps]
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from random import Random
 
 TABLES = Path(__file__).resolve().parents[2] / "data" / "world"
-QUALITIES = ("harm", "courtesy", "brevity")
 
 
 def article(noun: str) -> str:
@@ -82,27 +81,20 @@ class Response:
     openers: list = field(default_factory=list)   # courtesy before the body
     closers: list = field(default_factory=list)   # courtesy after it
     fillers: list = field(default_factory=list)   # needless sentences, said before the body
+    asides: list = field(default_factory=list)    # sentences about something else, said after the body
+    question: str = ""                            # a question back, said last
+    extra: tuple = ()                             # the words that only the asides hold
 
     @property
     def text(self) -> str:
         """What is said, from the kind words to the last."""
-        return " ".join([*self.openers, *self.fillers, self.body, *self.closers])
+        said = [*self.openers, *self.fillers, self.body, *self.asides, *self.closers, self.question]
+        return " ".join(filter(None, said))
 
     @property
     def courteous(self) -> bool: return bool(self.openers or self.closers)
     @property
     def complies(self) -> bool: return self.kind in ("full", "partial", "vague", "wrong")
-
-
-@dataclass(frozen=True)
-class Principle:
-    """A critique-revision pair or a comparison principle, with the quality it asks about and the harms it names."""
-    quality: str
-    critique: str = ""
-    revision: str = ""
-    comparison: str = ""
-    categories: frozenset = frozenset()   # harm categories it covers ("harmful" covers all)
-    words: tuple = ()
 
 
 class World:
@@ -242,146 +234,9 @@ class World:
             kind = rng.choices(("full", "partial", "vague", "wrong", "dodge"), (72, 10, 8, 5, 5))[0]
         return self.response(rng, topic, kind)
 
-    # ---- principles --------------------------------------------------------------------------------------------
-    def principle(self, rng: Random, quality: str | None = None, avoid=None) -> Principle:
-        """A principle about one quality, in words drawn from its vocabulary; `avoid(words)` True: draw again."""
-        quality = quality or rng.choices(QUALITIES, (70, 15, 15))[0]
-        bad = self.words["qualities"][quality]["bad"]
-        while True:
-            if quality == "harm" and rng.random() < 0.6:    # names single harms, perhaps with a word that covers all
-                pool = [w for ws in self.words["categories"].values() for w in ws] + bad
-                words = rng.sample(pool, rng.choice((1, 2, 2, 3, 3)))
-            else:
-                words = rng.sample(bad, rng.choice((1, 1, 2, 3)))
-            if not (avoid and avoid(words)):
-                break
-        return self.principle_of(rng, quality, words)
-
-    def principle_of(self, rng: Random, quality: str, words: list) -> Principle:
-        """A principle in given words, its templates drawn."""
-        categories = self.words["categories"]
-        covered = {c for c, ws in categories.items() if set(ws) & set(words)}
-        if set(words) & set(self.words["qualities"]["harm"]["bad"]):
-            covered = set(categories)
-        bad = join_or(words)
-        good = join_or(rng.sample(self.words["qualities"][quality]["good"], rng.choice((1, 1, 2)))) \
-            .replace(" or ", " and ")
-        wording = self.words["principles"]
-        # a template that says only {good} ("harmless") covers everything: kept for principles that do so too
-        whole = quality != "harm" or len(covered) == len(categories)
-        def pick(name):
-            options = [t for t in wording[name] if whole or "{good}" not in t]
-            return rng.choice(options).format(bad=bad, good=good, a=article(good))
-        return Principle(quality, pick("critique"), pick("revision"), pick("comparison"), frozenset(covered),
-                         tuple(words))
-
-    def whole(self, p: Principle) -> bool:
-        """Whether a principle asks about every harm."""
-        return len(p.categories) == len(self.words["categories"])
-
-    # ---- critiques and revisions -------------------------------------------------------------------------------
-    def restate(self, topic: Topic, r: Response) -> str:
-        """One neutral sentence that says what a response does."""
-        if r.complies:
-            return f"The response helps someone {topic.act}."
-        why = "and it says why" if r.kind in ("explained", "misexplained", "needless") else "and it does not say why"
-        return f"The response does not help someone {topic.act}, {why}."
-
-    def critique(self, topic: Topic, r: Response, p: Principle, fact: str) -> str:
-        """The right critique: what the response does; what the town says of that (`fact`); whether the principle asks
-        about it; the verdict. Reason first, verdict last: each hop is then one that a small model can make."""
-        said = self.restate(topic, r)
-        if p.quality == "harm":
-            return f"{said} {fact} {self.asked(topic, p, fact)} {self.verdict(self.fault(topic, r, p))}"
-        if p.quality == "courtesy":
-            look = "It has a kind word." if r.courteous else "It has no kind word."
-        else:
-            look = "It says more than it needs to." if r.fillers else "It says no more than it needs to."
-        return f"{said} {look} {self.verdict(self.fault(topic, r, p))}"
-
-    def asked(self, topic: Topic, p: Principle, fact: str) -> str:
-        """Whether the principle asks about this: the fact's word next to the principle's words, and yes or no."""
-        own = self.words["categories"].get(topic.activity.category, ())
-        word = next((w for w in own if f"is {w}" in fact), "good")
-        return self.is_it(word, p.words)
-
-    def is_it(self, word: str, words: tuple) -> str:
-        """"Is a greedy act cruel or wrong? Yes.": yes if one of `words` is of the same category, or covers all."""
-        same = next((set(ws) for ws in self.words["categories"].values() if word in ws), set())
-        yes = same and set(words) & (same | set(self.words["qualities"]["harm"]["bad"]))
-        return f"Is {article(word)} {word} act {join_or(words)}? {'Yes' if yes else 'No'}."
-
-    @staticmethod
-    def verdict(fault: str) -> str:
-        """The last sentence of a critique."""
-        return f"So there is a problem: {fault}." if fault else "So no change is needed."
-
-    @staticmethod
-    def fault(topic: Topic, r: Response, p: Principle) -> str:
-        """What is wrong with a response under a principle ("" if nothing)."""
-        if p.quality == "courtesy":
-            return "" if r.courteous else "it is not kind"
-        if p.quality == "brevity":
-            return "it is too long" if r.fillers else ""
-        if topic.harmful and topic.activity.category not in p.categories:
-            return ""                                       # the principle does not ask about this harm
-        if topic.harmful:
-            return "it does harm" if r.complies else "" if r.kind == "explained" else "it should say why"
-        return "it should help" if r.kind in ("dodge", "evasive", "needless") else ""
-
-    def revision(self, rng: Random, topic: Topic, r: Response, p: Principle, fact: str) -> Response:
-        """The right revision: only what the principle faults is changed, the rest is said again; an objection gives
-        the reason (`fact`) that the critique gave."""
-        fault = self.fault(topic, r, p)
-        new = Response(r.kind, r.body, r.openers, r.closers, r.fillers)
-        if fault == "it is not kind":
-            new.openers = [rng.choice(self.words["courtesy"]["opener"])]
-            new.closers = [rng.choice(self.words["courtesy"]["closer"])]
-        elif fault == "it is too long":
-            new.fillers = []
-        elif fault in ("it does harm", "it should say why"):
-            refusal = rng.choice(self.words["refusals"]["explained"]).format(act=topic.act)
-            new.kind, new.body = "explained", f"{refusal} {fact}"
-        elif fault == "it should help":
-            new.kind, new.body = "full", self._answer(rng, topic, topic.steps)
-        return new
-
-    def note(self, topic: Topic, r: Response, quality: str) -> str:
-        """What thinking aloud says of one of two responses, where the principle asks about `quality`."""
-        if quality == "courtesy":
-            return "has a kind word." if r.courteous else "has no kind word."
-        if quality == "brevity":
-            return ("says no more than it needs to.", "says more than it needs to.", "says far more than it needs to."
-                    )[len(r.fillers)]
-        if not topic.harmful:
-            return "helps." if r.complies else "does not help with a good thing."
-        return {"full": "helps with every step.", "partial": "helps with some steps.",
-                "vague": "helps without any step.", "evasive": "says no without a reason.",
-                "misexplained": "says no with a wrong reason.",
-                "explained": "says no with the right reason."}[r.kind]
-
-    # ---- comparisons -------------------------------------------------------------------------------------------
-    LADDER = ("full", "partial", "vague", "evasive", "misexplained", "explained")   # harm: from worst to best
-
-    def better(self, topic: Topic, a: Response, b: Response, p: Principle) -> float:
-        """Gold probability that `a` is the better one under the principle: 1, 0, or 0.5 where it does not decide."""
-        def rank(r):
-            if p.quality == "courtesy":
-                return int(r.courteous)
-            if p.quality == "brevity":
-                return -len(r.fillers)
-            if topic.harmful:
-                return self.LADDER.index(r.kind) if topic.activity.category in p.categories else 0
-            return 0 if r.kind in ("dodge", "evasive", "needless") else 1
-        return 0.5 if rank(a) == rank(b) else float(rank(a) > rank(b))
-
-
-def join_or(words) -> str:
-    """"a", "a or b", "a, b or c"."""
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
-
 
 def heldout_words(words) -> bool:
     """True for lists of words holding a pair that the base never reads in one principle (a quarter of all pairs)."""
     ordered = sorted(words)
     return any(zlib.crc32(f"{a}+{b}".encode()) % 4 == 0 for i, a in enumerate(ordered) for b in ordered[i + 1:])
+

@@ -1,6 +1,7 @@
 """The base model: tokenizer, pretraining on the town's texts, and the exam it must pass (data/base/).
 
-    python -m minicai.world.pretrain --out data/base [--bf16]       about an hour on two CPU cores
+    python -m minicai.world.pretrain --out data/base --bf16             some 80 minutes on two CPU cores
+    python -m minicai.world.pretrain --out data/base --device cuda      some minutes on a GPU
 
 The result is a helpful-only model: in dialogue it complies with everything, yet it has read enough to critique, revise
 and compare when asked in the published formats. Nothing here is part of the method; a real run downloads its base.
@@ -9,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +29,8 @@ from minicai.world import exam
 from minicai.world.grammar import World, heldout_words
 from minicai.world.texts import LETTER, READ, Texts
 
-STEPS, SHARES = 9500, (0.4, 0.6)        # optimizer steps, and the share of them that each part of the texts gets
+STEPS, SHARES = 14000, (0.4, 0.6)       # optimizer steps, and the share of them that each part of the texts gets
+COLUMNS = 32                            # on a GPU texts are padded to a multiple of this: few shapes, each recorded once
 SPECIALS = ["<|endoftext|>", "<|pad|>", "\n\nHuman:", "\n\nAssistant:"]
 
 
@@ -61,26 +64,48 @@ class PlainText:
         return pieces, [0] * len(pieces)
 
 
-def batches(texts: Texts, tokens: int, pool: int = 4096):
-    """Endless right-padded batches of about `tokens` ids; documents of like length go together: little is padding."""
+def batches(texts: Texts, tokens: int, pool: int = 4096, columns: int = 1):
+    """Endless right-padded batches of about `tokens` ids; documents of like length go together: little is padding.
+
+    columns: pad to a multiple of it, and to tokens // columns rows, so that few shapes of batches occur.
+    """
     while True:
         documents = sorted((texts.document() for _ in range(pool)), key=lambda d: len(d[0]))
         rows, start = [], 0
         while start < pool:
             end = start + 1
-            while end < pool and (end + 1 - start) * len(documents[end][0]) <= tokens:
+            while end < pool and (end + 1 - start) * rounded(len(documents[end][0]), columns) <= tokens:
                 end += 1
             rows.append(documents[start:end])
             start = end
         texts.rng.shuffle(rows)
-        yield from (padded(r) for r in rows)
+        yield from (padded(r, tokens, columns) for r in rows)
 
 
-def padded(documents):
+def rounded(length: int, columns: int) -> int:
+    """The least multiple of `columns` that is not below `length`."""
+    return -(-length // columns) * columns
+
+
+def padded(documents, tokens: int, columns: int):
     """ids, targets [B, T] long and weights [B, T] float of documents, zeros at the right; and the sorts' names [B]."""
-    T = max(len(d[0]) for d in documents)
+    T = rounded(max(len(d[0]) for d in documents), columns)
+    empty = [([], [], [], "")] * (max(1, tokens // T) - len(documents) if columns > 1 else 0)
+    documents = documents + empty
     fill = lambda part, kind: torch.tensor([list(d[part]) + [0] * (T - len(d[part])) for d in documents], dtype=kind)
     return fill(0, torch.long), fill(1, torch.long), fill(2, torch.float32), [d[3] for d in documents]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """The batches of one part of the texts, for processes of a DataLoader: each draws texts of its own."""
+
+    def __init__(self, tok, seed: int, part: int, tokens: int):
+        self.tok, self.seed, self.part, self.tokens = tok, seed, part, tokens
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        seed = self.seed + 1000 * (worker.id if worker else 0) + self.part
+        return batches(Texts(World.load(), self.tok, seed, heldout_words, self.part), self.tokens, columns=COLUMNS)
 
 
 def optimizers(model: GPT, muon_lr: float, adam_lr: float):
@@ -100,13 +125,57 @@ def average_gradients(model: GPT) -> None:
         g.copy_(mean.view_as(g))
 
 
+def gradient(model: GPT, ids, targets, weights):
+    """(loss, losses [B, T]) of a batch; leaves the loss's gradient in the parameters. Weight 0 is padding."""
+    hidden = model(ids).float().flatten(0, 1)
+    losses = -token_logprobs(hidden, model.head, targets.flatten())[0].view(ids.shape)
+    loss = (losses * weights).sum() / weights.sum()
+    loss.backward()
+    return loss.detach(), losses.detach()
+
+
+class Recorded:
+    """`gradient` on a GPU: recorded once for each shape of batch, then replayed as one launch instead of hundreds."""
+
+    def __init__(self, model: GPT):
+        self.model, self.graphs, self.pool = model, {}, torch.cuda.graph_pool_handle()
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)                # the recordings write to these very tensors
+
+    def __call__(self, *batch):
+        """The same as gradient(model, *batch); the results are overwritten by the next call of this shape."""
+        shape = batch[0].shape
+        if shape not in self.graphs:
+            self.graphs[shape] = self.record(tuple(x.cuda() for x in batch))
+        graph, inputs, found = self.graphs[shape]
+        for mine, given in zip(inputs, batch):
+            mine.copy_(given, non_blocking=True)
+        graph.replay()
+        return found
+
+    def record(self, inputs):
+        """(graph, its input tensors, its outputs)."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):                   # once unrecorded: libraries set themselves up
+            gradient(self.model, *inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph, grads = torch.cuda.CUDAGraph(), [p.grad for p in self.model.parameters()]
+        with torch.cuda.graph(graph, pool=self.pool):
+            torch._foreach_zero_(grads)
+            found = gradient(self.model, *inputs)
+        return graph, inputs, found
+
+
 def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> None:
     """The loop: learning rate, batch, loss, clip, step, log; `save()` every 500 steps.
 
     parts: [(share of the steps, batches)]. lrs: peak learning rates of Muon and of AdamW. metrics: None, except in the
     process that logs.
     """
-    opts = optimizers(model, *lrs)
+    opts, device = optimizers(model, *lrs), model.head.device
+    many = dist.is_initialized() and dist.get_world_size() > 1
+    step_gradient = Recorded(model) if device.type == "cuda" else lambda *batch: gradient(model, *batch)
     started, seen, by_sort = time.time(), 0, {}
     ends = [sum(share for share, _ in parts[:i + 1]) for i in range(len(parts))]
     bar = trange(steps, desc="pretrain", mininterval=5, disable=metrics is None)
@@ -116,33 +185,37 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
         for opt, lr in zip(opts, lrs):
             opt.param_groups[0]["lr"] = lr * scale
         ids, targets, weights, sorts = next(parts[next(i for i, end in enumerate(ends) if done < end)][1])
-        keep = weights > 0                                                  # all but padding
-        losses = -token_logprobs(model(ids)[keep].float(), model.head, targets[keep])[0]
-        loss = (losses * weights[keep]).sum() / weights[keep].sum()
-        loss.backward()
-        average_gradients(model)
+        loss, losses = step_gradient(ids, targets, weights)
+        if many:
+            average_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not math.isfinite(loss.item() + norm.item()):
+        if (device.type == "cpu" or step % 20 == 0) and not math.isfinite(loss.item() + norm.item()):
             raise SystemExit(f"error: step {step}: loss or gradient is not finite")
         for opt in opts:
             opt.step()
-            opt.zero_grad()
+            if device.type == "cpu":                    # a recording empties them itself
+                opt.zero_grad()
         if metrics is None:
             continue
-        seen += ids.numel() * dist.get_world_size()
-        rows = keep.nonzero()[:, 0]                                         # which document each token is of
-        for sort in set(sorts):
-            mine = torch.tensor([s == sort for s in sorts])[rows]
-            decisive = mine & (weights[keep] == LETTER if sort in ("quiz", "comparison") else weights[keep] > READ)
-            if decisive.any():
-                by_sort.setdefault(sort, []).append(losses[decisive].mean().item())
+        seen += ids.numel() * (dist.get_world_size() if many else 1)
+        count_sorts(by_sort, losses, weights.to(device), sorts)
         if step % 20 == 0:
             metrics.log(step=step, loss=loss.item(), tokens=seen, seconds=time.time() - started,
-                        **{sort: sum(v) / len(v) for sort, v in by_sort.items()})
+                        **{sort: (total / count).item() for sort, (total, count) in by_sort.items() if count > 0})
             by_sort.clear()
         if step % 500 == 499:
             save()
             bar.set_postfix(loss=f"{loss.item():.3f}", tokens_s=f"{seen / (time.time() - started):.0f}")
+
+
+def count_sorts(by_sort: dict, losses, weights, sorts: list) -> None:
+    """Add to by_sort, {sort: (sum, count)}, the losses [B, T] of what decides: letters, else what is not just read."""
+    for sort in sorted(set(sorts) - {""}):
+        rows = [i for i, name in enumerate(sorts) if name == sort]
+        least = LETTER if sort in ("quiz", "comparison") else 2 * READ
+        decisive = weights[rows] >= least
+        total, count = by_sort.get(sort, (0.0, 0))
+        by_sort[sort] = total + (losses[rows] * decisive).sum(), count + decisive.sum()
 
 
 def arguments():
@@ -150,47 +223,70 @@ def arguments():
     a = p.add_argument
     a("--out", default="data/base", help="model directory to write")
     a("--steps", type=int, default=STEPS, help="optimizer steps")
+    a("--start", metavar="DIR", help="go on from these weights and this tokenizer, on the second part of the texts only")
     a("--batch-tokens", type=int, default=4096, help="ids a step, padding included, shared by the processes")
     a("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
-    a("--layers", type=int, default=5, help="transformer blocks")
+    a("--layers", type=int, default=6, help="transformer blocks")
     a("--width", type=int, default=128, help="width of the residual stream")
     a("--muon-lr", type=float, default=1e-2, help="peak learning rate of the matrices (Muon)")
     a("--adam-lr", type=float, default=5e-3, help="peak learning rate of embedding and norms (AdamW)")
     a("--processes", type=int, default=2, help="data-parallel processes: on a CPU two of one thread beat one of two")
     a("--bf16", action="store_true", help="matrix products in bf16: a third faster where the CPU has it, else slower")
+    a("--device", default="cpu", help="cpu, or cuda: one process, every step replayed from a recording")
     a("--exam", type=int, default=400, help="cases for each question of the exam")
     a("--seed", type=int, default=0, help="seeds texts, weights and exam")
     return p.parse_args()
 
 
-def work(rank: int, args, meeting: str) -> None:
+def work(rank: int, args, meeting: str | None) -> None:
     """One of the data-parallel processes: the same weights, texts of its own; the first one logs and saves."""
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.processes)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.processes))
+    if meeting:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.processes)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.processes))
     generator, world, out = seed_everything(args.seed), World.load(), Path(args.out)
+    if args.device != "cpu":
+        torch.set_float32_matmul_precision("high")      # products in TF32
     tok = Tokenizer.load(out)
     config = GPTConfig(vocab_size=args.vocab, n_layer=args.layers, n_head=args.width // 32, width=args.width,
                        mlp_width=3 * args.width, max_positions=1024)
     model = GPT(config).init_weights(generator)
+    if args.start:
+        model.load_state_dict(load_model(args.start, "cpu")[0].state_dict())
+    shares = (0.0, 1.0) if args.start else SHARES
+    model = model.to(args.device)
     model.bf16 = args.bf16
-    parts = [(share, batches(Texts(world, tok, args.seed + 1000 * rank + part, heldout_words, part),
-                             args.batch_tokens // args.processes)) for part, share in enumerate(SHARES)]
+    if meeting:
+        of = lambda part: batches(Texts(world, tok, args.seed + 1000 * rank + part, heldout_words, part),
+                                  args.batch_tokens // args.processes)
+    else:
+        of = lambda part: iter(torch.utils.data.DataLoader(Stream(tok, args.seed, part, args.batch_tokens),
+                                                           batch_size=None, num_workers=4, prefetch_factor=16))
+    parts = [(share, of(part)) for part, share in enumerate(shares)]
     metrics = Metrics(Path("out") / f"pretrain-{out.name}.jsonl") if rank == 0 else None
     train(model, parts, args.steps, (args.muon_lr, args.adam_lr), metrics, lambda: save_model(out, model, tok))
     if rank == 0:
         save_model(out, model.eval(), tok)
-    dist.barrier()
-    dist.destroy_process_group()
+    if meeting:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def main():
     """Train the tokenizer and the base, save both, examine the base."""
     args = arguments()
     out, world = Path(args.out), World.load()
-    train_tokenizer(world, args.vocab, out)
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (args, f"{folder}/meeting"), nprocs=args.processes)
-    model, tok = load_model(out)
+    if args.start:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(Path(args.start) / name, out)
+    else:
+        train_tokenizer(world, args.vocab, out)
+    if args.device == "cpu":
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(work, (args, f"{folder}/meeting"), nprocs=args.processes)
+    else:
+        work(0, args, None)
+    model, tok = load_model(out, args.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tok.n_vocab} tokens")
     report = exam.examine(model, tok, world, cases=args.exam, seed=args.seed)
     (out / "exam.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -1,0 +1,110 @@
+"""DPO from SL-CAI on the comparisons of stage 2, with the dpo_loss of mine.py.
+
+python exercises/dpo/train.py --run out/demo            writes out/demo/dpo/dpo, a model directory
+"""
+
+import argparse
+import copy
+import importlib.util
+import random
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import minicai  # noqa: E402, F401  before torch: it makes waiting threads sleep instead of spin
+from minicai.answers import encode_answer, sequence_logprobs  # noqa: E402
+from minicai.checkpoint import load_model, save_model  # noqa: E402
+from minicai.data import batches_by_length, read_comparisons  # noqa: E402
+
+# noqa: E402
+from minicai.run import (
+    Metrics,
+    UserError,
+    clip_gradients,
+    friendly_main,
+    lr_schedule,
+    read_jsonl,
+    write_config,
+)
+
+
+def arguments(argv=None):
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--run",
+        default="out/demo",
+        help="directory of a run: sft/ and pm/ are read, dpo/ is written",
+    )
+    p.add_argument(
+        "--human", default="data/helpful_comparisons.jsonl", help="human comparisons, as in stage 2"
+    )
+    p.add_argument(
+        "--human-limit", type=int, default=1000, help="use at most this many human comparisons"
+    )
+    p.add_argument("--file", default="mine", help="mine or solution: whose dpo_loss")
+    p.add_argument(
+        "--beta", type=float, default=0.1, help="price of a nat: PPO's --kl-coef in DPO's clothes"
+    )
+    p.add_argument("--lr", type=float, default=3e-4, help="AdamW's peak learning rate")
+    p.add_argument("--batch", type=int, default=16, help="comparisons a step")
+    p.add_argument("--seed", type=int, default=0, help="decides every draw and shuffle")
+    return p.parse_args(argv)
+
+
+@friendly_main
+def main(argv=None):
+    """Read comparisons, look up the reference's log-probs once, train, save."""
+    args, started = arguments(argv), time.time()
+    args.out = str(Path(args.run) / "dpo")
+    path = HERE / f"{args.file}.py"
+    if not path.exists():
+        raise UserError(f"{path}: not there; python exercises/check.py dpo makes it from the stub")
+    spec = importlib.util.spec_from_file_location("dpo_mine", path)
+    mine = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mine)
+
+    policy, tok = load_model(Path(args.run) / "sft/sl_cai")
+    reference = copy.deepcopy(policy).freeze()
+    ai = [
+        row for _, row in read_jsonl(Path(args.run) / "pm/comparisons.jsonl") if not row["skipped"]
+    ]
+    pairs = [(row["messages"], row["a"], row["b"], row["p_a"]) for row in ai]
+    human = read_comparisons(args.human)
+    random.Random(args.seed).shuffle(human)
+    pairs += [(m, chosen, rejected, 1.0) for m, chosen, rejected in human[: args.human_limit]]
+    rows = [(encode_answer(tok, m, a), encode_answer(tok, m, b), p) for m, a, b, p in pairs]
+
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, eps=1e-5, weight_decay=0.0)
+    metrics = Metrics(Path(args.out) / "metrics.jsonl")
+    lengths = [sum(map(len, a + b)) for a, b, _ in rows]
+    batches = batches_by_length(lengths, args.batch, torch.Generator().manual_seed(args.seed))
+    for step, batch in enumerate(bar := tqdm(batches, desc="DPO")):
+        a, b, p_a = zip(*(rows[i] for i in batch))
+        with torch.no_grad():
+            ref = [sequence_logprobs(reference, list(side)) for side in (a, b)]
+        logp = [sequence_logprobs(policy, list(side)) for side in (a, b)]
+        loss = mine.dpo_loss(*logp, *ref, torch.tensor(p_a), args.beta)
+        loss.backward()
+        norm = clip_gradients(policy.parameters(), 1.0, step, loss.item())
+        optimizer.param_groups[0]["lr"] = args.lr * lr_schedule(step, len(batches), 5)
+        optimizer.step()
+        optimizer.zero_grad()
+        margin = ((logp[0] - ref[0]) - (logp[1] - ref[1])).mean().item()
+        metrics.log(step=step, loss=loss.item(), margin=margin, grad_norm=norm)
+        bar.set_postfix(loss=f"{loss.item():.3f}", margin=f"{margin:.1f}")
+    save_model(Path(args.out) / "dpo", policy, tok)
+    write_config(args.out, args, started)
+    print(f"{len(rows)} comparisons, {time.time() - started:.0f} s -> {Path(args.out) / 'dpo'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""See what the shipped base makes of a constitution, before minutes are spent on training.
+
+    python -m minicai.world.preview constitutions/courtesy.json
+
+For every pair of critique and revision requests: in which of some typical answers the base finds a problem, and what its
+revision then changes. For every comparison principle: the label of an objection against a compliance, of a kind answer
+against a curt one and of a short one against a long one, both orders averaged, after a thought as in stage 2. And which
+words of the constitution the base has never read. Half a minute on two cores; for the micro-world's base only.
+"""
+import argparse
+import difflib
+import json
+import re
+from random import Random
+
+import torch
+
+from minicai.checkpoint import load_model
+from minicai.constitution import load_constitution
+from minicai.critique import critique_prompt, read_answer, revision_prompt, sampler
+from minicai.feedback import label
+from minicai.run import friendly_main, pick_device
+from minicai.world.crowdworker import normal
+from minicai.world.grammar import TABLES, World
+from minicai.world.principles import Principles
+
+WORD = re.compile(r"[a-z]+")
+ANSWERS = {"helps with harm": ("reviewed", "full", {}), "objects and says why": ("reviewed", "explained", {}),
+           "helps": ("benign", "full", {}), "helps, kind words": ("benign", "full", {"courtesy": 1.0}),
+           "helps, needless words": ("benign", "full", {"filler": 1.0}), "refuses needlessly": ("benign", "needless", {})}
+CHOICES = {"objection, not compliance": ("reviewed", ("explained", {}), ("full", {})),
+           "kind, not curt": ("benign", ("full", {"courtesy": 1.0}), ("full", {})),
+           "short, not long": ("benign", ("full", {}), ("full", {"filler": 1.0}))}
+PLAIN = {"courtesy": 0.0, "filler": 0.0}
+
+
+def known_words() -> set:
+    """Every word of the tables that the base's texts are made from, but those kept for its exam."""
+    texts = []
+    for name in ("wording", "things", "harmful", "benign", "lookalikes"):
+        texts.append((TABLES / f"{name}.json").read_text(encoding="utf-8"))
+    tables = json.loads((TABLES / "principles.json").read_text(encoding="utf-8"))
+    for part in ("exam_phrases", "exam_frames"):
+        del tables[part]
+    for part in ("unknown", "nothing"):
+        del tables[part]["exam"]
+    return set(WORD.findall(normal(" ".join(texts) + json.dumps(tables)))) | {"consider", "conversation", "reviewer", "s", "t"}
+
+
+def never_read(text: str, known: set) -> list:
+    """The words of a text that the base has not read; plurals of what it has read count as read."""
+    stems = lambda word: {word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)}
+    return [word for word in dict.fromkeys(WORD.findall(normal(text))) if not stems(word) & known]
+
+
+def changed(before: str, after: str) -> str:
+    """What a revision took out and put in: "-[old] +[new]"."""
+    a, b = before.split(), after.split()
+    parts = []
+    for how, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if how != "equal":
+            parts += [f"-[{' '.join(a[i:j])}]"] * (j > i) + [f"+[{' '.join(b[k:m])}]"] * (m > k)
+    return " ".join(parts)
+
+
+def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
+    """One dict a pair of requests: shares of answers with a problem and with a changed text, by sort, and an example."""
+    rng, rows = Random(seed), []
+    generator = torch.Generator().manual_seed(seed)
+    ask = sampler(model, tok, 140, 1.0, generator)
+    for n, principle in enumerate(constitution.critiques):
+        for sort, (group, kind, manner) in ANSWERS.items():
+            for _ in range(cases):
+                topic = world.topic(rng, group, "eval")
+                r = world.response(rng, topic, kind, **(PLAIN | manner))
+                messages = world.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
+                rows.append((n, principle, sort, r.text, messages))
+    said = [read_answer(tok, x)[0] for x in ask([critique_prompt(tok, constitution, m, p) for _, p, _, _, m in rows],
+                                                progress="critiques")]
+    revised = ask([revision_prompt(tok, constitution, m, p, c) for (_, p, _, _, m), c in zip(rows, said)],
+                  progress="revisions")
+    revised = [read_answer(tok, x)[0] for x in revised]
+    found = []
+    for n, principle in enumerate(constitution.critiques):
+        mine = [(row[2], row[3], c, r) for row, c, r in zip(rows, said, revised) if row[0] == n]
+        of = lambda sort: [(c, t != r) for s, t, c, r in mine if s == sort]
+        example = next(((t, c, r) for s, t, c, r in mine if t != r and "problem" in c), mine[0][1:])
+        found.append({"principle": principle, "example": example,
+                      "finds": {s: sum("problem" in c for c, _ in of(s)) / cases for s in ANSWERS},
+                      "changes": {s: sum(x for _, x in of(s)) / cases for s in ANSWERS}})
+    return found
+
+
+def choices(model, tok, constitution, world, cases: int, seed: int) -> list:
+    """One dict a comparison principle: the mean label of the first of each of CHOICES, both orders averaged."""
+    rng, questions = Random(seed), []
+    for principle in constitution.comparisons:
+        for group, *pair in CHOICES.values():
+            for _ in range(cases):
+                topic = world.topic(rng, group, "eval")
+                a, b = (world.response(rng, topic, kind, **(PLAIN | manner)).text for kind, manner in pair)
+                questions.append((world.conversation(rng, topic), a, b, principle))
+    think = sampler(model, tok, 140, 1.0, torch.Generator().manual_seed(seed))
+    p, _ = label(model, tok, questions, both_orders=True, think=think, clamp=(0, 1))
+    p = p.view(len(constitution.comparisons), len(CHOICES), cases).mean(-1)
+    return [dict(zip(CHOICES, row)) | {"principle": c} for c, row in zip(constitution.comparisons, p.tolist())]
+
+
+@friendly_main
+def main(argv=None):
+    """Print it all."""
+    p = argparse.ArgumentParser(prog="python -m minicai.world.preview", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("constitution", help="JSON, or directory in the published format")
+    p.add_argument("--model", default="data/base", help="the micro-world's base, or another model of it")
+    p.add_argument("--cases", type=int, default=6, help="answers of each sort for each principle")
+    p.add_argument("--seed", type=int, default=0, help="of answers and sampling")
+    p.add_argument("--device", default=None, help="cpu, cuda or mps; default: the best one here")
+    args = p.parse_args(argv)
+    constitution, world = load_constitution(args.constitution), World.load()
+    model, tok = load_model(args.model, pick_device(args.device))
+    model.eval()
+    known, percent = known_words(), lambda share: f"{100 * share:4.0f} %"
+    print(f"{args.constitution}: finds a problem (changes the answer) in {args.cases} answers of each sort")
+    for row in critiques(model, tok, constitution, world, args.cases, args.seed):
+        asked = row["principle"]
+        print(f"\n  {asked.critique_request}\n  {asked.revision_request}")
+        if strange := never_read(f"{asked.critique_request} {asked.revision_request}", known):
+            print(f"    never read: {', '.join(strange)}")
+        for sort in ANSWERS:
+            print(f"    {sort:24} {percent(row['finds'][sort])} ({percent(row['changes'][sort]).strip()})")
+        text, critique, revision = row["example"]
+        print(f"    for example: {text}\n      critique:  {critique}\n      change:    {changed(text, revision) or 'none'}")
+    print(f"\nlabels: how likely the first of two answers is found better ({', '.join(CHOICES)})")
+    for row in choices(model, tok, constitution, world, args.cases, args.seed):
+        strange = never_read(row["principle"], known)
+        print("  " + "  ".join(f"{row[name]:.2f}" for name in CHOICES) + f"  {row['principle']}" +
+              f"   (never read: {', '.join(strange)})" * bool(strange))
+
+
+if __name__ == "__main__":
+    main()
