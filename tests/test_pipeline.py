@@ -3,6 +3,7 @@ import argparse
 import gzip
 import json
 import random
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -376,6 +377,19 @@ def test_labels_without_a_choice_are_counted_kept_and_left_out(toy, demo, tmp_pa
     fails(capsys, train_pm, pm_args(toy, tmp_path / "none", *model, "--min-mass", "1"), "40 of 40 pairs could not be used",
           "no choice")
     assert not (tmp_path / "none/pm").exists() and len(read_jsonl(tmp_path / "none/comparisons.jsonl")) == 40
+
+
+def test_policy_and_preference_model_must_fit(toy, demo, tmp_path, capsys):
+    """In ids, in chat format, and in how far they read; found before a model is built."""
+    shutil.copytree(demo / "pm/pm", tmp_path / "short")
+    config = json.loads((tmp_path / "short/config.json").read_text())
+    (tmp_path / "short/config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    fails(capsys, train_rl, rl_args(toy, tmp_path / "short", tmp_path / "rl"), "has 20", "lower --max-prompt")
+    spec = json.loads((demo / "pm/pm/tokenizer.json").read_text())
+    spec["normalizer"] = {"type": "NFC"}
+    shutil.copytree(demo / "pm/pm", tmp_path / "nfc")
+    (tmp_path / "nfc/tokenizer.json").write_text(json.dumps(spec))
+    fails(capsys, train_rl, rl_args(toy, tmp_path / "nfc", tmp_path / "rl"), "must share one tokenizer and chat format")
 
 
 def test_ppo_stops_when_hardly_any_response_ends(toy, demo, tmp_path, capsys):
