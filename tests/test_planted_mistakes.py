@@ -166,7 +166,7 @@ def copy_of_everything(folder):
             (folder / item.name).symlink_to(item)
 
 
-def tested(folder, tests, toy) -> tuple:
+def in_a_fork(folder, tests, toy) -> tuple:
     """(exit code, output) of the tests there, in a fork of this process: torch need not be imported again."""
     if pid := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), (folder / "said").read_text()
@@ -192,7 +192,7 @@ def tested(folder, tests, toy) -> tuple:
 @pytest.mark.parametrize("tests", sorted({tuple(tests) for tests in FILES.values()}))
 def test_nothing_is_seen_where_nothing_was_planted(made, tmp_path, tests):
     copy_of_everything(tmp_path)
-    code, said = tested(tmp_path, [f"tests/{name}.py" for name in tests], made)
+    code, said = in_a_fork(tmp_path, [f"tests/{name}.py" for name in tests], made)
     assert code == 0, said[-2000:]
 
 
@@ -203,6 +203,6 @@ def test_it_is_seen(made, tmp_path, file, number):
     line, instead = MISTAKES[file][number]
     text = (tmp_path / file).read_text(encoding="utf-8")
     (tmp_path / file).write_text(text.replace(line, instead), encoding="utf-8")
-    code, said = tested(tmp_path, [f"tests/{name}.py" for name in FILES[file]], made)
+    code, said = in_a_fork(tmp_path, [f"tests/{name}.py" for name in FILES[file]], made)
     assert code in (1, 2), f"{file}: nobody sees {line!r} written as {instead!r} ({said[-300:]})"
     shutil.rmtree(tmp_path / "tmp", ignore_errors=True)
