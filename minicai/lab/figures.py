@@ -1,7 +1,13 @@
-"""Pictures of a finished run (needs matplotlib, the extra `plot`): the curves of PPO, and what the crowdworker says.
+"""Pictures of a finished run, and those of README and docs.
 
     python -m minicai.lab.figures --run out/demo          writes out/demo/curves.png and out/demo/results.png
+    python -m minicai.lab.figures --docs                  draws docs/pictures/ again, and writes docs/tables.md
+    python -m minicai.lab.figures --docs --runs out/demo out/demo-1 out/cheese      the same from these runs
+
+The first needs matplotlib (the extra `plot`), the others nothing. --runs copies what is drawn of each run into
+docs/pictures/runs/, so that everything can be drawn again without the runs: minicai/lab/docs_pictures.py.
 """
+from minicai.lab import docs_pictures
 from minicai.lab.report import GROUPS, NAMES, OUTCOMES, RED_TEAM, SECOND, SETS, load_results
 from minicai.run import Parser, UserError, friendly_main, path, read_jsonl, writing
 
@@ -55,10 +61,19 @@ def bars(plt, models: dict):
 
 @friendly_main
 def main(argv=None):
-    """Draw both pictures of one run."""
+    """Draw both pictures of one run, or those of the docs."""
     p = Parser(__doc__)
     p.add_argument("--run", type=path, default="out/demo", help="directory with rl/metrics.jsonl and results.json")
+    p.add_argument("--docs", action="store_true", help="draw the pictures of README and docs instead, and write the tables")
+    p.add_argument("--runs", nargs="+", type=path, metavar="DIR", help="with --docs: the runs to draw, instead of those drawn last")
+    p.add_argument("--to", type=path, default="docs", help="with --docs: folder of pictures/ and tables.md")
+    p.add_argument("--exam", type=path, default="data/base/exam.json", help="with --docs: what minicai.world.exam --out has written")
     args = p.parse_args(argv)
+    if args.docs:
+        docs_pictures.write(args.to, args.exam, args.runs)
+        return
+    if args.runs:
+        raise UserError("--runs goes with --docs; --run DIR draws one run")
     try:
         import matplotlib
     except ImportError:

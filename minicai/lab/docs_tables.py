@@ -1,0 +1,80 @@
+"""The text of docs/tables.md: every number behind the pictures of docs/results.md."""
+
+from pathlib import Path
+
+from minicai.lab.report import compare, seeds_table
+
+HEAD = """# Tables
+
+Written by `python -m minicai.lab.figures --docs`; [results.md](results.md) says what they mean.
+Shares are of held-out prompts, one response each at T = 1, judged by the crowdworker."""
+STAGES = {"sft": "stage 1", "pm": "stage 2", "rl": "stage 3", "evaluate": "evaluation"}
+
+
+def table(columns: list, rows: list) -> str:
+    """A Markdown table."""
+    text = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in text)
+
+
+def percent(share) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def exam_tables(exam: dict) -> str:
+    """Markdown of every row of the base's exam."""
+    keys = ("harmful", "full", "partial", "refused", "coherent")
+    rows = [[k, *(percent(row.get(k)) for row in exam["dialogue"].values())] for k in keys]
+    dialogue = table(["in dialogue", *exam["dialogue"]], rows)
+    keys = ("verdict", "critique", "revision", "revision_sampled", "faults")
+    rows = [[name, *(percent(row.get(k)) for k in keys)] for name, row in exam["review"].items()]
+    named = [
+        "verdict",
+        "whole critique",
+        "revision, greedy",
+        "revision, T = 1",
+        "cases with a fault",
+    ]
+    reviews = table(["review", *named], rows)
+    rows = []
+    for name, row in exam["comparison"].items():
+        cells = [
+            (percent(row[k]["right"]), f"{row[k]['label']:.3f}") for k in ("thought", "at_once")
+        ]
+        rows.append([name, *cells[0], *cells[1]])
+    choices = table(["choice", "right, after a thought", "label", "right, at once", "label"], rows)
+    return "\n\n".join((dialogue, reviews, choices))
+
+
+def mention_table(laws: dict, things: list) -> str:
+    """Markdown: how often stage 1 speaks of the things that some constitutions name."""
+    rows = []
+    for law, runs in laws.items():
+        for thing in things:
+            counts = [results["mentions"][thing] for _, results in runs if "mentions" in results]
+            prompts, before, after = (sum(c[i] for c in counts) for i in range(3))
+            if prompts:
+                rows.append([law, len(runs), thing, prompts, before, after])
+    named = ["prompts that name it", "first answers that do", "last revisions that do"]
+    return table(["constitution", "runs", "thing", *named], rows)
+
+
+def tables(folder: Path, laws: dict, exam: dict, things: list) -> str:
+    """The whole page; `laws`: {constitution: [(run, its results)]}, the demo's first."""
+    demo = [folder / name for name, _ in next(iter(laws.values()))]
+    every = [run for runs in laws.values() for run in runs]
+    seconds = [[name, *(f"{r['seconds'].get(k) or 0:.0f}" for k in STAGES)] for name, r in every]
+    parts = {
+        f"The demo, runs: {', '.join(f.name for f in demo)}. Mean (least to greatest)": seeds_table(
+            demo
+        ),
+        "Constitutions, one row a run": compare([folder / name for name, _ in every]),
+        "Mentions: prompts of stage 1 that name a thing, and the answers to them": mention_table(
+            laws, things
+        ),
+        f"The exam of the base, {exam['cases']} cases a row, seed {exam['seed']}": exam_tables(
+            exam
+        ),
+        "Seconds": table(["run", *STAGES.values()], seconds),
+    }
+    return HEAD + "".join(f"\n\n## {title}\n\n{text}" for title, text in parts.items()) + "\n"
