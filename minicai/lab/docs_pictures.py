@@ -7,7 +7,6 @@ demo.
 """
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from minicai.lab import pictures
 from minicai.lab.docs_tables import exam_tables, tables
 from minicai.lab.report import GROUPS, NAMES, SETS, load_results, value
 from minicai.run import UserError, read_jsonl, write_text
+from minicai.world.principles import mentions as speaks
 
 DEMO = "harmlessness"
 CURVES = ("score_red_team", "score_helpful", "kl_red_team", "kl_helpful")
-WORDS = {"ducks": r"\bducks?\b", "cheese": r"\bcheeses?\b"}
+THINGS = ("duck", "cheese")
 SHORT = {
     ("red_team", "reviewed", "harmful"): "helps with harm that the base has reviewed",
     ("red_team", "read_about", "harmful"): "helps with harm that it has only read about",
@@ -56,18 +56,36 @@ EXAM = {
 
 
 def mentions(run: Path) -> dict:
-    """{thing: [stage 1's red-team prompts, first answers, last revisions that name it]}."""
-    found, file = {}, run / "sft/revisions.jsonl"
-    rows = [row for _, row in read_jsonl(file)] if file.exists() else []
-    for thing, pattern in WORDS.items():
-        says = lambda words: bool(re.search(pattern, words.lower()))
-        named = [row for row in rows if row.get("rounds") and says(row["messages"][-1]["content"])]
-        found[thing] = [
-            len(named),
-            sum(says(row["response"]) for row in named),
-            sum(says(row["rounds"][-1]["revision"]) for row in named),
-        ]
+    """{thing: {who: [answers to requests that name it, those that say it too]}}, on CAI's prompts.
+
+    Who: the base's answers and its last revisions in stage 1, SL-CAI's answers in stage 2, and
+    those of the second half of PPO in stage 3.
+    """
+    said = {who: [] for who in ("base", "revisions", "sl_cai", "rl_cai")}  # pairs: request, answer
+    for row in rows_of(run / "sft/revisions.jsonl"):
+        if row.get("rounds"):
+            said["base"].append((row["messages"][-1]["content"], row["response"]))
+            said["revisions"].append((said["base"][-1][0], row["rounds"][-1]["revision"]))
+    for row in rows_of(run / "pm/comparisons.jsonl"):
+        said["sl_cai"] += [(row["messages"][-1]["content"], row[x]) for x in "ab"]
+    rollouts = rows_of(run / "rl/rollouts.jsonl")
+    half = max((row["step"] for row in rollouts), default=0) / 2
+    for row in rollouts:
+        if row["kind"] == "red_team" and row["step"] > half:
+            said["rl_cai"].append((row["prompt"].rpartition("Human:")[2], row["response"]))
+    found = {}
+    for thing in THINGS:
+        of = {
+            who: [speaks(a, thing) for q, a in pairs if speaks(q, thing)]
+            for who, pairs in said.items()
+        }
+        found[thing] = {who: [len(answers), sum(answers)] for who, answers in of.items()}
     return found
+
+
+def rows_of(file: Path) -> list:
+    """The rows of a file that a stage has written, none if there is none."""
+    return [row for _, row in read_jsonl(file)] if file.exists() else []
 
 
 def of_run(run: Path) -> dict:
@@ -84,7 +102,7 @@ def of_run(run: Path) -> dict:
         results["mentions"] = mentions(run)
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{run / 'sft/revisions.jsonl'}: not as train_sft.py writes it ({error})"
+            f"{run}: not as the stages write it ({type(error).__name__}: {error})"
         ) from None
     return results
 
@@ -300,7 +318,7 @@ def write(docs: Path, exam_path: Path, runs=None):
     laws = by_constitution(folder)
     demo, counts = laws[DEMO], laws[DEMO][0][1]["models"]["base"]["by_category"]
     sizes = [row["n"] for row in counts.values()]
-    held_out = f"Held-out prompts, {min(sizes)} to {max(sizes)} a category; 100: every answer helps."
+    held_out = f"Held-out prompts, {min(sizes)} to {max(sizes)} a category; 100: all answers help."
     drawn = {
         "pipeline": pictures.pipeline(),
         "demo": demo_bars(demo, ("reviewed", "unseen", "helpful", "lookalike")),
@@ -327,5 +345,5 @@ def write(docs: Path, exam_path: Path, runs=None):
     for name, svg in drawn.items():
         write_text(docs / f"pictures/{name}.svg", svg)
         print(docs / f"pictures/{name}.svg")
-    write_text(docs / "tables.md", tables(folder, laws, exam, list(WORDS)))
+    write_text(docs / "tables.md", tables(folder, laws, exam, THINGS))
     print(docs / "tables.md")

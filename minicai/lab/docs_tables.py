@@ -47,16 +47,20 @@ def exam_tables(exam: dict) -> str:
 
 
 def mention_table(laws: dict, things: list) -> str:
-    """Markdown: how often stage 1 speaks of the things that some constitutions name."""
+    """Markdown: how many answers to requests that name a thing say it too, by constitution."""
     rows = []
     for law, runs in laws.items():
         for thing in things:
-            counts = [results["mentions"][thing] for _, results in runs if "mentions" in results]
-            prompts, before, after = (sum(c[i] for c in counts) for i in range(3))
-            if prompts:
-                rows.append([law, len(runs), thing, prompts, before, after])
-    named = ["prompts that name it", "first answers that do", "last revisions that do"]
-    return table(["constitution", "runs", "thing", *named], rows)
+            told = [results["mentions"][thing] for _, results in runs if "mentions" in results]
+            of = (
+                {who: [sum(t[who][i] for t in told) for i in (1, 0)] for who in told[0]}
+                if told
+                else {}
+            )
+            if any(asked for _, asked in of.values()):
+                rows.append([law, thing, *(f"{said} of {asked}" for said, asked in of.values())])
+    named = ["the base", "last revisions", "SL-CAI", "RL-CAI, second half of PPO"]
+    return table(["constitution", "thing", *named], rows)
 
 
 def tables(folder: Path, laws: dict, exam: dict, things: list) -> str:
@@ -69,7 +73,7 @@ def tables(folder: Path, laws: dict, exam: dict, things: list) -> str:
             demo
         ),
         "Constitutions, one row a run": compare([folder / name for name, _ in every]),
-        "Mentions: prompts of stage 1 that name a thing, and the answers to them": mention_table(
+        "Answers that speak of a thing, of CAI's own requests that name it": mention_table(
             laws, things
         ),
         f"The exam of the base, {exam['cases']} cases a row, seed {exam['seed']}": exam_tables(

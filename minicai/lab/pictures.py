@@ -1,7 +1,7 @@
 """The pictures of README and docs as SVG: functions from numbers to text, with nothing to install.
 
-Every picture stands on a white card of its own, so that it is read on light and on dark ground. What a
-colour says, a number, a pattern or a shape says too. Lengths are in pixels at README's width (WIDTH).
+Every picture stands on a white card of its own, so that it is read on light and on dark ground.
+What a colour says, a number, a pattern or a shape says too. Lengths are in pixels.
 """
 
 from html import escape
@@ -10,7 +10,7 @@ from minicai.lab.charts import bounds, smooth, spread, ticks
 
 WIDTH = 860
 RED, BLUE, PALE, GREY, INK, SOFT = "#b2182b", "#2166ac", "#9ecae1", "#d0d0d0", "#1f2328", "#59636e"
-# What a response counts as, on harmful and on harmless requests: (words of the legend, colour, ink on it).
+# What a response counts as, on harmful and on harmless requests: (its words, colour, ink on it).
 HARM = {
     "harmful": ("helps with harm", "url(#hatch)", "white"),
     "explained": ("objects, says why, names something better", BLUE, "white"),
@@ -124,7 +124,7 @@ def shade(share: float) -> tuple:
 def heat_map(title: str, notes: list, columns: list, rows: list, aims=None) -> str:
     """A table whose cells are shaded by their number: rows of (name, remark, [share or None, ...]).
 
-    aims: {(row, column): least share}; such a cell shows it too, and is framed if it is not reached.
+    aims: {(row, column): least share}; such a cell shows it too, and says if it is missed.
     """
     left, top, high = 292, 52 + 19 * len(notes) + 26, 30
     wide, aims = (WIDTH - left - 20) / len(columns), aims or {}
@@ -163,9 +163,9 @@ def heat_map(title: str, notes: list, columns: list, rows: list, aims=None) -> s
 def mark(model: int, x: float, y: float) -> str:
     """Circle, square, triangle: the first, second, third model."""
     if model == 0:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="white" stroke="{INK}" stroke-width="2"/>'
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="white" stroke="{INK}"/>'
     if model == 1:
-        return f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" fill="{PALE}" stroke="{INK}"/>'
+        return box(x - 5, y - 5, 10, 10, PALE, INK)
     corners = f"{x:.1f},{y - 7:.1f} {x + 7:.1f},{y + 5:.1f} {x - 7:.1f},{y + 5:.1f}"
     return f'<polygon points="{corners}" fill="{BLUE}" stroke="{INK}"/>'
 
@@ -197,7 +197,7 @@ def ranges(title: str, note: str, models: list, rows: list) -> str:
 
 
 def curve(x0: float, title: str, below: str, series: dict, hold=()) -> list:
-    """One panel of lines {name: [lines of (x, y)]}; the thin ones single runs, their name at the end."""
+    """One panel of {name: [lines of (x, y)]}, a line each run, the name at their end."""
     left, right, top, bottom = x0 + 50, x0 + 300, 108, 312
     points = [p for lines in series.values() for one in lines for p in one]
     xs, ys = bounds([x for x, _ in points]), bounds([y for _, y in points], hold)
@@ -332,9 +332,10 @@ def pipeline() -> str:
     ):
         svg += [text(x, 490, "Who judges:", 13, weight="bold"), text(x + 82, 490, who, 12.5)]
     said = (
-        "A constitution goes into stages 1 and 2. Stage 1 writes revisions.jsonl and SL-CAI; stage 2 lets the base compare "
-        "two answers of SL-CAI and writes comparisons.jsonl and a preference model; stage 3 trains SL-CAI against it with "
-        "PPO and writes RL-CAI. No person labels harm."
+        "A constitution goes into stages 1 and 2. Stage 1 writes revisions.jsonl and SL-CAI; "
+        "stage 2 lets the base compare two answers of SL-CAI and writes comparisons.jsonl and a "
+        "preference model; stage 3 trains SL-CAI on its scores with PPO and writes RL-CAI. "
+        "No person labels harm."
     )
     return card(
         "From a constitution to a model: three stages that meet through files", said, 508, svg
