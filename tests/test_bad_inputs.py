@@ -37,7 +37,7 @@ FLAGS = {
                      "--print-every": COUNT},
     evaluate: {"--seed": SEED, "--limit": COUNT, "--max-new": COUNT, "--examples": NONE_TOO, "--out": PLACE, "--data": PLACE,
                "--table": PLACE, "--compare": PLACE},
-    figures: {"--run": PLACE}}
+    figures: {"--run": PLACE, "--runs": PLACE, "--to": PLACE, "--exam": PLACE}}
 
 
 def one_line(capsys, module, args, *says, code=2):

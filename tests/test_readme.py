@@ -1,4 +1,5 @@
-"""What the READMEs name exists: every file, command, target, flag and number of rows."""
+"""README and its docs are honest: every file, link, command, target, flag and number of rows exists, every
+picture is the one that its numbers give, and README stays short."""
 import argparse
 import io
 import re
@@ -8,17 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_layout import METHOD
+from test_layout import CORE, PLUMBING
+from test_layout import SCRIPTS as SCRIPTS_
 
 ROOT = Path(__file__).parent.parent
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md", "data/README.md", "docs/real_models.md")}
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (
+    "README.md", "data/README.md", *(f"docs/{page}.md" for page in "choices data_formats performance real_models results running".split()))}
 BOTH = "\n".join(PAGES.values())
 CODE = re.findall(r"`([^`\n]+)`", BOTH)                                       # inline
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", BOTH, re.M)] + \
     [code for code in CODE if code.startswith(("python ", "make ", "pip "))]
 SCRIPTS = ["train_sft.py", "train_pm.py", "train_rl.py"]
 MODULES = ["minicai.chat", "minicai.lab.bench", "minicai.lab.doctor", "minicai.lab.evaluate", "minicai.lab.figures", "minicai.lab.plan", "minicai.lab.report_html",
-           "minicai.world.exam", "minicai.world.make_data",
+           "minicai.world.exam", "minicai.world.make_data", "minicai.world.preview", "minicai.lab.gpu_check",
            "minicai.world.pretrain", "minicai.gguf", "minicai.lab.real", "minicai.lab.real_data", "minicai.lab.evaluate_real",
            "minicai.lab.critique_formats", "minicai.lab.export_preferences"]
 
@@ -68,7 +71,7 @@ def test_every_python_command_is_understood(parse):
 
 
 def test_every_flag_exists_and_every_flag_is_explained(parse):
-    needed = {"minicai.chat": ["data/base"], "minicai.lab.doctor": ["out"], "minicai.lab.plan": ["data/base"], "minicai.gguf": ["a", "b"],
+    needed = {"minicai.chat": ["data/base"], "minicai.world.preview": ["constitutions/cheese.json"], "minicai.lab.doctor": ["out"], "minicai.lab.plan": ["data/base"], "minicai.gguf": ["a", "b"],
               "minicai.lab.critique_formats": ["a"],"minicai.lab.export_preferences": ["a", "b"], "minicai.lab.evaluate_real": ["--models", "a=b"]}
     parsers = [parse([s]) for s in SCRIPTS] + [parse(["-m", m, *needed.get(m, [])]) for m in MODULES]
     known = {option for p in parsers for option in p._option_string_actions} | {"--help"}
@@ -112,8 +115,10 @@ def test_every_path_exists():
     sources = "\n".join(p.read_text(encoding="utf-8") for p in [*ROOT.glob("train_*.py"), *(ROOT / "minicai/lab").glob("*.py")])
     for page, text in PAGES.items():
         paths = [c for c in re.findall(r"`([^`\s]+)`", text) if re.search(r"\w/|\.(py|json|jsonl|md|txt)$", c)]
-        paths += re.findall(r"\]\((?!http)([^)]+)\)", text)
-        assert len(paths) > 3
+        links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", text)
+        assert paths + links
+        for link in links:                                           # as a reader of the page follows it
+            assert (ROOT / page).parent.joinpath(link).exists(), (page, link)
         for path in paths:
             if path.startswith("out/"):                              # made by a run: named in the source at least
                 assert Path(path).name in sources, path
@@ -122,11 +127,37 @@ def test_every_path_exists():
 
 
 def test_the_reading_order_leaves_nothing_out():
-    table = PAGES["README.md"].split("## Reading order")[1].split("## ")[0]
-    for name in METHOD:
-        assert f"`{name.replace('.', '/')}.py`" in table, name
-    listed = re.findall(r"`(minicai/\w+\.py|train_\w+\.py)`", table)
-    assert sorted(listed) == sorted(f"{name.replace('.', '/')}.py" for name in METHOD)
+    section = PAGES["README.md"].split("## Read the code")[1].split("## ")[0]
+    core, plumbing = section.split("**Plumbing")
+    named = lambda text: set(re.findall(r"`(minicai/\w+\.py|train_\w+\.py)`", text))
+    file = lambda name: f"{name.replace('.', '/')}.py"
+    assert named(core) == {file(name) for name in (*CORE, *SCRIPTS_)} and named(plumbing) == {file(name) for name in PLUMBING}
+
+
+def test_readme_is_one_screen_that_shows_and_says_little():
+    text = PAGES["README.md"]
+    assert len(text.split()) <= 1300
+    order = ["# minicai", "pipeline.svg", "demo.svg", "## Run it", "make demo", "constitutions.svg", "## How it works", "## Read the code",
+             "## Exercises", "## What is shown", "## Real models", "## Further reading"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    for words in ("counted aloud", "by lot", "coin", "stump"):
+        assert not any(words in page for page in PAGES.values()), words
+
+
+def test_the_exercises_are_those_that_exist():
+    rows = dict(re.findall(r"\]\(exercises/(\w+)/README\.md\) \| (\d+) \|", PAGES["README.md"]))
+    index = dict(re.findall(r"\]\((\w+)/README\.md\).*?\| (\d+) \|", (ROOT / "exercises/README.md").read_text(encoding="utf-8")))
+    assert rows == index and len(rows) >= 8
+
+
+def test_names_in_commands_are_those_of_files():
+    """A constitution in a command is shipped, and what names a function beside a link stands in that file."""
+    for page, text in PAGES.items():
+        for names, file in re.findall(r"\[((?:`\w+`(?: to )?)+)\]\((minicai/\w+\.py)\)", text):
+            for name in re.findall(r"`(\w+)`", names):
+                assert re.search(rf"^(def|class) {name}\b", (ROOT / file).read_text(encoding="utf-8"), re.M), (page, name)
+    assert "[`critique_revise`](minicai/critique.py)" in PAGES["README.md"]
 
 
 def test_what_is_installed_is_what_is_needed():
@@ -144,4 +175,6 @@ def test_numbers_of_rows():
 
 
 def test_nothing_is_left_to_fill_in():
-    assert not re.findall(r"<<.*?>>", BOTH)
+    for page in ROOT.glob("docs/*.md"):
+        assert "TODO" not in page.read_text(encoding="utf-8"), page
+    assert not re.findall(r"<<.*?>>|TODO", BOTH)

@@ -91,6 +91,8 @@ def rows_of(file: Path) -> list:
 def of_run(run: Path) -> dict:
     """All that is drawn of a finished run; raises UserError if it is not one."""
     results = load_results(run)
+    if lacking := [name for name in NAMES if name not in results["models"]]:
+        raise UserError(f"{run}: no evaluation of {', '.join(lacking)} there")
     if results.get("unfinished_stages"):
         raise UserError(
             f"{run}: stages have not ended there: {', '.join(results['unfinished_stages'])}"
@@ -108,15 +110,14 @@ def of_run(run: Path) -> dict:
 
 
 def keep(runs: list, folder: Path):
-    """Write what is drawn of each run to folder/NAME/results.json, in place of what was there."""
+    """Write what is drawn of each run to folder/NAME/results.json, all or none."""
     read = {run.name: of_run(run) for run in runs}
     if len(read) < len(runs):
         raise UserError(
             f"--runs: two directories have the same name, of {', '.join(run.name for run in runs)}"
         )
-    shutil.rmtree(folder, ignore_errors=True)
     for name, results in read.items():
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         write_text(folder / name / "results.json", json.dumps(results) + "\n")
 
 
@@ -124,7 +125,7 @@ def by_constitution(folder: Path) -> dict:
     """{constitution: [(name of the run, its results)]}, the demo's first, runs by seed."""
     runs = [(path.parent.name, load_results(path.parent)) for path in folder.glob("*/results.json")]
     found = {}
-    for name, results in sorted(runs, key=lambda run: (run[1]["seed"], run[0])):
+    for name, results in sorted(runs, key=lambda run: (run[1].get("seed", 0), run[0])):
         found.setdefault(Path(results.get("constitution") or "-").stem, []).append((name, results))
     if DEMO not in found:
         raise UserError(f"{folder}: no run under constitutions/{DEMO}.json; name some with --runs")
@@ -313,8 +314,24 @@ def read_exam(path: Path) -> dict:
 def write(docs: Path, exam_path: Path, runs=None):
     """Draw all into docs/pictures/, write docs/tables.md; `runs` replace those drawn last."""
     exam, folder = read_exam(exam_path), docs / "pictures/runs"
-    if runs:
-        keep(runs, folder)
+    if runs:  # what was drawn last stays until all of this could be read and drawn
+        new = folder.with_name("runs-new")
+        try:
+            keep(runs, new)
+            drawn = draw(new, exam)
+            shutil.rmtree(folder, ignore_errors=True)
+            new.rename(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    else:
+        drawn = draw(folder, exam)
+    for name, text in drawn.items():
+        write_text(docs / name, text)
+        print(docs / name)
+
+
+def draw(folder: Path, exam: dict) -> dict:
+    """{name of a file: its text} of all pictures and the tables, of the runs in a folder."""
     laws = by_constitution(folder)
     demo, counts = laws[DEMO], laws[DEMO][0][1]["models"]["base"]["by_category"]
     sizes = [row["n"] for row in counts.values()]
@@ -342,8 +359,5 @@ def write(docs: Path, exam_path: Path, runs=None):
     }
     if any(len(points(results["curves"]["score_helpful"])) > 1 for _, results in demo):
         drawn["curves"] = ppo_curves(demo)
-    for name, svg in drawn.items():
-        write_text(docs / f"pictures/{name}.svg", svg)
-        print(docs / f"pictures/{name}.svg")
-    write_text(docs / "tables.md", tables(folder, laws, exam, THINGS))
-    print(docs / "tables.md")
+    drawn = {f"pictures/{name}.svg": svg for name, svg in drawn.items()}
+    return drawn | {"tables.md": tables(folder, laws, exam, THINGS)}

@@ -1,4 +1,4 @@
-"""Results as text: the table at the end of the demo, before-and-after examples, and the tables of RESULTS.md."""
+"""Results as text: the table at the end of the demo, before-and-after examples, and the tables of docs/results.md."""
 import json
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def examples(judged: dict, count: int, rng) -> str:
 
 
 def seeds_table(folders: list) -> str:
-    """Markdown: mean (min to max) of each figure over several results.json, as in RESULTS.md."""
+    """Markdown: mean (min to max) of each figure over several results.json, as in docs/tables.md."""
     runs = [load_results(folder) for folder in folders]
     names = list(runs[0]["models"])
     text = ["| | " + " | ".join(NAMES.get(m, m) for m in names) + " |", "|---|" + "---|" * len(names)]
