@@ -248,7 +248,7 @@ def demo(sizes, device, folder):
         done = subprocess.run([sys.executable, *map(str, stage), *more, "--device", device.type], cwd=ROOT,
                               capture_output=True, text=True)
         total += time.perf_counter() - start
-        failed = next((line for line in done.stderr.splitlines() if "no CUDA graphs here" in line), "").rpartition("\r")[2]
+        failed = next((line for line in done.stderr.splitlines() if "no CUDA graphs here" in line), "")
         said = [line for line in done.stderr.splitlines() if "%|" not in line or "100%" in line or "Warning" in line]
         print(done.stdout[-7000:], "\n".join(said[-40:]), flush=True)
         if done.returncode:
