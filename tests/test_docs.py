@@ -16,6 +16,7 @@ PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in (
         "docs/metrics.md",
+        "docs/prompts.md",
         "docs/teaching.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
@@ -94,3 +95,11 @@ def test_every_flag_in_the_tables_exists(parse):  # noqa: F811
     }
     named = set(re.findall(r"`(--[a-z-]+)", " ".join(PAGES.values())))
     assert named and named - {"--file"} <= known, named - known
+
+
+def test_the_prompts_are_those_that_the_stages_send():
+    from minicai.lab import prompts
+
+    said = (ROOT / "docs/prompts.md").read_text(encoding="utf-8")
+    assert said == prompts.text(), "write the page again: python -m minicai.lab.prompts"
+    assert said.count("CritiqueRequest:") == 2 and said.count("<|im_start|>assistant") > 4
