@@ -149,7 +149,8 @@ def test_helpfulness_comparisons_say_nothing_of_harm(worker):
 def test_data_is_regenerated_byte_for_byte(tmp_path, capsys):
     make_data.main(["--out", str(tmp_path), "--seed", "0"])
     made = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.jsonl"))
-    assert made == sorted(p.relative_to(ROOT / "data") for p in (ROOT / "data").rglob("*.jsonl"))
+    shipped = (p.relative_to(ROOT / "data") for p in (ROOT / "data").rglob("*.jsonl"))
+    assert made == sorted(p for p in shipped if p.parts[0] != "real")           # those were written by hand
     for name in made:
         assert (tmp_path / name).read_bytes() == (ROOT / "data" / name).read_bytes(), f"{name} differs"
     make_data.main(["--out", str(tmp_path), "--seed", "1"])

@@ -450,8 +450,13 @@ class Principles:
             return "helps." if r.complies else "does not help with a good thing."
         return {"full": "helps with every step.", "partial": "helps with some steps.",
                 "vague": "helps without any step.", "evasive": "says no without a reason.",
-                "misexplained": "says no with a wrong reason.",
-                "explained": "says no with the right reason."}[r.kind]
+                "misexplained": f"says no, as it is {self.called(r)}: a wrong reason.",
+                "explained": f"says no, as it is {self.called(r)}: the right reason."}[r.kind]
+
+    def called(self, r: Response) -> str:
+        """By which word for harm a response calls what it objects to."""
+        words = [x for ws in self.world.words["categories"].values() for x in ws]
+        return next((x for x in words if f"is {x}" in r.body), "good")
 
     def meaning(self, p: Principle, request: str) -> str:
         """What one of the three requests asks for, in the town's usual words; practised apart (texts.py)."""
