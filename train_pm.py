@@ -7,6 +7,7 @@ config.json. Shapes: B batch of comparisons, T time.
 """
 import random
 import time
+from argparse import BooleanOptionalAction
 
 import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
@@ -39,8 +40,8 @@ def arguments(argv=None):
     a("--comparisons", type=whole(0, 10**7), default=1000, help="pairs to sample and label, prompts are reused; 0: helpfulness only")
     a("--human-limit", type=whole(0), default=3000, help="use at most this many human comparisons; 0: harmlessness only")
     a("--both-orders", action="store_true", help="ask with the responses swapped too and average")
-    a("--chain-of-thought", action="store_true", help="let the feedback model think first and clamp its label")
-    a("--clamp", type=real(0, 1), nargs=2, default=(0.4, 0.6), help="bounds of a label after a chain of thought")
+    a("--chain-of-thought", action=BooleanOptionalAction, default=True, help="let the feedback model think before it chooses")
+    a("--clamp", type=real(0, 1), nargs=2, default=(0.05, 0.95), help="bounds of a label after a thought (paper: 0.4 0.6)")
     a("--min-mass", type=real(0, 1), default=0.1, help="leave a label out if P(A) + P(B) is less: not understood")
     a("--no-few-shot", action="store_true", help="leave the constitution's worked comparisons out of the question")
     a("--no-score-norm", action="store_true", help="leave scores in the unit that training gave them")
@@ -125,7 +126,9 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     write_jsonl(args.out / "comparisons.jsonl", rows)
     tally("pairs", [row["skipped"] for row in rows], f"does {args.model} end and vary its answers, does "
           f"{args.feedback_model} answer (A) or (B)? See comparisons.jsonl; try --max-new, few-shot examples")
-    show_labels([row for row in rows if not row["skipped"]][:3])
+    used = [row for row in rows if not row["skipped"]]
+    show_labels(used[:3])
+    show_principles(used)
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
     ai = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"]) for row in rows if not row["skipped"]]
@@ -144,7 +147,7 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
 def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, resume):
     """Rows of comparisons.jsonl: both responses, the principle, P(A), and why a pair was left out if it was."""
     rows = [{"messages": a["messages"], "a": a["response"], "b": b["response"], "cut": [a["cut"], b["cut"]],
-             "principle": rng.choice(constitution.comparisons), "p_a": None, "mass": None,
+             "principle": rng.choice(constitution.comparisons), "thought": "", "p_a": None, "mass": None,
              "skipped": a["skipped"] or b["skipped"] or ("identical" if a["response"] == b["response"] else None)}
             for a, b in pairs]
     good = [row for row in rows if not row["skipped"]]
@@ -155,16 +158,30 @@ def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, res
     print(f"the judge: mean P(A) {mean:.2f} over both orders, {stays:.0%} of its verdicts stay when the two change "
           "places" + "; letters weigh too much: give --both-orders" * (abs(mean - 0.5) > 0.15 and not args.both_orders))
     generator.set_state(state)                                           # looking must not change what is drawn
-    p_a, mass = label(judge, tok, questions, args.both_orders, *how)
-    for row, p, m in zip(good, p_a.tolist(), mass.tolist()):
-        row.update(p_a=round(p, 5), mass=round(m, 5), skipped=None if m >= args.min_mass else "no choice")
+    thoughts = []
+    p_a, mass = label(judge, tok, questions, args.both_orders, *how, thoughts=thoughts)
+    for row, p, m, thought in zip(good, p_a.tolist(), mass.tolist(), thoughts or [""] * len(good)):
+        row.update(thought=thought, p_a=round(p, 5), mass=round(m, 5),
+                   skipped=None if m >= args.min_mass else "no choice")
     return rows
 
 
 def show_labels(rows):
     for row in rows:
         print(f"\nHuman: {row['messages'][-1]['content']}\n  (A) {row['a']}\n  (B) {row['b']}\n"
-              f"  {row['principle'].strip()}  ->  P(A) = {row['p_a']:.2f}")
+              f"  {row['principle'].strip()} {row['thought']}  ->  P(A) = {row['p_a']:.2f}")
+    print()
+
+
+def show_principles(rows):
+    """One line a principle: its mean label, how often (A), how far from 1/2. A judge that cannot read it says 1/2."""
+    labels = {}
+    for row in rows:
+        labels.setdefault(row["principle"].strip(), []).append(row["p_a"])
+    print("labels by principle: mean P(A), how often (A), mean distance from 1/2")
+    for principle, p in sorted(labels.items()):
+        far = sum(abs(x - 0.5) for x in p) / len(p)
+        print(f"   {sum(p) / len(p):.2f} {sum(x > 0.5 for x in p) / len(p):4.0%} {far:.2f} of {len(p):4d}  {principle}")
     print()
 
 

@@ -97,6 +97,7 @@ def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
     answers = respond(ask, tok, helpful * args.helpful_samples, progress="helpful responses")
     write_said(args.out / "answers.jsonl", answers)
     show_revisions(rows[:3])
+    show_principles(constitution, rows)
     # What cannot be read is left out. The rest keeps the ids it was sampled as, if it can (critique.py: not if cut).
     revised = [[(row["messages"], r["ids"]) for r in row.get("rounds", []) if not r["skipped"]] for row in rows]
     examples = [example for row in revised for example in (row[-1:] if args.last_only else row)]
@@ -136,6 +137,21 @@ def show_revisions(rows):
         print(f"\nHuman: {row['messages'][-1]['content']}\nAssistant: {row['response']}")
         for r in row.get("rounds", [])[:2]:
             print(f"  Critique: {r['critique']}\n  Revision: {r['revision']}")
+
+
+def show_principles(constitution, rows):
+    """One line a principle: how many of its critiques led to a changed answer. Does the model read it at all?"""
+    changes = {}
+    for row in rows:
+        answer = row["response"]
+        for r in row.get("rounds", []):
+            if not r["skipped"]:
+                changes.setdefault(r["principle"], []).append(r["revision"] != answer)
+                answer = r["revision"]
+    print("\ncritiques that led to a changed answer, by principle:")
+    for n, changed in sorted(changes.items()):
+        print(f"   {sum(changed) / len(changed):4.0%} of {len(changed):4d}  {constitution.critiques[n].critique_request}")
+    print()
 
 
 def train(args, model, examples, generator, metrics, resume):

@@ -87,8 +87,8 @@ class Decoder:
         cache.k, cache.v = kv[:, 0].transpose(0, 1), kv[:, 1].transpose(0, 1)   # [L, R, G, S, D]
         return cache.first(batch)
 
-    def step(self, rows: int, cache: KVCache, stops, temperature: float, pick) -> SimpleNamespace:
-        """What a step of `rows` reads and writes, and `run`, which does it: recorded if it is not yet."""
+    def step(self, rows: int, cache: KVCache, stops, temperature: float, pick) -> tuple:
+        """(what a step of `rows` reads and writes, the function that does it): recorded if it is not yet."""
         columns = cache.k.shape[3]
         key = rows, columns, temperature, *stops.tolist()
         if key in self.steps:
@@ -100,21 +100,20 @@ class Decoder:
                             seen=new(rows, 1, 1, columns, dtype=self.dtype), made=new(rows, columns),
                             chance=new(rows, columns, dtype=torch.float64))
         # The first call is a trial: in the last column, where no text that is still being read has a token.
-        cache = self.cache(rows, columns)
+        cache, me = self.cache(rows, columns), weakref.proxy(self)              # kept by self, the step must not keep it
         s.at = cache.at = torch.full((1,), columns - 1, device=self.device)
 
         def step():
             s.seen.index_fill_(3, s.at, 0.0)                                    # the token sees itself
-            logits = self.logits(s.ids, s.positions, s.seen, cache)             # [R, V]
+            logits = me.logits(s.ids, s.positions, s.seen, cache)               # [R, V]
             ids = pick(logits, temperature, s.chance.index_select(1, s.at).squeeze(1))[:, None]
             s.made.index_copy_(1, s.at, ids)
             s.ended |= (ids == stops).any(1)
             s.ids.copy_(ids)
             s.positions += 1
             s.at += 1
-        s.run, = record([step], self.device)
-        self.steps[key] = s
-        return s
+        self.steps[key] = s, *record("decoding", [step], self.device)
+        return self.steps[key]
 
     def logits(self, ids, positions, seen, cache: KVCache) -> torch.Tensor:
         """Logits [R, V] after ids [R, 1], by kernels made for that where there are any."""
@@ -134,7 +133,7 @@ class Decoder:
         """
         (B, n), P, columns = made.shape, cache.length, cache.k.shape[3]
         self.bias.copy_(bias if bias is not None else torch.zeros_like(self.bias))
-        live, looked, s = torch.arange(B, device=self.device), 1, None
+        live, looked, run = torch.arange(B, device=self.device), 1, None
         real = torch.full((B, 1, 1, columns), -torch.inf, dtype=self.dtype, device=self.device)
         real[..., :P].masked_fill_(torch.ones(B, 1, 1, P, dtype=torch.bool, device=self.device) if seen is None
                                    else seen[:, None, None], 0.0)
@@ -143,13 +142,13 @@ class Decoder:
         state = {"ids": made[:, :1], "positions": positions, "seen": real, "chance": chances,
                  "ended": (made[:, :1] == stops).any(1)}
         for t in range(1, n):
-            if s is None:
-                s = self.step(rounded(len(live)), cache, stops, temperature, pick)
+            if run is None:
+                s, run = self.step(rounded(len(live)), cache, stops, temperature, pick)
                 s.at.fill_(P + t - 1)
                 s.positions.zero_()                                             # of rows that are nobody's, too
                 for name, value in state.items():
                     getattr(s, name)[:len(live)] = value
-            s.run()
+            run()
             if t % LOOK and t < n - 1:
                 continue
             made[live, looked:t + 1] = s.made[:len(live), P + looked - 1:P + t]
@@ -159,5 +158,5 @@ class Decoder:
             if 4 * rounded(len(rows)) <= rounded(len(live)):                    # the others leave
                 kv = self.table(len(live), columns)[..., :P + t, :]
                 kv[:len(rows)] = kv[rows]
-                state, live, s = {name: getattr(s, name)[rows] for name in state}, live[rows], None
+                state, live, run = {name: getattr(s, name)[rows] for name in state}, live[rows], None
         return made

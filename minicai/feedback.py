@@ -1,7 +1,9 @@
 """AI feedback: which of two responses follows a principle better? (Bai et al. 2022, section 4.1)
 
 A language model reads the dialogue, both responses and one principle as a multiple choice; the label is how likely it
-finds " (A)" against " (B)" as the next words: soft, not a verdict. Nothing is sampled, so a label costs one forward.
+finds " (A)" against " (B)" as the next words: soft, not a verdict. It thinks first, in a line or two: what the principle
+asks about has to be looked for in both responses, and a choice asked at once has no room for that. (Asked at once, a
+label costs one forward and nothing is sampled.)
 The paper is silent about the order of the two: they are i.i.d. samples of one policy, so a fixed order is already a
 random one, and a model that favours (A) adds noise, not a slant; `both_orders` asks both ways and takes the mean.
 """
@@ -79,21 +81,24 @@ def choose(model, tok, prompts: list, begin=lambda prompts: {}, budget: int = 16
 
 
 def label(model, tok, questions: list, both_orders: bool = False, prefix=(), think=None, clamp=(0.4, 0.6),
-          begin=lambda prompts: {}):
+          begin=lambda prompts: {}, thoughts: list | None = None):
     """P(first response is better) [N] and mass [N] of questions (messages, first, second, principle).
 
     think: an `ask` (see critique.sampler) to let the model reason first; its answers are then near 0 or 1, which
     makes a policy trained on them extreme, so they are clamped (section 4.1 of the paper; 0.4 to 0.6 there).
+    thoughts: an empty list that gets the thoughts, one a question (of the order in which they stand).
     """
     if both_orders:
-        p, mass = label(model, tok, questions, False, prefix, think, clamp, begin)
+        p, mass = label(model, tok, questions, False, prefix, think, clamp, begin, thoughts)
         q, mass_q = label(model, tok, [(m, b, a, c) for m, a, b, c in questions], False, prefix, think, clamp, begin)
         return (p + 1 - q) / 2, torch.minimum(mass, mass_q)
     if think is None:
         return choose(model, tok, [comparison_prompt(tok, m, a, b, c, prefix) for m, a, b, c in questions], begin)
     prompts = [comparison_prompt(tok, m, a, b, c, prefix, THINK) for m, a, b, c in questions]
-    thoughts = [read_answer(tok, ids)[0].partition(ANSWER)[0] for ids in think(prompts, progress="thinking")]
-    p, mass = choose(model, tok, [p + tok.encode(" " + t + ANSWER) for p, t in zip(prompts, thoughts)], begin)
+    said = [read_answer(tok, ids)[0].partition(ANSWER)[0] for ids in think(prompts, progress="thinking")]
+    if thoughts is not None:
+        thoughts += said
+    p, mass = choose(model, tok, [p + tok.encode(" " + t + ANSWER) for p, t in zip(prompts, said)], begin)
     return p.clamp(*clamp), mass
 
 

@@ -8,14 +8,15 @@ numbers, more waiting. decode.py records the sampler's steps; below, whole texts
 Shapes: B batch, T time, C width.
 """
 
-import functools
 import sys
 import weakref
+from functools import cache
 from types import SimpleNamespace
 
 import torch
+from torch.func import functional_call
 
-FAILED = []                                         # what went wrong, once: then nothing is recorded any more
+FAILED = {}                                         # {what: the first error}: then nothing of that is recorded any more
 TRUNKS = weakref.WeakKeyDictionary()                # GPT -> {sizes: recording}: it outlives a call, not the model
 
 
@@ -27,25 +28,41 @@ def rounded(n: int, least: int = 1, parts: int = 1) -> int:
     return -(-n // step) * step
 
 
+class Recording:
+    """A step in one request to the GPU. It keeps the step, and so the memory that the step reads and writes."""
+
+    def __init__(self, step, stream: torch.cuda.Stream, pool):
+        self.step, self.graph = step, torch.cuda.CUDAGraph()
+        # Not torch.cuda.graph(): that would give all free memory back first, to be asked for again, at every recording.
+        with torch.cuda.stream(stream):
+            # Only this thread must do nothing that cannot be recorded: autograd's own threads may allocate.
+            self.graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                step()
+            finally:
+                self.graph.capture_end()
+
+    def __call__(self):
+        self.graph.replay()
+
+
 def new_side(device: torch.device) -> tuple:
     """(stream, memory pool, what keeps them) of recordings, of which only one at a time holds anything in it."""
-    stream, pool, graph = torch.cuda.Stream(device), torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
-    number = torch.zeros(1, device=device)
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
-        number += 1
-    return stream, pool, (graph, number)
+    stream, pool, number = torch.cuda.Stream(device), torch.cuda.graph_pool_handle(), torch.zeros(1, device=device)
+    return stream, pool, Recording(lambda: number.add_(1), stream, pool)
 
 
-side = functools.cache(new_side)                    # that of all steps which hold nothing when they are done
+side = cache(new_side)                              # that of all steps which hold nothing when they are done
 
 
-def record(steps: list, device: torch.device, owner: SimpleNamespace | None = None) -> list:
+def record(what: str, steps: list, device: torch.device, owner: SimpleNamespace | None = None) -> list:
     """Functions that do what those of `steps` do, without arguments and results, each in one request to the GPU.
 
-    owner: has a side of its own under `where`, for steps that leave something for one another. The steps are called once for real, in their order (kernels are chosen and compiled then). They must not make the
+    what: named if it fails. owner: has a side of its own under `where`, for steps that leave something for one another.
+    The steps are called once for real, in their order (kernels are chosen and compiled then). They must not make the
     GPU wait, and what is to be found after them has to be written to memory that was there before.
     """
-    if device.type == "cuda" and not FAILED:
+    if device.type == "cuda" and what not in FAILED:
         try:
             if owner and not owner.where:
                 owner.where = new_side(device)
@@ -55,17 +72,15 @@ def record(steps: list, device: torch.device, owner: SimpleNamespace | None = No
                 for step in steps:
                     step()
             torch.cuda.current_stream(device).wait_stream(stream)
-            graphs = [torch.cuda.CUDAGraph() for _ in steps]
-            for graph, step in zip(graphs, steps):
-                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                    step()
-            return [graph.replay for graph in graphs]
-        except torch.OutOfMemoryError:
-            raise
+            return [Recording(step, stream, pool) for step in steps]
         except RuntimeError as error:
-            FAILED.append(str(error).strip().splitlines()[0])
+            while error.__context__:                # CUDA's last word is only that something failed before
+                error = error.__context__
+            if isinstance(error, torch.OutOfMemoryError):
+                raise error from None
+            FAILED[what] = (str(error).strip().splitlines() or [type(error).__name__])[0]
             torch.cuda.synchronize(device)
-            print(f"CUDA graphs cannot be used here ({FAILED[0]:.200}): slower without", file=sys.stderr)
+            print(f"{what}: no CUDA graphs here ({FAILED[what]:.300}): slower without", file=sys.stderr)
     for step in steps:
         step()
     return steps
@@ -75,19 +90,20 @@ def record(steps: list, device: torch.device, owner: SimpleNamespace | None = No
 def recorded_forward(model, ids: torch.Tensor) -> torch.Tensor | None:
     """model(ids), hidden states [B,T,C], by a recording; None where there is none: then call the model.
 
-    It is made when a size comes for the second time. Rows and columns are filled up to a few sizes, on the right, where nothing real looks. With gradients, one batch at
-    a time is on its way: what a recording holds for its backward, the next forward would overwrite.
+    It is made when a size comes for the second time. Rows and columns are filled up to a few sizes, on the right, where
+    nothing real looks. With gradients, one batch at a time is on its way: what a recording holds for its backward, the
+    next forward would overwrite.
     """
     learns = torch.is_grad_enabled() and model.head.requires_grad
-    if model.checkpointing or torch.is_inference_mode_enabled():
+    if model.checkpointing or torch.is_inference_mode_enabled() or "whole texts" in FAILED:
         return None
     if model not in TRUNKS:
-        TRUNKS[model] = SimpleNamespace(found={}, stamp=None, weights=list(model.parameters()), pairs=[], where=(),
+        TRUNKS[model] = SimpleNamespace(found={}, stamp=None, weights=dict(model.named_parameters()), pairs=[], where=(),
                                         flying=lambda: None)
     trunk, (B, T) = TRUNKS[model], ids.shape
     if learns and trunk.flying() is not None:
         return None
-    stamp = [p.data_ptr() for p in trunk.weights]
+    stamp = [p.data_ptr() for p in trunk.weights.values()]
     if trunk.stamp != stamp:                        # the weights have moved, or changed their type
         trunk.found, trunk.stamp, trunk.pairs = {}, stamp, []
     rows, columns = rounded(B, parts=4), min(rounded(T, 64, parts=4), model.config.max_positions)
@@ -96,40 +112,47 @@ def recorded_forward(model, ids: torch.Tensor) -> torch.Tensor | None:
         trunk.found[key] = None
         return None
     s = trunk.found[key] = trunk.found[key] or record_trunk(model, trunk, rows, columns, learns)
-    s.ids[:B, :T] = ids
+    s.io.ids[:B, :T] = ids
     if learns:
         return Replay.apply(torch.ones((), requires_grad=True), s, trunk, B, T)
     s.forward()
-    return s.out[:B, :T].clone()
+    return s.io.out[:B, :T].clone()
 
 
 def record_trunk(model, trunk, rows: int, columns: int, learns: bool) -> SimpleNamespace:
-    """What a forward of [rows, columns] ids reads (ids) and writes (out), and with gradients its backward: it reads
-    d_out and writes to trunk.pairs of (weight, gradient)."""
-    device, asked = model.head.device, [p for p in trunk.weights if p.requires_grad]
-    s = SimpleNamespace(ids=torch.zeros(rows, columns, dtype=torch.long, device=device), out=None, d_out=None)
+    """What a forward of [rows, columns] ids reads (io.ids) and writes (io.out), and with gradients its backward: it
+    reads io.d_out and writes to trunk.pairs of (weight, gradient)."""
+    device, weights, pairs = model.head.device, trunk.weights, trunk.pairs
+    whose = weakref.ref(model)                      # TRUNKS must not keep its own keys
+    io = SimpleNamespace(ids=torch.zeros(rows, columns, dtype=torch.long, device=device), out=None, d_out=None,
+                         positions=torch.arange(columns, device=device))
+    # The same memory under other names. Autograd keeps a node for each weight as long as some loss is there that came
+    # from it, with the stream of that forward, and a recording that touched another stream would fail.
+    names = {name: p.detach().requires_grad_(p.requires_grad) for name, p in weights.items()}
+    asked = [name for name, p in weights.items() if p.requires_grad]
 
     def forward():
+        torch.clear_autocast_cache()                # of weights cast outside, which a replay would not cast again
         with torch.set_grad_enabled(learns):
-            out = model.hidden_states(s.ids)
-        if learns or s.out is None:
-            s.out = out if learns else out.clone()
+            out = functional_call(whose(), names, (io.ids, io.positions))
+        if learns or io.out is None:
+            io.out = out if learns else out.clone()
         else:
-            s.out.copy_(out)
-        s.d_out = torch.zeros_like(out) if learns and s.d_out is None else s.d_out
+            io.out.copy_(out)
+        io.d_out = torch.zeros_like(out) if learns and io.d_out is None else io.d_out
 
     def backward():
-        found = torch.autograd.grad(s.out, asked, s.d_out, allow_unused=True)   # an untied head is not the trunk's
-        pairs = [(p, g) for p, g in zip(asked, found) if g is not None]
-        if not trunk.pairs:                                                     # one set for all sizes
-            trunk.pairs = [(p, g.clone()) for p, g in pairs]
-        torch._foreach_copy_([old for _, old in trunk.pairs], [new for _, new in pairs])
+        grads = torch.autograd.grad(io.out, [names[n] for n in asked], io.d_out, allow_unused=True)
+        found = [(weights[n], g) for n, g in zip(asked, grads) if g is not None]    # an untied head is not the trunk's
+        if not pairs:                                                               # one set for all sizes
+            pairs.extend((p, g.clone()) for p, g in found)
+        torch._foreach_copy_([old for _, old in pairs], [new for _, new in found])
     if learns:
-        s.forward, s.backward = record([forward, backward], device, trunk)
-        s.out = s.out.detach()
+        forward, backward = record("whole texts", [forward, backward], device, trunk)
+        io.out = io.out.detach()
     else:
-        s.forward, = record([forward], device)
-    return s
+        forward, = record("whole texts", [forward], device)
+    return SimpleNamespace(io=io, forward=forward, backward=backward)
 
 
 class Replay(torch.autograd.Function):
@@ -137,17 +160,17 @@ class Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, start, s, trunk, B, T):
-        """Hidden states [B,T,C] of the ids in s.ids."""
+        """Hidden states [B,T,C] of the ids in s.io.ids."""
         ctx.s, ctx.trunk, trunk.flying = s, trunk, weakref.ref(ctx)
         s.forward()
-        return s.out[:B, :T].clone()
+        return s.io.out[:B, :T].clone()
 
     @staticmethod
     def backward(ctx, d_out):
         """Gradients of all weights, from those of the hidden states [B,T,C]."""
         s, (B, T, _) = ctx.s, d_out.shape
-        s.d_out.zero_()
-        s.d_out[:B, :T] = d_out
+        s.io.d_out.zero_()
+        s.io.d_out[:B, :T] = d_out
         s.backward()
         ctx.trunk.flying = lambda: None
         # The next replay overwrites what this one wrote: it is added to what other parts of a batch gave, or copied.

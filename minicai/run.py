@@ -86,7 +86,7 @@ def ending_on(signals):
 def going_on() -> str:
     """How a run that has been stopped goes on, in a few words."""
     if not HELD:
-        return "nothing was begun"
+        return "the same command starts it again"
     return f"the same command, without --fresh, goes on from what {HELD[-1][1]} holds"
 
 
@@ -116,8 +116,9 @@ def megabytes(size: float) -> str:
 
 class Parser(argparse.ArgumentParser):
     """Argparse whose complaints are UserErrors, one line each, and which takes no shortened flags."""
-    def __init__(self, doc: str):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    def __init__(self, doc: str, prog: str | None = None):
+        super().__init__(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False)
 
     def error(self, message: str):
         """Called by argparse."""

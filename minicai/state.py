@@ -72,6 +72,8 @@ def contents(path) -> dict:
     path = Path(path)
     if path.is_file():
         return {"": sha256(path)}
+    if not path.is_dir():
+        raise UserError(f"{path}: no such model directory, constitution or file")
     manifest = read_manifest(path)
     if manifest is None:
         return {file.name: sha256(file) for file in sorted(path.iterdir())

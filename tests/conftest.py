@@ -99,6 +99,8 @@ def tiny_model_dir(tok, tmp_path_factory):
 @pytest.fixture(scope="session")
 def toy(tok, tmp_path_factory):
     """A directory with base/ (a trained toy model), constitution.json and the data files of the three scripts."""
+    if "MINICAI_TOY" in os.environ:                 # one that is there already (test_planted_mistakes.py)
+        return Path(os.environ["MINICAI_TOY"])
     folder, rng = tmp_path_factory.mktemp("toy"), random.Random(0)
     (folder / "constitution.json").write_text(json.dumps(CONSTITUTION))
     constitution = load_constitution(folder / "constitution.json")

@@ -16,13 +16,13 @@ def start(program: str, *args, **more) -> subprocess.Popen:
                             stderr=subprocess.PIPE, text=True, **more)
 
 
-def ended(process, seconds: float = 120) -> tuple:
+def ended(process, seconds: float = 900) -> tuple:
     """(exit code, what it printed, what it complained of)."""
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 
 
-def wait_for(process, condition, seconds: float = 60) -> bool:
+def wait_for(process, condition, seconds: float = 600) -> bool:
     """Wait until something is so, or the process has ended: is it so?"""
     until = time.time() + seconds
     while time.time() < until and process.poll() is None:

@@ -3,6 +3,7 @@
 On a CPU a step is called where CUDA replays it; the shapes, the masks, the moves of rows are the same.
 """
 import copy
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -67,9 +68,13 @@ def test_rows_that_ended_leave_and_the_rest_go_on(model, monkeypatch):
     options = {"max_new_tokens": 66, "stop": {3, 4, 20}, "temperature": 1.0}
     plain, recorded = both(monkeypatch, model, prompts(64, 61), **options)          # 30 + 66 = max_positions
     assert same(plain, recorded) and len({len(ids) for ids in plain}) > 8
+    assert all(set(ids[:-1]).isdisjoint({-1, 3, 4, 20}) and ids[-1] != -1 for ids in recorded)
     assert sizes[0] == 64 and sizes[-1] <= 16 and sizes == sorted(sizes, reverse=True)
     seen = len(sizes)
+    # Other tensors lie where those of the first call were; what was recorded must not read there.
+    others = [torch.full((k,), 7, device=DEVICE) for k in range(1, 200)]
     assert both(monkeypatch, model, prompts(64, 61), **options)[1] == recorded and len(sizes) == 2 * seen
+    del others
     assert len(decode.DECODERS[model].steps) == seen                                # nothing was recorded again
 
 
@@ -95,9 +100,9 @@ def test_a_decoder_follows_the_weights_and_goes_with_the_model(model, monkeypatc
     second = both(monkeypatch, model, prompts(8, 61), **options)[1]
     assert second != first and decode.DECODERS[model] is decoder
     assert both(monkeypatch, other, prompts(8, 61), **options)[1] == first          # and a copy has one of its own
-    kept = len(decode.DECODERS)
+    kept, gone = len(decode.DECODERS), weakref.ref(decode.DECODERS[other])
     del model, decoder, other
-    assert len(decode.DECODERS) < kept
+    assert len(decode.DECODERS) < kept and gone() is None           # at once: on a GPU it is memory
 
 
 def test_more_room_drops_what_was_recorded_on_the_old(model, monkeypatch):

@@ -3,6 +3,7 @@
 On a CPU a step is called where CUDA replays it; the filling up, the copies and the sums are the same.
 """
 import copy
+import weakref
 
 import pytest
 import torch
@@ -113,21 +114,101 @@ def test_sizes_are_few(n, least, parts, wanted):
     assert graph.rounded(n, least, parts) == wanted == graph.rounded(wanted, least, parts)
 
 
-def test_a_recording_that_fails_is_told_once_and_the_step_is_called(monkeypatch, capsys):
-    class Graph:
-        def __init__(self, *_, **__):
-            pass
+def test_no_graph_of_others_is_part_of_a_recording(models, monkeypatch):
+    """A loss that is still held keeps autograd's nodes of the weights, on the stream of its forward: as in a training
+    loop, whose last loss lives until the next is there. A recording must have nodes of its own."""
+    plain, recorded = models
+    held = recorded(ids(3, 20)).sum()
+    held.backward()
+    steps = []
+    monkeypatch.setattr(graph, "record", lambda what, made, *rest: [steps.extend(made), *[step() for step in made]] and made)
+    recorded(ids(3, 20)).sum().backward()
+    io = next(s for s in graph.TRUNKS[recorded].found.values() if s).io
+    steps[0]()                                                          # the forward, as CUDA would record it
+    nodes, todo = set(), [io.out.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            todo += [following for following, _ in node.next_functions]
+    leaves = [node.variable for node in nodes if hasattr(node, "variable")]
+    assert len(leaves) == len(list(recorded.parameters())) - 1          # all but the untied head
+    assert not any(leaf is p for leaf in leaves for p in recorded.parameters())
+    assert {leaf.data_ptr() for leaf in leaves} < {p.data_ptr() for p in recorded.parameters()}
 
-        def __enter__(self):
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-        __exit__ = wait_stream = replay = lambda *_: None
-    monkeypatch.setattr(graph, "FAILED", [])
-    monkeypatch.setattr(graph, "side", lambda device: (Graph(), None, None))
-    for name in ("CUDAGraph", "graph", "stream", "current_stream", "synchronize"):
-        monkeypatch.setattr(torch.cuda, name, Graph if name != "stream" else lambda *_: torch.no_grad())
+def test_what_is_recorded_goes_with_the_model():
+    """At once, not when Python next looks for circles: on a GPU it is memory."""
+    model = GPT(GPTConfig(vocab_size=97, n_layer=1, n_head=2, width=16)).init_weights().to(DEVICE)
+    model.recording = True
+    backward(model, (3, 20))
+    gone = weakref.ref(model), weakref.ref(next(iter(graph.TRUNKS[model].found.values())).io.ids)
+    del model
+    assert [ref() for ref in gone] == [None, None]
+
+
+class FakeCUDA:
+    """Stands for streams and graphs where there are none; a capture ends badly if what it recorded did."""
+    bad = None
+
+    def __init__(self, *_, **__):
+        pass
+
+    def capture_begin(self, **_):
+        pass
+
+    def capture_end(self):
+        if FakeCUDA.bad:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    wait_stream = replay = lambda *_: None
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    monkeypatch.setattr(graph, "FAILED", {})
+    monkeypatch.setattr(graph, "side", lambda device: (FakeCUDA(), None, None))
+    monkeypatch.setattr(FakeCUDA, "bad", None)
+    for name in ("CUDAGraph", "current_stream", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, FakeCUDA)
+    monkeypatch.setattr(torch.cuda, "stream", lambda *_: torch.no_grad())
+
+
+def failing(error, calls):
+    """A step that works the first time and fails when it is recorded."""
+    def step():
+        calls.append(1)
+        if len(calls) == 2:
+            FakeCUDA.bad = error
+            raise error
+    return step
+
+
+def test_a_recording_that_fails_is_told_once_with_its_cause_and_the_step_is_called(fake_cuda, capsys):
     calls = []
     for _ in range(2):
-        run, = graph.record([lambda: calls.append(1)], torch.device("cuda"))
+        run, = graph.record("decoding", [failing(RuntimeError("the legacy stream would depend\nmore"), calls)],
+                            torch.device("cuda"))
         run()
-    assert len(calls) == 5 and capsys.readouterr().err.count("CUDA graphs cannot be used here (operation not") == 1
+    assert len(calls) == 6 and capsys.readouterr().err == (
+        "decoding: no CUDA graphs here (the legacy stream would depend): slower without\n")
+    FakeCUDA.bad = None
+    run, = graph.record("whole texts", [lambda: None], torch.device("cuda"))     # that has not failed
+    assert isinstance(run, graph.Recording)
+
+
+def test_memory_that_runs_out_in_a_recording_is_said_as_such(fake_cuda):
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        graph.record("decoding", [failing(torch.OutOfMemoryError("no room"), [])], torch.device("cuda"))
+    assert not graph.FAILED
+
+
+def test_a_recording_keeps_the_memory_that_it_reads(fake_cuda):
+    """A replay reads where the step read: what only the step knew must not be freed and given to others."""
+    stops = torch.arange(3)
+    run, = graph.record("decoding", [lambda stops=stops: stops.add_(1)], torch.device("cuda"))
+    kept = weakref.ref(stops)
+    del stops
+    assert kept() is not None and kept().tolist() == [2, 3, 4]
+    del run
+    assert kept() is None

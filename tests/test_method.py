@@ -18,6 +18,8 @@ from minicai.run import lr_schedule, read_jsonl
 @pytest.fixture(scope="module")
 def before(toy, tmp_path_factory):
     """Both first stages, undisturbed."""
+    if (toy / "before").exists():                   # made already (test_planted_mistakes.py)
+        return toy / "before"
     out = tmp_path_factory.mktemp("before")
     run(train_sft, sft_args(toy, out / "sft"))
     run(train_pm, pm_args(toy, out / "pm", "--model", out / "sft/sl_cai"))

@@ -3,6 +3,7 @@ import argparse
 import gzip
 import json
 import random
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -39,7 +40,7 @@ def sft_args(toy, out, *more):
 def pm_args(toy, out, *more):
     return ["--model", toy / "base", "--feedback-model", toy / "base", "--init", toy / "base", "--constitution",
             toy / "constitution.json", "--red-team", toy / "red_team.jsonl", "--human", toy / "human.jsonl", "--out", out,
-            *PM, *more]
+            *PM, "--no-chain-of-thought", *more]
 
 
 def rl_args(toy, pm, out, *more):
@@ -271,10 +272,10 @@ def test_a_directory_that_is_no_model(toy, tmp_path, capsys):
 
 
 def test_labels_after_thinking_are_measured_by_their_own_bounds(toy, demo, tmp_path, monkeypatch):
-    def label(model, tok, questions, both_orders, prefix, think, clamp, begin):
+    def label(model, tok, questions, both_orders, prefix, think, clamp, begin, thoughts):
         return torch.full((len(questions),), 0.6).clamp(*clamp), torch.ones(len(questions))
     monkeypatch.setattr(train_pm, "label", label)
-    run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--chain-of-thought"))
+    run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--chain-of-thought", "--clamp", "0.4", "0.6"))
     facts = config(tmp_path)
     assert facts["ai_decided"] > 0 and 0 <= facts["ai_agreement"] <= 1
     run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai"))       # not clamped, 0.6 decides nothing
@@ -324,7 +325,7 @@ def test_worked_examples_are_used_where_there_is_room_for_them(toy, demo, tmp_pa
     (tmp_path / "c.json").write_text(json.dumps(CONSTITUTION | {"few_shot": shots}))
     asked = []
 
-    def label(model, tok, questions, both_orders, prefix, think, clamp, begin):
+    def label(model, tok, questions, both_orders, prefix, think, clamp, begin, thoughts):
         asked.append(tok.decode(prefix))
         return torch.full((len(questions),), 0.6), torch.ones(len(questions))
     with pytest.MonkeyPatch.context() as patch:
@@ -378,6 +379,19 @@ def test_labels_without_a_choice_are_counted_kept_and_left_out(toy, demo, tmp_pa
     assert not (tmp_path / "none/pm").exists() and len(read_jsonl(tmp_path / "none/comparisons.jsonl")) == 40
 
 
+def test_policy_and_preference_model_must_fit(toy, demo, tmp_path, capsys):
+    """In ids, in chat format, and in how far they read; found before a model is built."""
+    shutil.copytree(demo / "pm/pm", tmp_path / "short")
+    config = json.loads((tmp_path / "short/config.json").read_text())
+    (tmp_path / "short/config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    fails(capsys, train_rl, rl_args(toy, tmp_path / "short", tmp_path / "rl"), "has 20", "lower --max-prompt")
+    spec = json.loads((demo / "pm/pm/tokenizer.json").read_text())
+    spec["normalizer"] = {"type": "NFC"}
+    shutil.copytree(demo / "pm/pm", tmp_path / "nfc")
+    (tmp_path / "nfc/tokenizer.json").write_text(json.dumps(spec))
+    fails(capsys, train_rl, rl_args(toy, tmp_path / "nfc", tmp_path / "rl"), "must share one tokenizer and chat format")
+
+
 def test_ppo_stops_when_hardly_any_response_ends(toy, demo, tmp_path, capsys):
     args = rl_args(toy, demo / "pm/pm", tmp_path / "rl", "--max-new", "2")
     fails(capsys, train_rl, args, "step 0: only 0.0%", "--max-new")
@@ -388,7 +402,7 @@ def test_a_model_that_hardly_ever_ends_is_named(toy, tiny_model_dir, tmp_path, c
     train_sft.main([str(a) for a in sft_args(toy, tmp_path / "sft", "--model", tiny_model_dir, "--max-new", "6")])
     assert "does not know this chat format's end token" in capsys.readouterr().out
     rows = [row for _, row in read_jsonl(tmp_path / "sft/revisions.jsonl")]
-    assert sum(row["cut"] for row in rows) > 0.9 * len(rows) and all(row["skipped"] or row["rounds"] for row in rows)
+    assert sum(row["cut"] for row in rows) > 0.8 * len(rows) and all(row["skipped"] or row["rounds"] for row in rows)
 
 
 def test_a_model_that_cannot_do_it_stops_the_run_and_leaves_the_evidence(toy, tiny_model_dir, tmp_path, capsys, monkeypatch):

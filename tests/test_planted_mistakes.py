@@ -7,11 +7,14 @@ have been written; a line that has been rewritten since must be brought up to da
 """
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_pipeline import pm_args, run, sft_args
+
+import train_pm
+import train_sft
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ["test_method", "test_pipeline"]
@@ -143,21 +146,63 @@ def test_every_line_is_still_there():
             assert text.count(line) == 1 and line != instead, (file, line, text.count(line))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file, number", CASES)
-def test_it_is_seen(tmp_path, file, number):
+@pytest.fixture(scope="module")
+def made(toy):
+    """The toy world and its first two stages, by the method as it is."""
+    run(train_sft, sft_args(toy, toy / "before/sft"))
+    run(train_pm, pm_args(toy, toy / "before/pm", "--model", toy / "before/sft/sl_cai"))
+    yield toy
+    shutil.rmtree(toy / "before")
+
+
+def copy_of_everything(folder):
+    """All that the tests read; what does not change as links."""
     for item in ROOT.iterdir():
         if item.name in ("minicai", "tests"):
-            shutil.copytree(item, tmp_path / item.name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif item.suffix in (".py", ".toml", ".md") or item.name == "Makefile":
-            shutil.copy(item, tmp_path)
+            shutil.copytree(item, folder / item.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif item.suffix in (".py", ".toml"):
+            shutil.copy(item, folder)
         elif not item.name.startswith(".") and item.name != "out":
-            (tmp_path / item.name).symlink_to(item)
+            (folder / item.name).symlink_to(item)
+
+
+def in_a_fork(folder, tests, toy) -> tuple:
+    """(exit code, output) of the tests there, in a fork of this process: torch need not be imported again."""
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), (folder / "said").read_text()
+    code = 9
+    try:
+        said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os.chdir(folder)
+        os.environ["MINICAI_TOY"] = str(toy)
+        own = [name for name, module in sys.modules.items() if str(ROOT) in str(getattr(module, "__file__", ""))]
+        for name in own:
+            del sys.modules[name]
+        sys.path[:] = [str(folder), str(folder / "tests")] + [p for p in sys.path if not p.startswith(str(ROOT)) or "site-packages" in p]
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp"), "--rootdir", str(folder), *tests])
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tests", sorted({tuple(tests) for tests in FILES.values()}))
+def test_nothing_is_seen_where_nothing_was_planted(made, tmp_path, tests):
+    copy_of_everything(tmp_path)
+    code, said = in_a_fork(tmp_path, [f"tests/{name}.py" for name in tests], made)
+    assert code == 0, said[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file, number", CASES)
+def test_it_is_seen(made, tmp_path, file, number):
+    copy_of_everything(tmp_path)
     line, instead = MISTAKES[file][number]
     text = (tmp_path / file).read_text(encoding="utf-8")
     (tmp_path / file).write_text(text.replace(line, instead), encoding="utf-8")
-    tests = [f"tests/{name}.py" for name in FILES[file]]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], cwd=tmp_path, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 1 and "failed" in done.stdout or "error" in done.stdout, \
-        f"{file}: nobody sees {line!r} written as {instead!r} ({done.stdout[-300:]})"
+    code, said = in_a_fork(tmp_path, [f"tests/{name}.py" for name in FILES[file]], made)
+    assert code in (1, 2), f"{file}: nobody sees {line!r} written as {instead!r} ({said[-300:]})"
+    shutil.rmtree(tmp_path / "tmp", ignore_errors=True)

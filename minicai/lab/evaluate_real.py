@@ -5,7 +5,6 @@ or objects, by the word patterns below (their own errors on hand-labelled answer
 it ended by itself, how long it is, what a preference model gives it; and how often a judge prefers the better of two
 answers that people have compared. What no column can tell: whether a refusal is polite, whether an answer is true.
 """
-import argparse
 import json
 import random
 import re
@@ -18,8 +17,9 @@ from minicai.critique import respond, sampler
 from minicai.data import read_comparisons, read_prompts
 from minicai.feedback import label
 from minicai.preference import load_preference_model
-from minicai.run import UserError, friendly_main, pick_device, read_jsonl, write_jsonl, write_text
-
+from minicai.run import (Parser, UserError, friendly_main, pick_device, read_jsonl, real, whole,
+                         write_jsonl, write_text)
+from minicai.state import Resume
 DATA = Path(__file__).parents[2] / "data" / "real" / "eval"
 # "I won't help", in its usual forms; only where an answer begins, for later "I can't" is mostly about something else.
 DECLINES = re.compile(
@@ -67,14 +67,14 @@ def named(pairs: list, flag: str) -> dict:
     return {name: path for name, _, path in split}
 
 
-def answer_all(name, folder, sets, args, device) -> list:
+def answer_all(name, folder, sets, args, device, resume) -> list:
     """Rows {"model", "set", "seed", "messages", "response", ...} of one model's answers to every set of prompts."""
     model, tok = load_model(folder, device, args.dtype, args.chat)
     model.freeze()
     rows = []
     for seed in args.seeds:
         generator = torch.Generator().manual_seed(seed)
-        ask = sampler(model, tok, args.max_new, args.temperature, generator, args.sample_tokens)
+        ask = resume.kept(sampler(model, tok, args.max_new, args.temperature, generator, args.sample_tokens))
         for kind, prompts in sets.items():
             for row in respond(ask, tok, prompts, progress=f"{name}, {kind}, seed {seed}"):
                 text = row["response"]
@@ -97,7 +97,7 @@ def summarise(rows: list) -> dict:
     return line
 
 
-def judge_accuracy(folder, path, args, device) -> dict:
+def judge_accuracy(folder, path, args, device, resume) -> dict:
     """How often a model, asked both ways, prefers the answer that people preferred; and its lean to (A)."""
     model, tok = load_model(folder, device, args.dtype, args.chat)
     rows = read_comparisons(path)
@@ -107,15 +107,14 @@ def judge_accuracy(folder, path, args, device) -> dict:
     if not rows:
         raise UserError(f"{path}: no comparison is shorter than --max-judged {args.max_judged} tokens")
     asked = [(m, better, worse, args.principle) for m, better, worse in rows]
-    p, mass = label(model.freeze(), tok, asked)
-    q, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in asked])
+    p, mass = label(model.freeze(), tok, asked, begin=resume.begin)
+    q, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in asked], begin=resume.begin)
     return {"comparisons": len(rows), "accuracy": (p > q).float().mean().item(), "mass": mass.mean().item(),
             "mean_p_a": ((p + q) / 2).mean().item(), "same_both_ways": ((p > 0.5) == (q < 0.5)).float().mean().item()}
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m minicai.lab.evaluate_real", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, "python -m minicai.lab.evaluate_real")
     a = parser.add_argument
     a("--models", nargs="+", required=True, metavar="NAME=DIR", help="language models to compare")
     a("--prompts", nargs="+", metavar="NAME=FILE", help="files of prompts; default: the three of data/real/eval",
@@ -125,18 +124,19 @@ def arguments(argv=None):
     a("--comparisons", help="file of comparisons by people, for --judge; what README says of --human")
     a("--principle", default="Which response is more helpful, honest and harmless?", help="what the judge is asked")
     a("--out", default="out/real", help="directory of results.json, transcripts.jsonl and report.txt")
-    a("--limit", type=int, default=1000, help="prompts of each file at most")
-    a("--limit-comparisons", type=int, default=200, help="comparisons at most")
-    a("--max-judged", type=int, default=600, help="longest comparison in tokens")
-    a("--max-prompt", type=int, default=256, help="drop prompts longer than this many tokens")
-    a("--max-new", type=int, default=160, help="most tokens of an answer")
-    a("--temperature", type=float, default=0.7, help="of the answers; 0 takes the likeliest token")
-    a("--seeds", type=int, nargs="+", default=[0, 1], help="every prompt is answered once with each")
-    a("--samples", type=int, default=4, help="prompts of each file shown side by side")
+    a("--limit", type=whole(1), default=1000, help="prompts of each file at most")
+    a("--limit-comparisons", type=whole(1), default=200, help="comparisons at most")
+    a("--max-judged", type=whole(1), default=600, help="longest comparison in tokens")
+    a("--max-prompt", type=whole(1), default=256, help="drop prompts longer than this many tokens")
+    a("--max-new", type=whole(1), default=160, help="most tokens of an answer")
+    a("--temperature", type=real(0.01, 100, or_zero=True), default=0.7, help="of the answers; 0 takes the likeliest token")
+    a("--seeds", type=whole(0, 2**63 - 1), nargs="+", default=[0, 1], help="every prompt is answered once with each")
+    a("--samples", type=whole(0), default=4, help="prompts of each file shown side by side")
     a("--chat", choices=["plain", "chatml", "llama3"], help="chat format, if not the directories' own")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     a("--dtype", choices=["fp32", "bf16"], default="fp32", help="of products")
-    a("--sample-tokens", type=int, help="rows x columns sampled together, for memory")
+    a("--sample-tokens", type=whole(1), help="rows x columns sampled together, for memory")
+    a("--fresh", action="store_true", help="drop what an unfinished evaluation has left in --out")
     return parser.parse_args(argv)
 
 
@@ -182,12 +182,14 @@ def main(argv: list[str] | None = None) -> None:
     if bool(args.judge) != bool(args.comparisons):
         raise UserError("--judge and --comparisons belong together")
     errors = pattern_errors([row for _, row in read_jsonl(DATA / "labelled.jsonl")])
-    out.mkdir(parents=True, exist_ok=True)
+    inputs = {f"--models {name}": Path(folder) for name, folder in models.items()}
+    inputs |= {f"--prompts {name}": Path(file) for name, file in files.items()}
+    resume = Resume(args, inputs, writes=["results.json", "transcripts.jsonl", "report.txt"])
     rows, scorer = [], load_preference_model(args.pm, device, args.dtype) if args.pm else None
     for name, folder in models.items():
         tok = load_model(folder, "cpu", chat=args.chat)[1]
         sets = {kind: read_prompts(path, tok, args.max_prompt)[:args.limit] for kind, path in files.items()}
-        new = answer_all(name, folder, sets, args, device)
+        new = answer_all(name, folder, sets, args, device, resume)
         if scorer and not scorer[1].same_ids(tok):
             raise UserError(f"{args.pm} and {folder} must share one tokenizer and chat format")
         scores = scorer[0].score_rows([row["ids"] for row in new]).tolist() if scorer else []
@@ -195,13 +197,14 @@ def main(argv: list[str] | None = None) -> None:
             row["score"] = score
         rows += [{key: value for key, value in row.items() if key != "ids"} for row in new]
         write_jsonl(out / "transcripts.jsonl", rows)
-    judged = judge_accuracy(args.judge, args.comparisons, args, device) if args.judge else {}
+    judged = judge_accuracy(args.judge, args.comparisons, args, device, resume) if args.judge else {}
     text = report(rows, errors, judged)
     write_text(out / "report.txt", text + "\n" + side_by_side(rows, args.samples) + "\n")
     table = [{"model": name, "set": kind, **summarise([r for r in rows if (r["model"], r["set"]) == (name, kind)])}
              for name in models for kind in files]
     write_text(out / "results.json", json.dumps({"args": vars(args), "table": table, "judge": judged,
                                                  "pattern_errors": errors}, indent=1) + "\n")
+    resume.finish()
     print(f"{side_by_side(rows, args.samples)}\n\n{text}\n\n-> {out}/report.txt, transcripts.jsonl, results.json")
 
 

@@ -4,11 +4,8 @@ TRL and its like read rows of {"prompt": messages, "chosen": messages, "rejected
 row says which response the judge found better, and under "p" how sure it was; pairs about which it was not sure enough
 (--decided) are left out, and so are pairs with an answer that was cut, unless --cut is given.
 """
-import argparse
 
-from minicai.run import UserError, friendly_main, read_jsonl, write_jsonl
-
-
+from minicai.run import Parser, UserError, friendly_main, read_jsonl, real, write_jsonl
 def export(rows: list, decided: float = 0.6, cut: bool = False) -> list:
     """TRL's rows out of [(line number, row of comparisons.jsonl)]; `decided`: least probability of the better one."""
     out = []
@@ -26,11 +23,10 @@ def export(rows: list, decided: float = 0.6, cut: bool = False) -> list:
 @friendly_main
 def main(argv: list[str] | None = None) -> None:
     """Read, choose, write, count."""
-    parser = argparse.ArgumentParser(prog="python -m minicai.lab.export_preferences", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, "python -m minicai.lab.export_preferences")
     parser.add_argument("comparisons", help="comparisons.jsonl of train_pm.py")
     parser.add_argument("out", help="file to write")
-    parser.add_argument("--decided", type=float, default=0.6, help="least probability of the better response")
+    parser.add_argument("--decided", type=real(0.5, 1), default=0.6, help="least probability of the better response")
     parser.add_argument("--cut", action="store_true", help="keep pairs with a response that was cut at --max-new")
     args = parser.parse_args(argv)
     rows = read_jsonl(args.comparisons)

@@ -16,7 +16,6 @@ driver takes (some 500 MB on CUDA) and what the allocator loses to fragmentation
 Shapes: P prompt, R response, T = P + R time, C width, H heads, G key/value heads, D head width, M MLP width,
 V vocabulary, L layers.
 """
-import argparse
 from dataclasses import replace
 
 import torch
@@ -24,8 +23,7 @@ from torch import nn
 
 from minicai.checkpoint import read_config
 from minicai.gpt import GPT, GPTConfig
-from minicai.run import UserError, friendly_main
-
+from minicai.run import Parser, UserError, friendly_main, whole
 COLUMNS = ["weights", "gradients", "optimizer", "cache", "activations", "scratch"]
 DEFAULTS = {"sft": {"batch": 16, "micro": 16}, "pm": {"batch": 32, "micro": 32},                      # the scripts' own
             "rl": {"batch": 64, "minibatch": 32, "micro": 32}}
@@ -202,20 +200,19 @@ def plan_rl(args, trunk, scorer) -> dict:
 
 def arguments(argv=None):
     """The scripts' flags that decide about memory, by the same names."""
-    p = argparse.ArgumentParser(prog="python -m minicai.lab.plan", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__, "python -m minicai.lab.plan")
     a = p.add_argument
     a("model", help="model directory (its config.json is enough): --model of the three scripts")
     a("--stage", choices=["sft", "pm", "rl"], help="one script only, to plan with its own flags; default: all three")
     a("--feedback-model", help="model directory that labels; default: as the model")
     a("--init", help="model directory the preference and value models start from; default: as the model")
-    a("--batch", type=int, help="as in the scripts; default: theirs")
-    a("--minibatch", type=int, help="as in train_rl.py; default: its own")
-    a("--micro", type=int, help="as in the scripts; default: theirs")
-    a("--max-prompt", type=int, default=256, help="longest prompt in tokens")
-    a("--max-new", type=int, default=96, help="longest response in tokens")
-    a("--shots", type=int, default=0, help="tokens of the constitution's worked critiques, which open every context")
-    a("--sample-tokens", type=int, help="rows x columns sampled together; default: 16k on a CPU, else 128k")
+    a("--batch", type=whole(1), help="as in the scripts; default: theirs")
+    a("--minibatch", type=whole(1), help="as in train_rl.py; default: its own")
+    a("--micro", type=whole(1), help="as in the scripts; default: theirs")
+    a("--max-prompt", type=whole(1), default=256, help="longest prompt in tokens")
+    a("--max-new", type=whole(1), default=96, help="longest response in tokens")
+    a("--shots", type=whole(0), default=0, help="tokens of the constitution's worked critiques, which open every context")
+    a("--sample-tokens", type=whole(1), help="rows x columns sampled together; default: 16k on a CPU, else 128k")
     a("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
     a("--dtype", choices=["fp32", "bf16"], help="default: bf16 on cuda, else fp32")
     a("--checkpointing", action="store_true", help="keep a layer's input only and compute the rest again")

@@ -4,7 +4,6 @@
 what one GPU does in five minutes. Each stage is a script of its own in a process of its own, so one that is stopped
 goes on where it was; what is done is not done again.
 """
-import argparse
 import os
 import shlex
 import subprocess
@@ -12,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from minicai.run import UserError, friendly_main, pick_device
-
+from minicai.run import Parser, UserError, friendly_main, pick_device, real, whole
+from minicai.state import unfinished
 ROOT = Path(__file__).parents[2]
 DATA = "data/real"
 # Learning rates for a model of a hundred million parameters; a billion wants about a fifth of them.
@@ -41,7 +40,7 @@ def commands(args, device: str) -> list:
     constitution, prompts = ["--constitution", args.constitution], ["--red-team", args.red_team]
     stage1 = ["--model", args.model, *constitution, *prompts, "--helpful", args.helpful, "--out", out / "sft"]
     stage2 = ["--model", sl, "--feedback-model", args.model, "--init", args.model, *constitution, *prompts, "--human",
-              args.human, "--both-orders", "--out", out / "pm"]
+              args.human, "--both-orders", "--no-chain-of-thought", "--out", out / "pm"]
     stage3 = ["--model", sl, "--pm", pm, *prompts, "--helpful", args.helpful, "--out", out / "rl"]
     steps = ["--steps", str(args.steps)] if args.steps else []
     compared = ["--models", f"base={args.model}", f"sl_cai={sl}", f"rl_cai={rl}", "--pm", pm, "--judge", args.model,
@@ -59,8 +58,7 @@ def commands(args, device: str) -> list:
 @friendly_main
 def main(argv: list[str] | None = None) -> None:
     """Run what is not there yet, one stage after the other."""
-    parser = argparse.ArgumentParser(prog="python -m minicai.lab.real", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, "python -m minicai.lab.real")
     a = parser.add_argument
     a("--model", default="out/smollm2", help="model directory; minicai.gguf makes one from a GGUF file")
     a("--out", default="out/real", help="directory of everything that is written")
@@ -68,14 +66,14 @@ def main(argv: list[str] | None = None) -> None:
     a("--red-team", default=f"{DATA}/red_team.jsonl", help="prompts of stages 1 to 3")
     a("--helpful", default=f"{DATA}/helpful.jsonl", help="the same")
     a("--human", default=f"{DATA}/helpful_comparisons.jsonl", help="comparisons of helpfulness, for stage 2")
-    a("--temperature", type=float, default=0.5, help="of all sampling: a small model garbles at 1")
-    a("--steps", type=int, help="of PPO; default: 10 on a CPU, 30 on a GPU")
-    a("--seed", type=int, default=0, help="of the three stages")
+    a("--temperature", type=real(0.01, 100), default=0.5, help="of all sampling: a small model garbles at 1")
+    a("--steps", type=whole(1), help="of PPO; default: 10 on a CPU, 30 on a GPU")
+    a("--seed", type=whole(0, 2**63 - 1), default=0, help="of the three stages")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     args = parser.parse_args(argv)
     device, started = pick_device(args.device).type, time.time()
     for name, done, words in commands(args, device):
-        if done.is_file():
+        if done.is_file() and not any(unfinished(folder) for folder in list(done.parents)[:2]):
             print(f"{name}: {done} is there already")
             continue
         words = [sys.executable, *map(str, words)]

@@ -4,13 +4,11 @@ Each question there has an answer written by hand. It is set against four worse 
 another question, one that breaks off, one that declines without a reason, one that says nothing, and the good answer
 itself in a wrapping of phrases. The first and the last of these are as long or longer, so length alone does not decide.
 """
-import argparse
 import json
 import random
 from pathlib import Path
 
-from minicai.run import friendly_main, read_jsonl, write_jsonl
-
+from minicai.run import Parser, friendly_main, read_jsonl, whole, write_jsonl
 DATA = Path(__file__).parents[2] / "data" / "real"
 REFUSALS = ["I'm sorry, but I can't help with that.", "I cannot answer this question.",
             "I'd rather not talk about that.", "Sorry, that is not something I can assist with.",
@@ -52,10 +50,9 @@ def comparisons(answers: list, seed: int = 0) -> list:
 @friendly_main
 def main(argv: list[str] | None = None) -> None:
     """Write helpful_comparisons.jsonl beside answers.jsonl."""
-    parser = argparse.ArgumentParser(prog="python -m minicai.lab.real_data", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, "python -m minicai.lab.real_data")
     parser.add_argument("--out", default=str(DATA / "helpful_comparisons.jsonl"), help="file to write")
-    parser.add_argument("--seed", type=int, default=0, help="which worse answers a question gets")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="which worse answers a question gets")
     args = parser.parse_args(argv)
     rows = comparisons([row for _, row in read_jsonl(DATA / "answers.jsonl")], args.seed)
     write_jsonl(args.out, rows)

@@ -8,7 +8,6 @@ is left out and named. Everything that a model or a person wrote is escaped, and
 policy lets no script run but the one below. Charts are drawn in charts.py.
 """
 
-import argparse
 import base64
 import difflib
 import hashlib
@@ -31,8 +30,7 @@ from minicai.lab.report import (
     number,
     value,
 )
-from minicai.run import UserError, friendly_main, read_jsonl, write_text
-
+from minicai.run import Parser, UserError, friendly_main, read_jsonl, whole, write_text
 ASSETS = Path(__file__).parent
 KINDS = {"red_team": "red team", "helpful": "helpful"}
 # What is drawn of rl/metrics.jsonl: (title, unit, key, also by kind of prompt?). docs/metrics.md
@@ -498,19 +496,15 @@ def page(run: Path, parts: list, missing: list, configs: dict) -> str:
 @friendly_main
 def main(argv=None):
     """Write report.html."""
-    p = argparse.ArgumentParser(
-        prog="python -m minicai.lab.report_html",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = Parser(__doc__, "python -m minicai.lab.report_html")
     p.add_argument(
         "--run", default="out/demo", help="directory with sft/, pm/, rl/ and what evaluate wrote"
     )
     p.add_argument("--out", help="the file to write; default: report.html in that directory")
     p.add_argument(
-        "--count", type=int, default=12, help="how many prompts, revision chains and pairs to show"
+        "--count", type=whole(0, 10000), default=12, help="how many prompts, revision chains and pairs to show"
     )
-    p.add_argument("--seed", type=int, default=0, help="decides which ones are drawn")
+    p.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="decides which ones are drawn")
     args = p.parse_args(argv)
     if args.count < 1:
         raise UserError(f"--count {args.count}: must be at least 1")

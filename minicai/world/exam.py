@@ -67,6 +67,7 @@ class Exam:
                 report[group] = {k: share(v.helpful == k for v in verdicts) for k in ("full", "partial")}
                 report[group]["refused"] = share(v.refused for v in verdicts)
             report[group]["coherent"] = share(v.coherent for v in verdicts)
+            self.shown(f"dialogue {group}", report[group])
         return report
 
     # ---- critiques and revisions -------------------------------------------------------------------------------
@@ -149,7 +150,8 @@ class Exam:
             "new_frames_harm": dict(frames=True, needs=covered),
             "new_kinds": dict(kind=("hurt", "end"))}
         sampled = ("unknown", "nothing", "reviewed")          # said again at T = 1 as well, as stage 1 does
-        return {name: self.review(self.rows(**how), name in sampled) for name, how in case.items()}
+        return {name: self.shown(f"review {name}", self.review(self.rows(**how), name in sampled))
+                for name, how in case.items()}
 
     # ---- choices -----------------------------------------------------------------------------------------------
     def choices(self, cases: list) -> dict:
@@ -202,11 +204,11 @@ class Exam:
     def comparisons(self) -> dict:
         """All rows of choices."""
         strange = lambda words: not heldout_words(words)
-        report = {f"{name}/{group}": self.choices(self.pair_rows(name, group))
-                  for name, (_, _, groups) in PAIRS.items() for group in groups}
-        report |= {f"recombined/{name}": self.choices(self.pair_rows(name, "reviewed", strange))
-                   for name in ("refusal_vs_compliance", "right_vs_wrong_reason")}
-        report["opposite/refusal_vs_compliance"] = self.choices(self.pair_rows("refusal_vs_compliance", "reviewed", less=False))
+        cases = {f"{name}/{group}": self.pair_rows(name, group)
+                 for name, (_, _, groups) in PAIRS.items() for group in groups}
+        cases |= {f"recombined/{name}": self.pair_rows(name, "reviewed", strange)
+                  for name in ("refusal_vs_compliance", "right_vs_wrong_reason")}
+        cases["opposite/refusal_vs_compliance"] = self.pair_rows("refusal_vs_compliance", "reviewed", less=False)
         named = lambda t, p: t.activity.category not in p.categories
         rows = {"not_asked": ("harm", False, dict(needs=named)), "unknown": ("unknown", False, dict(exam=True)),
                 "nothing": ("nothing", False, dict(exam=True)),
@@ -214,8 +216,14 @@ class Exam:
                 "mention": (MENTIONS, True, {}), "other_kinds": (OTHER_KINDS, True, {}),
                 "new_words": (MENTIONS, True, dict(exam=True)),
                 "new_frames": ((*MENTIONS, *OTHER_KINDS), True, dict(frames=True)), "new_kinds": (("hurt", "end"), True, {})}
-        return report | {name: self.choices(self.quality_rows(kind, decided, **how))
-                         for name, (kind, decided, how) in rows.items()}
+        cases |= {name: self.quality_rows(kind, decided, **how) for name, (kind, decided, how) in rows.items()}
+        return {name: self.shown(f"choice {name}", self.choices(asked)) for name, asked in cases.items()}
+
+    @staticmethod
+    def shown(name: str, row: dict) -> dict:
+        """A row, printed as it comes."""
+        print(line_of(name, row), flush=True)
+        return row
 
     def run(self) -> dict:
         """The whole exam as a plain dict."""
@@ -237,16 +245,13 @@ def examine(model, tok, world, cases: int, seed: int) -> dict:
     return Exam(model, tok, world, cases, seed).run()
 
 
-def table(report: dict) -> str:
-    """The exam as text."""
-    percent = lambda x: "   -  " if x is None else f"{x:6.1%}"
-    lines = ["", "dialogue: " + "   ".join(f"{g} " + " ".join(f"{k} {v:.2%}" for k, v in row.items())
-                                           for g, row in report["dialogue"].items())]
-    lines += [f"review {g:18} " + " ".join(f"{k} {v:6.1%}" for k, v in row.items() if k != "mistakes")
-              for g, row in report["review"].items()]
-    lines += [f"choice {name:38} " + "   ".join(f"{manner}: right {percent(r['right'])}, label {r['label']:.3f}"
-                                                for manner, r in row.items()) for name, row in report["comparison"].items()]
-    return "\n".join(lines)
+def line_of(name: str, row: dict) -> str:
+    """One row of the exam as text."""
+    if "thought" in row:
+        percent = lambda x: "   -  " if x is None else f"{x:6.1%}"
+        return f"{name:45} " + "   ".join(f"{manner}: right {percent(r['right'])}, label {r['label']:.3f}"
+                                          for manner, r in row.items())
+    return f"{name:25} " + " ".join(f"{k} {v:6.1%}" for k, v in row.items() if k != "mistakes")
 
 
 def main():
@@ -262,7 +267,6 @@ def main():
     report = examine(model.eval(), tok, World.load(), args.cases, args.seed)
     if args.out:
         open(args.out, "w", encoding="utf-8").write(json.dumps(report, indent=2) + "\n")
-    print(table(report))
 
 
 if __name__ == "__main__":

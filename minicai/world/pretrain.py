@@ -290,7 +290,6 @@ def main():
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tok.n_vocab} tokens")
     report = exam.examine(model, tok, world, cases=args.exam, seed=args.seed)
     (out / "exam.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(exam.table(report))
 
 
 if __name__ == "__main__":
