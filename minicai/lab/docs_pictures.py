@@ -188,6 +188,7 @@ def demo_bars(runs: list, sets=(*GROUPS, *SETS)) -> str:
 
 
 def seeds_of(law: str, runs: list) -> str:
+    """The name of a row: a constitution and, if there are several, its seeds."""
     return law if len(runs) == 1 else f"{law} ({len(runs)} seeds)"
 
 

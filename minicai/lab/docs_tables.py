@@ -18,6 +18,7 @@ def table(columns: list, rows: list) -> str:
 
 
 def percent(share) -> str:
+    """A share in percent, "-" for none."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 

@@ -266,77 +266,82 @@ def file(x: float, y: float, name: str, what: str, wide: int = 244) -> list:
     ]
 
 
-def pipeline() -> str:
-    """Three stages, the files between them, and who judges what."""
-    a, b, c = 20, 308, 596
-    svg = [box(a, 48, 532, 38, "#f3eefb", "#6639ba", 8), arrow((142, 86), (142, 110))]
-    svg.append(text(a + 14, 72, "constitutions/harmlessness.json", 13.5, weight="bold"))
-    svg.append(text(a + 250, 72, "principles in words: all that says what is bad", 13, fill=SOFT))
-    svg.append(arrow((430, 86), (430, 110)))
-    svg += stage(
-        a,
+# The three stages: (head, script, steps, files that it writes, who judges).
+STAGES = [
+    (
         "1  Critique and revision",
         "train_sft.py",
-        [
+        (
             "The base answers a harmful request.",
             "It draws a principle, criticises its",
             "own answer by it and rewrites that:",
             "four rounds.",
             "Fine-tune the base on the revisions",
             "and on its helpful answers.",
-        ],
-    )
-    svg += stage(
-        b,
+        ),
+        (
+            ("revisions.jsonl", "answer, critique, revision, each round"),
+            ("sl_cai/", "the model SL-CAI"),
+        ),
+        "the base, by the constitution",
+    ),
+    (
         "2  AI feedback",
         "train_pm.py",
-        [
+        (
             "SL-CAI answers each request twice.",
             "The base draws a principle, thinks,",
             "and chooses (A) or (B): a label.",
             "People label which answer helps",
             "more, on harmless requests only.",
             "Fit a score: Bradley-Terry.",
-        ],
-    )
-    svg += stage(
-        c,
+        ),
+        (
+            ("comparisons.jsonl", "both answers, principle, P(A)"),
+            ("pm/", "the preference model: text to score"),
+        ),
+        "the base; of help, people",
+    ),
+    (
         "3  Reinforcement learning",
         "train_rl.py",
-        [
+        (
             "SL-CAI answers; the preference",
             "model pays the whole answer,",
             "a KL penalty each token.",
             "A value model says what was",
             "expected; PPO makes better-than-",
             "expected tokens more likely.",
-        ],
-    )
-    svg += file(a, 350, "revisions.jsonl", "answer, critique, revision, each round")
-    svg += file(a, 402, "sl_cai/", "the model SL-CAI")
-    svg += file(b, 350, "comparisons.jsonl", "both answers, principle, P(A)")
-    svg += file(b, 402, "pm/", "the preference model: text to score")
-    svg += file(c, 350, "rollouts.jsonl", "answers and scores as PPO goes")
-    svg += file(c, 402, "rl_cai/", "the model RL-CAI")
-    for x in (a, b, c):
-        svg.append(arrow((x + 122, 326), (x + 122, 348)))
-    svg += [
-        arrow((264, 424), (286, 424), (286, 220), (306, 220)),
-        arrow((552, 424), (574, 424), (574, 220), (594, 220)),
-    ]
+        ),
+        (
+            ("rollouts.jsonl", "answers and scores as PPO goes"),
+            ("rl_cai/", "the model RL-CAI"),
+        ),
+        "the preference model",
+    ),
+]
+
+
+def pipeline() -> str:
+    """Three stages, the files between them, and who judges what."""
+    at = [20, 308, 596]
+    svg = [box(20, 48, 532, 38, "#f3eefb", "#6639ba", 8)]
+    svg.append(text(34, 72, "constitutions/harmlessness.json", 13.5, weight="bold"))
+    svg.append(text(270, 72, "principles in words: all that says what is bad", 13, fill=SOFT))
+    svg += [arrow((142, 86), (142, 110)), arrow((430, 86), (430, 110))]
+    for x, (head, script, steps, files, judge) in zip(at, STAGES):
+        svg += stage(x, head, script, steps) + [arrow((x + 122, 326), (x + 122, 348))]
+        svg += file(x, 350, *files[0]) + file(x, 402, *files[1])
+        svg.append(text(x, 490, "Who judges:", 13, weight="bold"))
+        svg.append(text(x + 82, 490, judge, 12.5))
+    svg.append(arrow((264, 424), (286, 424), (286, 220), (306, 220)))
+    svg.append(arrow((552, 424), (574, 424), (574, 220), (594, 220)))
     svg.append(arrow((264, 432), (280, 432), (280, 462), (582, 462), (582, 250), (594, 250)))
-    for x, who in (
-        (a, "the base, by the constitution"),
-        (b, "the base; of help, people"),
-        (c, "the preference model"),
-    ):
-        svg += [text(x, 490, "Who judges:", 13, weight="bold"), text(x + 82, 490, who, 12.5)]
     said = (
         "A constitution goes into stages 1 and 2. Stage 1 writes revisions.jsonl and SL-CAI; "
         "stage 2 lets the base compare two answers of SL-CAI and writes comparisons.jsonl and a "
         "preference model; stage 3 trains SL-CAI on its scores with PPO and writes RL-CAI. "
         "No person labels harm."
     )
-    return card(
-        "From a constitution to a model: three stages that meet through files", said, 508, svg
-    )
+    title = "From a constitution to a model: three stages that meet through files"
+    return card(title, said, 508, svg)
