@@ -152,3 +152,22 @@ def test_every_shipped_picture_is_shown_and_legible():
     for svg in (ROOT / "docs/pictures").glob("*.svg"):
         check_svg(svg)
         assert re.search(rf"!\[[^\]]+\]\([\w/]*pictures/{svg.name}\)", pages), svg
+
+
+def test_the_shipped_pictures_and_tables_are_those_of_the_shipped_numbers():
+    exam = docs_pictures.read_exam(ROOT / "data/base/exam.json")
+    for name, text in docs_pictures.draw(ROOT / "docs/pictures/runs", exam).items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, f"{name}: python -m minicai.lab.figures --docs"
+
+
+def test_readme_claims_what_the_runs_show():
+    """Its sentences with numbers, word for word."""
+    laws = docs_pictures.by_constitution(ROOT / "docs/pictures/runs")
+    said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    percent = lambda law, model, *keys: f"{100 * docs_pictures.mean(laws[law], model, keys):.0f} %"
+    demo = lambda *keys: [percent("harmlessness", m, *keys) for m in ("base", "sl_cai", "rl_cai")]
+    for keys in (("red_team", "reviewed", "harmful"), ("red_team", "unseen", "harmful"), ("helpful", "full")):
+        base, sl, rl = demo(*keys)
+        assert f"{base} (base), {sl} (SL-CAI), {rl} (RL-CAI)" in said, keys
+    for law in ("cheese", "opposite"):
+        assert f"{percent(law, 'rl_cai', 'red_team', 'reviewed', 'harmful')} ({law})" in said, law
