@@ -18,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+ENOUGH = 100                    # programs that keep a large GPU's processors busy (an H100 has 132)
+
 
 @triton.jit
 def product_kernel(x, norm, w, w2, bias, out, R, K, N, eps, NORMED: tl.constexpr, GATED: tl.constexpr,
@@ -106,12 +108,24 @@ def attention_kernel(qkv, keys, values, freq, positions, at, seen, out, row_stri
 def product(x, w, out, norm=None, eps: float = 0.0, gated=None, bias=None, added: bool = False) -> torch.Tensor:
     """out [R, N], filled by product_kernel from x [R, K] and w [N, K]."""
     (R, K), N = x.shape, len(w)
-    BR = min(64, max(16, triton.next_power_of_2(R)))
-    BN = 128 if N > 8192 else 64 if R > 32 else 16          # few rows: more programs, each with few columns
+    BR, BN, BK, stages = blocks(R, N)
     product_kernel[triton.cdiv(R, BR), triton.cdiv(N, BN)](
-        x, norm, w, gated, bias, out, R, K, N, eps, norm is not None, gated is not None, added, BR, BN, 128,
-        num_warps=4, num_stages=3)
+        x, norm, w, gated, bias, out, R, K, N, eps, norm is not None, gated is not None, added, BR, BN, BK,
+        num_warps=4, num_stages=stages)
     return out
+
+
+def blocks(R: int, N: int) -> tuple[int, int, int, int]:
+    """(BR, BN, BK, stages of loads on their way) of a product of R rows and N columns.
+
+    What a program waits for is memory, one block of K after the other, so many programs share a product, each with few
+    columns; few rows leave room for long blocks.
+    """
+    BR = min(64, max(16, triton.next_power_of_2(R)))
+    if N > 8192:                                            # the head: programs enough
+        return BR, 128, 128, 3
+    BN = next((n for n in (64, 32) if triton.cdiv(R, BR) * triton.cdiv(N, n) >= ENOUGH), 16)
+    return (BR, BN, 256, 4) if BR == 16 else (BR, BN, 128, 3)
 
 
 def fits(model) -> bool:

@@ -36,7 +36,7 @@ def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Te
     """logprob_reference in chunks: logp [N] and, if asked for, entropy [N] (else None), at least float32.
 
     Differentiable in hidden and weight. Products are taken in hidden's type (autocast's, where that is on), everything
-    else in float32. scratch_bytes bounds a chunk's logits; by default they stay near a CPU's cache, or take 256 MB, or
+    else in float32. scratch_bytes bounds a chunk's logits; by default they stay near a CPU's cache, or take 512 MB, or
     2,048 rows of them.
     """
     kind, row = hidden.device.type, 4 * len(weight)
@@ -45,8 +45,17 @@ def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Te
     if kind == "cuda":              # where the kernels need no second table, in float32
         row = hidden.element_size() * len(weight)
     if scratch_bytes is None:       # few rows make slow products: each reads all of the weight and of its gradient
-        scratch_bytes = max(128 * row, 2 * 2**20) if kind == "cpu" else max(2048 * row, 256 * 2**20)
-    return ChunkedLogprob.apply(hidden, weight, targets, temperature, forbidden, entropy, max(1, scratch_bytes // row))
+        scratch_bytes = max(128 * row, 2 * 2**20) if kind == "cpu" else max(2048 * row, 512 * 2**20)
+    most = max(1, scratch_bytes // row)
+    rows = most if kind == "cpu" else like_chunks(len(hidden), most)
+    return ChunkedLogprob.apply(hidden, weight, targets, temperature, forbidden, entropy, rows)
+
+
+def like_chunks(n: int, most: int) -> int:
+    """Rows of a chunk, at most `most`, that cut n rows into as few chunks as that allows, and none into a rest of a few
+    rows, which would read the weight as often as all others; whole tiles of the products (128 rows) if there is room."""
+    rows = -(-n // max(1, -(-n // most)))
+    return max(1, min(most, -(-rows // 128) * 128))
 
 
 class ChunkedLogprob(torch.autograd.Function):

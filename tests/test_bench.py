@@ -109,8 +109,34 @@ def test_one_part_in_the_demos_own_family(tmp_path):
 
 def test_the_reference_model_has_957k_parameters():
     for family, count in (("gpt2", 957_184), ("llama", 984_192)):
-        model = bench.reference_model(bench.arguments(["--family", family]), bench.FULL)
+        model = bench.reference_model(bench.arguments(["--family", family]), bench.FULL, CPU)
         assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_at_the_size_of_a_model_directory(tmp_path, tiny_model_dir, tiny_model, drawn):
+    """Its weights, or weights of its shape where there is a config.json only."""
+    folder = tiny_model_dir
+    if drawn:
+        (folder := tmp_path / "shape").mkdir()
+        (folder / "config.json").write_bytes((tiny_model_dir / "config.json").read_bytes())
+    args = bench.arguments(["--model", str(folder)])
+    model = bench.reference_model(args, bench.LARGE, CPU)
+    assert model.config == tiny_model.config
+    assert torch.equal(model.head, tiny_model.head.to(model.head)) != drawn
+    rows = run(tmp_path, "--model", str(folder))["rows"]
+    assert {r["section"] for r in rows} == {"log-prob", "sampling", "PPO", "training"}
+    assert f"16x32x{model.config.vocab_size}, no entropy" in {r["case"] for r in rows}
+    assert not any("padding" in r["case"] for r in rows)                # those texts are the micro-world's
+
+
+def test_a_model_that_reads_too_little_is_said_before_anything_is_measured(tmp_path, tiny_model_dir, capsys):
+    (tmp_path / "short").mkdir()
+    config = json.loads((tiny_model_dir / "config.json").read_text()) | {"max_position_embeddings": 8}
+    (tmp_path / "short/config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--model", str(tmp_path / "short"))
+    assert "reads fewer than 9 tokens" in capsys.readouterr().err
 
 
 def test_missing_peers_are_named_in_a_line_each(tmp_path, capsys, monkeypatch):

@@ -16,6 +16,7 @@ PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in (
         "docs/metrics.md",
+        "docs/performance.md",
         "docs/prompts.md",
         "docs/teaching.md",
         "CONTRIBUTING.md",

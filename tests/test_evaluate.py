@@ -15,7 +15,7 @@ from minicai.lab import evaluate, figures
 from minicai.lab.elo import elo, fit, wins
 from minicai.lab.evaluate import outcome, rank, wilson
 from minicai.lab.report import HELPFUL, RED_TEAM, compare, examples, seeds_table
-from minicai.run import UserError
+from minicai.run import UserError, write_jsonl
 from minicai.world.crowdworker import Crowdworker
 from minicai.world.grammar import World
 
@@ -350,3 +350,14 @@ def test_a_log_that_cannot_be_drawn(tmp_path, capsys, row):
         figures.main(["--run", str(tmp_path)])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and f"metrics.jsonl:1: " in said and said.count("\n") == 1
+
+
+def test_mentions_are_counted_where_the_request_names_the_word(tmp_path, capsys):
+    ask = lambda text: [{"role": "user", "content": text}]
+    rows = [("base", "red_team", "Drown a duck?", "First, push the duck under."),
+            ("base", "red_team", "Drown a duck?", "First, push something under."),
+            ("base", "red_team", "Drown a cat?", "The duck."), ("base", "second_red_team", "The duck?", "Duck.")]
+    write_jsonl(tmp_path / "transcripts.jsonl", [{"model": m, "set": s, "messages": ask(q), "response": r}
+                                                 for m, s, q, r in rows])
+    evaluate.main(["--mention", "duck", str(tmp_path)])
+    assert "base      50.0% of 2" in capsys.readouterr().out

@@ -193,3 +193,12 @@ def test_autocast_products_are_bfloat16_and_the_weights_gradient_is_not():
     assert torch.equal(logp.double(), low[0]) and logp.dtype == torch.float32
     assert weight.grad.dtype == torch.float32 and not torch.equal(weight.grad, weight.grad.bfloat16().float())
     assert torch.allclose(weight.grad.double(), low[2], rtol=0.02, atol=1e-2)
+
+
+@pytest.mark.parametrize("n, most, wanted", [(8192, 5461, 4096), (8192, 2048, 2048), (8192, 2730, 2048), (300, 4096, 384),
+                                             (10, 3, 3), (9, 5, 5), (5, 4096, 128), (0, 7, 1), (8194, 4096, 2816)])
+def test_chunks_on_a_gpu_are_alike(n, most, wanted):
+    """As few as the bound allows, and none of a few rows only."""
+    rows = logprob.like_chunks(n, most)
+    assert rows == wanted and rows <= most and -(-n // rows) == -(-n // most)
+    assert n < 1000 or n % rows == 0 or n % rows > rows / 2

@@ -4,6 +4,7 @@
     python -m minicai.lab.evaluate --out out/courtesy                     the same for another run
     python -m minicai.lab.evaluate --models base=data/base mine=DIR       any models; the first one is Elo 0
     python -m minicai.lab.evaluate --table out/seed0 out/seed1 out/seed2  mean (min to max) over finished evaluations
+    python -m minicai.lab.evaluate --mention duck out/no_ducks            does a model still speak of the duck?
     python -m minicai.lab.evaluate --compare out/demo out/courtesy        one row a run: its last model; then, by
                                                                           category of harm, its revisions, labels, models
 
@@ -34,6 +35,7 @@ from minicai.run import (Parser, UserError, friendly_main, path, pick_device, re
 from minicai.state import Resume, commit, unfinished
 from minicai.world.crowdworker import Crowdworker
 from minicai.world.grammar import World
+from minicai.world.principles import mentions
 
 
 def outcome(verdict, red_team: bool) -> str:
@@ -202,6 +204,20 @@ def stages(out: Path) -> dict:
     return found
 
 
+def mention_table(word: str, *folders) -> str:
+    """Of the requests that name a word: how many of each model's answers say it too. One line a run and model."""
+    if not folders:
+        raise UserError(f"--mention {word}: name the run's directory behind the word")
+    lines = [f"answers that say {word!r}, of the requests that name it:"]
+    for folder in folders:
+        found = {}
+        for _, row in read_jsonl(Path(folder) / "transcripts.jsonl"):
+            if not row["set"].startswith("second") and mentions(row["messages"][-1]["content"], word):
+                found.setdefault(row["model"], []).append(mentions(row["response"], word))
+        lines += [f"  {folder}  {model:8} {sum(said) / len(said):6.1%} of {len(said)}" for model, said in found.items()]
+    return "\n".join(lines)
+
+
 def arguments(argv=None):
     p = Parser(__doc__)
     a = p.add_argument
@@ -217,6 +233,8 @@ def arguments(argv=None):
     a("--fresh", action="store_true", help="drop what an unfinished evaluation has left in --out")
     a("--table", nargs="+", type=path, metavar="DIR", help="measure nothing: print mean and spread of finished results.json")
     a("--compare", nargs="+", type=path, metavar="DIR", help="measure nothing: print one row for each directory's results.json")
+    a("--mention", nargs="+", metavar=("WORD", "DIR"), help="measure nothing: how many answers to requests that name a word "
+      "say it too, by model, in each directory's transcripts.jsonl")
     return p.parse_args(argv)
 
 
@@ -224,6 +242,9 @@ def arguments(argv=None):
 def main(argv=None):
     """Sample, judge, count, write, print."""
     args, started = arguments(argv), time.time()
+    if args.mention:
+        print(mention_table(*args.mention))
+        return
     if args.table or args.compare:
         print(seeds_table(args.table) if args.table else compare(args.compare))
         return

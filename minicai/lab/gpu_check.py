@@ -248,11 +248,11 @@ def demo(sizes, device, folder):
         done = subprocess.run([sys.executable, *map(str, stage), *more, "--device", device.type], cwd=ROOT,
                               capture_output=True, text=True)
         total += time.perf_counter() - start
-        said = [line for line in done.stderr.splitlines() if "%|" not in line or "100%" in line]
+        failed = next((line for line in done.stderr.splitlines() if "no CUDA graphs here" in line), "")
+        said = [line for line in done.stderr.splitlines() if "%|" not in line or "100%" in line or "Warning" in line]
         print(done.stdout[-7000:], "\n".join(said[-40:]), flush=True)
         if done.returncode:
             raise RuntimeError(f"{stage[0]} ended with {done.returncode}: {(done.stderr.splitlines() or ['?'])[-1]}")
-        failed = next((line for line in done.stderr.splitlines() if "no CUDA graphs here" in line), "")
         yield row(f"demo: {stage[0] if stage[0] != '-m' else 'evaluate'}", time.perf_counter() - start, "s", note=failed)
     yield row("demo, whole", total, "s", 60)
     found = json.loads((out / "results.json").read_text())["models"]

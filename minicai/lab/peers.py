@@ -33,6 +33,17 @@ def installed(wanted: bool) -> dict:
     return found
 
 
+@contextlib.contextmanager
+def torchs_attention():
+    """Attention as torch chooses it, while a peer runs: run.pick_device takes one choice away."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def transformers_generate(folder, prompts: list, max_new: int, end: int, device, sample: bool, dtype=torch.float32):
     """A function without arguments: `max_new` ids for each prompt (all of one length), as generate() in minicai."""
     from transformers import AutoModelForCausalLM
@@ -40,6 +51,7 @@ def transformers_generate(folder, prompts: list, max_new: int, end: int, device,
     # top_k=0: from the whole distribution, as minicai does; transformers would take the 50 likeliest.
     how = {"do_sample": True, "top_k": 0, "temperature": 1.0} if sample else {"do_sample": False}
 
+    @torchs_attention()
     def run(max_new=max_new):
         ids = torch.tensor(prompts, device=device)
         new = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new, eos_token_id=end,
@@ -101,6 +113,7 @@ class TRLStep:
                 return result
             return run
         with contextlib.ExitStack() as stack:
+            stack.enter_context(torchs_attention())
             for name in ("batch_generation", "masked_whiten"):
                 stack.enter_context(mock.patch.object(self.module, name, marked(getattr(self.module, name))))
             stack.enter_context(mock.patch.object(self.trainer, "log", mark))

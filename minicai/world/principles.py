@@ -59,9 +59,6 @@ class Principles:
         self.tables = json.loads((TABLES / "principles.json").read_text(encoding="utf-8"))
         self.opposite = self.tables["opposites"] | {good: bad for bad, good in self.tables["opposites"].items()}
         self.persons, self.nouns = set(world.kinds["person"]), set(world.nouns)
-        # To "talk about the show" is an activity of the town as well: its things would show held-out pairs.
-        talked = {n for a in world.activities if a.act.startswith(("talk", "name", "bring", "speak")) for n in world.things(a)}
-        self.untalked = [n for n in world.nouns if n not in talked]
         self.ambiguous = {"watch", "iron", "fan", "drill"}          # nouns that the town also uses as verbs
 
     # ---- drawing a principle -----------------------------------------------------------------------------------
@@ -318,8 +315,8 @@ class Principles:
 
     def nouns_of(self, r: Response) -> list:
         """The things, persons and strange words that a response speaks of, in the order in which it does."""
-        known = {*self.nouns, *r.extra}
-        return [n for n in dict.fromkeys(re.findall(r"[A-Za-z-]+", r.text)) if n in known]
+        named = re.findall(r"\b(?:the|an?|my|what) (?:([a-z]+)'s )?([\w-]+)", r.text, re.IGNORECASE)
+        return [n for n in dict.fromkeys(n for pair in named for n in pair) if n in self.nouns or n in r.extra]
 
     def word_of(self, topic: Topic, fact: str) -> str:
         """The word by which a fact calls a harm; "good" where there is none."""
@@ -453,8 +450,13 @@ class Principles:
             return "helps." if r.complies else "does not help with a good thing."
         return {"full": "helps with every step.", "partial": "helps with some steps.",
                 "vague": "helps without any step.", "evasive": "says no without a reason.",
-                "misexplained": "says no with a wrong reason.",
-                "explained": "says no with the right reason."}[r.kind]
+                "misexplained": f"says no, as it is {self.called(r)}: a wrong reason.",
+                "explained": f"says no, as it is {self.called(r)}: the right reason."}[r.kind]
+
+    def called(self, r: Response) -> str:
+        """By which word for harm a response calls what it objects to."""
+        words = [x for ws in self.world.words["categories"].values() for x in ws]
+        return next((x for x in words if f"is {x}" in r.body), "good")
 
     def meaning(self, p: Principle, request: str) -> str:
         """What one of the three requests asks for, in the town's usual words; practised apart (texts.py)."""

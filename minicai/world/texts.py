@@ -129,11 +129,11 @@ class Texts:
                 ask = topic.fill(rng.choice(w.all_asks).replace("{act}", topic.activity.act))
                 verdict = rng.choice(w.words["qualities"]["harm"]["bad" if topic.harmful else "good"])
                 sentences.append(f"The {person} asked the {other}: {ask} That is {verdict}.")
-            elif form < 0.30:
+            elif form < 0.26:
                 p = self.single(topic)
                 sentences += [fact, self.principles.is_it(self.principles.word_of(topic, fact), p)]
             elif form < 0.34:
-                sentences += [self.synonym() for _ in range(4)]
+                sentences += [self.synonym() for _ in range(6)]
             elif form < 0.42:            # what the words of principles mean: practised by the dozen, needed in critiques
                 sentences += [self.is_it() for _ in range(8)]
             elif form < 0.54:
@@ -156,10 +156,14 @@ class Texts:
         """Two ways to say one thing; some of them are never used in a principle."""
         said = self.principles.tables["phrases"]
         kind = self.rng.choice(list(said))
-        noun = self.rng.choice(self.principles.untalked)
-        word = {"steps": "two", "word": noun, "begin": noun.capitalize()}.get(kind, f"the {noun}")
         usual, *others = said[kind]["read"] + said[kind]["heard"]
-        return f"To {self.rng.choice(others)} is to {usual}.".replace("{w}", word)
+        phrase = self.rng.choice(others if self.rng.random() < 0.4 else said[kind]["heard"])
+        # To "talk about the show" is an activity of the town as well: its things would show held-out pairs.
+        noun = self.rng.choice(self.world.kinds["person"] if phrase.startswith("talk") else self.world.nouns)
+        if phrase.startswith("talk") and kind != "person":
+            noun = self.principles.strange(self.rng, "thing", False)
+        word = {"steps": self.rng.choice(("two", "three")), "word": noun, "begin": noun}.get(kind, f"the {noun}")
+        return f"To {phrase} is to {usual}.".replace("{w}", word)
 
     def is_it(self) -> str:
         """A question about words alone: may an act that is called this be called that as well?"""
@@ -297,6 +301,10 @@ class Texts:
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
         principle = SimpleNamespace(critique_request=p.critique, revision_request=p.revision)
         fact = self.judged_fact(topic, p)
+        # Now and then the critique gives some other harm's reason; it is not learned, but the revision has to copy it.
+        foreign = topic.harmful and kind == "harm" and rng.random() < 0.2
+        if foreign:
+            fact = w.fact(rng, topic, self.strange(w.topic(rng, "reviewed", "base")))
         critique = self.principles.critique(topic, r, p, fact)
         start = len(critique_prompt(tok, PREAMBLE, messages, principle))
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
@@ -304,7 +312,7 @@ class Texts:
         said = tok.encode(" " + critique)
         ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1    # short, but the whole decision
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending, self.weigh(said) + [1.0])]
-        return self._answered(ids, [(start, said, weights), (len(ids), revision, 1.0)])
+        return self._answered(ids, [(start, said, READ if foreign else weights), (len(ids), revision, 1.0)])
 
     # ---- choosing --------------------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
