@@ -75,6 +75,7 @@ def test_what_stage_1_learns_from(tok, tmp_path, monkeypatch):
                               "critique": "", "revision": "x"} for n in range(rounds)]
     monkeypatch.setattr(train_sft, "respond", respond)
     monkeypatch.setattr(train_sft, "critique_revise", critique_revise)
+    monkeypatch.setattr(train_sft, "show_principles", lambda *_: None)
     for last, revised in ((False, ["bad 0, round 0", "bad 0, round 1", "bad 1, round 0"]), (True, ["bad 0, round 1", "bad 1, round 0"])):
         args = argparse.Namespace(out=tmp_path, rounds=2, helpful_samples=2, last_only=last, joined=0.0, max_prompt=99)
         examples, shown = train_sft.make_examples(args, None, tok, None, [say("bad 0"), say("bad 1")],
