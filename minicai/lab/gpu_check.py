@@ -31,7 +31,8 @@ from minicai.checkpoint import save_model, save_scalar
 from minicai.gpt import GPT, GPTConfig
 from minicai.lab import bench, peers
 from minicai.lab.meter import peak_bytes, settle
-from minicai.run import UserError, friendly_main, pick_device
+from minicai.run import Parser, UserError, friendly_main, pick_device
+from minicai.run import real as number
 from minicai.sample import generate
 from minicai.tokenizer import Tokenizer
 
@@ -327,12 +328,12 @@ PARTS = {"machine": (machine, 40), "tests": (tests, 100), "logprob": (logprob, 6
 
 # ---- the command -----------------------------------------------------------------------------------------------
 def arguments(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     a = p.add_argument
     a("--only", default=",".join(PARTS), metavar="PARTS", help=f"some of {','.join(PARTS)}, in this order")
     a("--quick", action="store_true", help="tiny sizes: does it run?")
     a("--device", default=None, help="cuda, or cpu for trying it out; default: the best one here")
-    a("--minutes", type=float, default=6, help="start no part, and let none go on, after so many")
+    a("--minutes", type=number(0, above=True), default=6, help="start no part, and let none go on, after so many")
     a("--out", default="out/gpu_check", help="folder of rows.jsonl and log.txt")
     a("--part", choices=PARTS, help=argparse.SUPPRESS)                  # what the process of a part is started with
     return p.parse_args(argv)
