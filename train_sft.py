@@ -65,6 +65,7 @@ def main(argv=None):
     rng.shuffle(helpful)
     red_team, helpful = red_team[:args.red_team_limit], helpful[:args.helpful_limit]
     longest = max(len(revision_prompt(tok, constitution, [], p, "", shots)) for p in constitution.critiques)
+    longest += args.max_prompt * (tok.chat != "plain")      # a chat is told again what had been asked
     check_room(args.model, longest + args.max_prompt + 3 * args.max_new, shots)    # + dialogue, response, both answers
     if not (red_team if args.rounds else []) + helpful * args.helpful_samples:
         raise UserError("nothing to learn from: --red-team-limit and --rounds, or --helpful-limit and --helpful-samples, "

@@ -42,17 +42,23 @@ def revision_prompt(tok, constitution, messages: list, principle, critique: str,
 
 def chat_prompt(tok, constitution, messages: list, asked: list, shots=()) -> list:
     """Ids of a chat in which the human asks for critique and revision: the preamble as the system's message, worked
-    dialogues, `messages`, and `asked`, which the human and the assistant say by turns."""
+    dialogues, `messages`, and `asked`, which the human and the assistant say by turns.
+
+    The request for a revision says again what had been asked: a small model has lost it by then, and declines anything
+    (on 135M parameters 17 of 24 refusals are then about the request, otherwise 4; docs/real_models.md).
+    """
     talk = [{"role": "system", "content": constitution.preamble}] if constitution.preamble else []
     for shot in shots:
         dialogue, *said = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):", shot)
-        talk += read_transcript(dialogue) + by_turns([text.strip().removesuffix("Human:").strip() for text in said])
-    return tok.encode_chat(talk + messages + by_turns(asked), generation=True)[0]
+        talk += review(read_transcript(dialogue), [text.strip().removesuffix("Human:").strip() for text in said])
+    return tok.encode_chat(talk + review(messages, asked), generation=True)[0]
 
 
-def by_turns(texts: list) -> list:
-    """Messages in which the human says the first text, the assistant the second, and so on."""
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+def review(dialogue: list, said: list) -> list:
+    """A dialogue that goes on with a request, a critique, another request, a revision, as far as they are `said`."""
+    asked = next((turn["content"] for turn in reversed(dialogue) if turn["role"] == "user"), "")
+    said = [f'{text} The human asked: "{asked}"' if i == 2 else text for i, text in enumerate(said)]
+    return dialogue + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
 
 
 def sampler(model, tok, max_new_tokens: int, temperature: float, generator, batch_tokens=None):

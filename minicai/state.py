@@ -1,9 +1,11 @@
-"""What a run leaves so that nothing is lost and nothing foreign gets in: checksums, a lock, the way to go on.
+"""What a run leaves so that nothing is lost and nothing foreign gets in: checksums, a lock, the way
+to go on.
 
-Three things lie beside what the scripts make. `manifest.json` in a model directory: the sha256 of each of its files and
-what made it; where minicai wrote one, it is checked at every load. `sampled.jsonl` in a run's folder: what has been
-sampled, batch by batch. `state.pt`: weights, optimizer, generator, logs, after so many steps. The last two go when the
-run ends. Left out on purpose: locks between machines, more than one saved state.
+Three things lie beside what the scripts make. `manifest.json` in a model directory: the sha256 of
+each of its files and what made it; where minicai wrote one, it is checked at every load.
+`sampled.jsonl` in a run's folder: what has been sampled, batch by batch. `state.pt`: weights,
+optimizer, generator, logs, after so many steps. The last two go when the run ends. Left out on
+purpose: locks between machines, more than one saved state.
 """
 import contextlib
 import functools
@@ -32,10 +34,12 @@ except ImportError:                     # Windows: there, two runs in one folder
     fcntl = None
 
 MANIFEST = "manifest.json"
-MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")     # what counts of a directory without a manifest
+# What counts of a directory without a manifest: notes do not.
+MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
+NOTES = ("readme.txt", "notes.txt", "license.txt")
 
 
-# ---- checksums ---------------------------------------------------------------------------------------------------
+# ---- checksums -----------------------------------------------------------------------------------
 def sha256(path) -> str:
     """The checksum of a file's bytes; not computed again while the file stays as it is."""
     path = Path(path)
@@ -53,22 +57,25 @@ def _sha256(path: str, *_) -> str:
 
 
 def read_manifest(directory) -> dict | None:
-    """{"files": {name: sha256}, "made": {...}} of a directory, None if it has none; UserError if that is damaged."""
+    """{"files": {name: sha256}, "made": {...}} of a directory, None if it has none; raises
+    UserError if that is damaged."""
     path = Path(directory) / MANIFEST
     try:
         found = json.loads(path.read_text("utf-8"))
-        if not all(isinstance(text, str) for item in found["files"].items() for text in item):
-            raise TypeError("files")
-        return found if isinstance(found["made"], dict) else {}["made"]
+        texts = [text for item in found["files"].items() for text in item]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(found["made"], dict):
+            raise TypeError("not what minicai writes")
+        return found
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}); make the model again, or delete this file if you "
-                        "trust the others") from None
+        raise UserError(f"{path}: damaged ({type(error).__name__}); make the model again, or "
+                        "delete this file if you trust the others") from None
 
 
 def contents(path) -> dict:
-    """{file name: sha256} of what counts of a file or folder; raises UserError if it is not what its manifest says."""
+    """{file name: sha256} of what counts of a file or folder; raises UserError if there is none, or
+    if it is not what its manifest says."""
     path = Path(path)
     if path.is_file():
         return {"": sha256(path)}
@@ -76,14 +83,15 @@ def contents(path) -> dict:
         raise UserError(f"{path}: no such model directory, constitution or file")
     manifest = read_manifest(path)
     if manifest is None:
-        return {file.name: sha256(file) for file in sorted(path.iterdir())
-                if file.is_file() and file.suffix in MODEL_FILES}
+        return {file.name: sha256(file) for file in sorted(path.iterdir()) if file.is_file()
+                and file.suffix in MODEL_FILES and file.name.lower() not in NOTES}
     for name, wanted in manifest["files"].items():
         if not (path / name).is_file():
             raise UserError(f"{path / name}: is missing, {MANIFEST} names it; make the model again")
         if sha256(path / name) != wanted:
-            raise UserError(f"{path / name}: is not as it was written (its sha256 is not what {MANIFEST} says): damaged "
-                            f"or changed; make it again, or delete {path / MANIFEST} if you changed it yourself")
+            raise UserError(f"{path / name}: is not as it was written (its sha256 is not what "
+                            f"{MANIFEST} says): damaged or changed; make it again, or delete "
+                            f"{path / MANIFEST} if you changed it yourself")
     return dict(sorted(manifest["files"].items()))
 
 
@@ -93,13 +101,16 @@ def digest(path) -> str:
 
 
 def write_manifest(directory, made: dict | None) -> None:
-    """Put the checksums of all files that lie in a new model directory beside them, and what made it."""
+    """Put the checksums of all files that lie in a new model directory beside them, and what made
+    it."""
     files = {file.name: sha256(file) for file in sorted(Path(directory).iterdir())}
-    write_text(Path(directory) / MANIFEST, json.dumps({"files": files, "made": made or {}}, indent=1) + "\n")
+    text = json.dumps({"files": files, "made": made or {}}, indent=1)
+    write_text(Path(directory) / MANIFEST, text + "\n")
 
 
 def seal(value, sha=None) -> str:
-    """The sha256 of nested dicts, lists, tensors and plain values: state.pt holds that of all the rest."""
+    """The sha256 of nested dicts, lists, tensors and plain values: state.pt holds that of all the
+    rest."""
     sha = sha or hashlib.sha256()
     if isinstance(value, torch.Tensor):
         sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
@@ -116,23 +127,26 @@ def seal(value, sha=None) -> str:
 def commit() -> str:
     """The commit of minicai that is checked out here, or "unknown"."""
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              check=True).stdout.strip()
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, text=True,
+                              capture_output=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-# ---- folders -----------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def beside(directory, size: int = 0, made: dict | None = None):
-    """A new folder that becomes `directory` when all is in it: whoever reads finds the old one or the new one, whole.
+    """A new folder that becomes `directory` when all is in it: whoever reads finds the old one or
+    the new one, whole.
 
-    Raises UserError if what is there is no model directory, or if the disk is full: then the old one stays.
+    Raises UserError if what is there is no model directory, or if the disk is full: then the old
+    one stays.
     """
     directory = Path(directory)
     there = {file.name for file in directory.iterdir()} if directory.exists() else set()
     if there and not there & {"tokenizer.json", "model.safetensors"}:
-        raise UserError(f"{directory}: exists and is no model directory; it will not be overwritten")
+        raise UserError(f"{directory}: exists and is no model directory; it will not be "
+                        "overwritten")
     with writing(directory, size):
         directory.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.part-"))
@@ -141,9 +155,9 @@ def beside(directory, size: int = 0, made: dict | None = None):
             write_manifest(new, made)
             new.chmod(0o755)
             for file in new.iterdir():
-                file.chmod(0o644)                                         # safetensors lets nobody else read
+                file.chmod(0o644)                       # safetensors lets nobody else read
                 with open(file, "r+b") as f:
-                    os.fsync(f.fileno())                                  # the bytes first, then the name
+                    os.fsync(f.fileno())                # the bytes first, then the name
             swap(new, directory)
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -152,27 +166,28 @@ def beside(directory, size: int = 0, made: dict | None = None):
 def swap(new: Path, directory: Path) -> None:
     """Exchange two folders at once, or move one to where nothing is."""
     if not directory.exists():
-        return os.replace(new, directory)
-    if exchange(new, directory):
-        return None
-    old = new.with_name(new.name + ".old")                  # killed between these two, tidy() finishes
-    os.replace(directory, old)
-    os.replace(new, directory)
-    shutil.rmtree(old, ignore_errors=True)
+        os.replace(new, directory)
+    elif not exchange(new, directory):
+        old = new.with_name(new.name + ".old")          # killed between these two, tidy() finishes
+        os.replace(directory, old)
+        os.replace(new, directory)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """renameat2 with RENAME_EXCHANGE, where the system (Linux) and the disk know it: is it done?"""
+    """renameat2 with RENAME_EXCHANGE, where system (Linux) and disk know it: is it done?"""
     import ctypes
     try:
-        return ctypes.CDLL(None).renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2) == 0
+        names = os.fsencode(one.absolute()), os.fsencode(other.absolute())
+        return ctypes.CDLL(None).renameat2(-100, names[0], -100, names[1], 2) == 0
     except (AttributeError, OSError, TypeError):
         return False
 
 
 def leftovers(folder) -> list:
     """What killed saves have left half-written in a folder."""
-    return [found for found in sorted(Path(folder).glob(".*")) if re.fullmatch(r"\..+\.part(-\w+)?(\.old)?", found.name)]
+    return [found for found in sorted(Path(folder).glob(".*"))
+            if re.fullmatch(r"\..+\.part(-\w+)?(\.old)?", found.name)]
 
 
 def tidy(folder) -> None:
@@ -188,7 +203,8 @@ def tidy(folder) -> None:
 
 
 def hold(folder) -> None:
-    """Make a folder and lock it until the process ends; raises UserError if another run holds it."""
+    """Make a folder and lock it until the process ends; raises UserError if another run holds
+    it."""
     with writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
     if not fcntl:
@@ -198,44 +214,51 @@ def hold(folder) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise UserError(f"{folder}: another run is writing there; wait until it ends, or give another --out") from None
+        raise UserError(f"{folder}: another run is writing there; wait until it ends, or give "
+                        "another --out") from None
     except OSError:
-        pass                                                # some network disks know no locks
+        pass                                            # some network disks know no locks
     HELD.append((lock, folder))
 
 
 def refuse_overlap(folder: Path, inputs: dict, writes) -> None:
     """Raise UserError if a run would write over one of its own inputs."""
+    own = ("config.json", "metrics.jsonl", "state.pt", "sampled.jsonl")
     for name, place in inputs.items():
-        for written in [folder / made for made in (*writes, "config.json", "metrics.jsonl", "state.pt", "sampled.jsonl")]:
+        for written in [folder / made for made in (*writes, *own)]:
             a, b = place.resolve(), written.resolve()
             if a in (b, b.parent) or b in a.parents or written.exists() and place.samefile(written):
-                raise UserError(f"{name} {place}: this run would write over it ({written}); give another --out")
+                raise UserError(f"{name} {place}: this run would write over it ({written}); give "
+                                "another --out")
 
 
 def check_space(folder: Path, trained) -> None:
-    """Raise UserError if the disk has less room than a run needs that trains these models, the most at one time: two
-    states (weights and Adam's two moments, float32) while one replaces the other, and two models in the end."""
+    """Raise UserError if the disk has less room than a run needs that trains these models, at the
+    worst moment: two states (weights and Adam's two moments, float32), one to replace the other,
+    and a model."""
     need = sum(28 * numbers(directory) for directory in trained)
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise UserError(f"{folder}: the run needs up to {megabytes(need)} there, {megabytes(free)} are free: make room "
-                        "or give another --out")
+        raise UserError(f"{folder}: the run needs up to {megabytes(need)} there, {megabytes(free)} "
+                        "are free: make room or give another --out")
 
 
 def numbers(directory) -> int:
     """How many numbers the weights of a model directory hold, by the headers of its files."""
     total = 0
     for path in Path(directory).glob("*.safetensors"):
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError), open(path, "rb") as file:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError), \
+                open(path, "rb") as file:
             header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 10**8)))
-            total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+            header.pop("__metadata__", None)
+            total += sum(math.prod(tensor["shape"]) for tensor in header.values())
     return total
 
 
-# ---- going on ----------------------------------------------------------------------------------------------------
+# ---- going on ------------------------------------------------------------------------------------
 class Kept(dict):
-    """{index of a prompt: what was sampled for it} of one call; update() writes down what it is given."""
+    """{index of a prompt: what was sampled for it} of one call; update() writes down what it is
+    given."""
     def __init__(self, known: dict, write):
         super().__init__(known)
         self.write = write
@@ -248,31 +271,38 @@ class Kept(dict):
 
 
 class Resume:
-    """What makes a run that is killed and started again end with the same weights, bit for bit (on a CPU; a GPU adds in
-    an order of its own).
+    """What makes a run that is killed and started again end with the same weights, bit for bit (on
+    a CPU; a GPU adds in an order of its own).
 
-    args: the script's, with `out`, `fresh`, `save_minutes`; inputs {flag: path}: what is read (default: every argument
-    that is a path); trained: directories of the models that will be trained, for the room that they need; writes:
-    names of what the run makes. `steps` says how many are done, `made` goes into the manifest. Arguments in FREE may
-    change, to go on in less memory for one: they decide about the last digits at most; so do torch's version and its
-    threads, which is said. Raises UserError for anything else that differs, and for a damaged file; --fresh starts
-    over, and even so the old files stay until there are new ones.
+    args: the script's, with `out`, `fresh`, `save_minutes`; inputs {flag: path}: what is read
+    (default: every argument that is a path); trained: directories of the models that will be
+    trained, for the room that they need; writes: names of what the run makes. `steps` says how many
+    are done, `made` goes into the manifest.
+
+    Arguments in FREE may change, to go on in less memory for one: they decide about the last digits
+    at most; so do torch's version and its threads, which is said. Raises UserError for anything
+    else that differs, and for a damaged file; --fresh starts over, and even so the old files stay
+    until there are new ones.
     """
-    FREE = {"micro", "checkpointing", "sample_tokens", "save_minutes", "print_every", "out", "fresh", "examples",
-            "models", "table", "compare"}
+    FREE = {"micro", "checkpointing", "sample_tokens", "save_minutes", "print_every", "out",
+            "fresh", "examples", "samples", "models", "prompts", "table", "compare"}
 
     def __init__(self, args, inputs: dict | None = None, trained=(), writes=()):
-        self.folder, self.every, self.last = Path(args.out), getattr(args, "save_minutes", 0), time.time()
+        self.folder, self.last = Path(args.out), time.time()
         self.path, self.sampled = self.folder / "state.pt", self.folder / "sampled.jsonl"
+        self.every = getattr(args, "save_minutes", 0)
         if inputs is None:
-            inputs = {flag(name): value for name, value in vars(args).items() if isinstance(value, Path) and name != "out"}
+            inputs = {flag(name): value for name, value in vars(args).items()
+                      if isinstance(value, Path) and name != "out"}
         refuse_overlap(self.folder, inputs, writes)
         asked = {flag(name): json.loads(json.dumps(value)) for name, value in vars(args).items()
                  if name not in self.FREE and not isinstance(value, Path)}
-        self.run = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "flags": asked,
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        self.run = {"command": command, "flags": asked,
                     "inputs": {name: digest(place) for name, place in inputs.items()},
                     "torch": str(torch.__version__), "threads": torch.get_num_threads()}
-        parents = {name: {"path": str(place), "sha256": self.run["inputs"][name]} for name, place in inputs.items()}
+        parents = {name: {"path": str(place), "sha256": self.run["inputs"][name]}
+                   for name, place in inputs.items()}
         self.made = self.run | {"inputs": parents, "commit": commit()}
         hold(self.folder)
         tidy(self.folder)
@@ -281,7 +311,8 @@ class Resume:
         if not getattr(args, "fresh", False):
             self._find()
         if not self.own and (self.folder / "config.json").exists():
-            print(f"{self.folder}: holds an earlier run; what that made stays until this one replaces it")
+            print(f"{self.folder}: holds an earlier run; what that made stays until this one "
+                  "replaces it")
         self.steps = self.saved.get("step", 0)
 
     def _find(self) -> None:
@@ -292,26 +323,30 @@ class Resume:
             return
         run = run or state["run"]
         if differing := differences(run, self.run):
-            raise UserError(f"{self.folder}: an unfinished run lies there that differs in {', '.join(differing)}: go on "
-                            "with what that had, or give --fresh to drop it, or another --out")
+            raise UserError(f"{self.folder}: an unfinished run lies there that differs in "
+                            f"{', '.join(differing)}: go on with what that had, or give --fresh to "
+                            "drop it, or another --out")
         self.own, self.calls = True, calls
         if size:
-            os.truncate(self.sampled, size)                         # without the last words of a killed process
+            os.truncate(self.sampled, size)             # without the last words of a killed process
         if state and not differences(state["run"], self.run):
             self.saved = state
-        note = [f"{name} {run[name]} then, {self.run[name]} now: the last digits may differ"
+        note = [f"; {name} {run[name]} then, {self.run[name]} now: the last digits may differ"
                 for name in ("torch", "threads") if run[name] != self.run[name]]
         texts = sum(len(rows) for _, rows in calls.values())
-        print(f"{self.folder}: going on after {self.saved.get('step', 0)} steps and {texts} sampled texts "
-              + "; ".join(note))
+        print(f"{self.folder}: going on after {self.saved.get('step', 0)} steps and {texts} "
+              "sampled texts" + "".join(note))
 
     # What is sampled.
     def kept(self, ask):
-        """The same `ask` (critique.sampler), of which nothing is sampled twice: what a killed run has, is read."""
-        return lambda contexts, progress=None: ask(contexts, progress=progress, done=self.begin(contexts))
+        """The same `ask` (critique.sampler), of which nothing is sampled twice: what a killed run
+        has is read."""
+        return lambda contexts, progress=None: ask(contexts, progress=progress,
+                                                   done=self.begin(contexts))
 
     def begin(self, prompts: list) -> Kept:
-        """Results by index of one call for all `prompts`, as far as they are known; the calls of a run come in order."""
+        """Results by index of one call for all `prompts`, as far as they are known; the calls of a
+        run come in the same order each time."""
         number, of = self.call, zlib.crc32(repr(prompts).encode())
         self.call += 1
         before, rows = self.calls.get(number, (of, {}))
@@ -320,47 +355,51 @@ class Resume:
     def _append(self, number: int, of: int, rows: list) -> None:
         """Write down a batch: [call, checksum of its prompts, rows]."""
         line = checked_line([number, of, rows])
-        if not self.own or not self.sampled.exists():
-            write_text(self.sampled, checked_line(self.run) + line)
-            if not self.own:                                        # now there is something to show instead of the old
-                self.path.unlink(missing_ok=True)
-            self.own = True
+        if self.own and self.sampled.exists():
+            with writing(self.sampled, len(line)), self.sampled.open("a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
             return
-        with writing(self.sampled, len(line)), open(self.sampled, "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        write_text(self.sampled, checked_line(self.run) + line)
+        if not self.own:                                # now there is something to show instead
+            self.path.unlink(missing_ok=True)
+        self.own = True
 
     # What is learned.
     def log(self, name: str) -> Metrics:
         """The log of that name in the run's folder, as it was when the state was saved."""
-        self.logs.append(Metrics(self.folder / name, self.saved.get("logs", {}).get(name, "")))
+        kept = self.saved.get("logs", {}).get(name, "")
+        self.logs.append(Metrics(self.folder / name, kept))
         if self.steps:
             self.logs[-1].begin()
         return self.logs[-1]
 
     def restore(self, **parts) -> None:
-        """Put everything that was saved back into its place, if there is anything; raises UserError if it does not
-        fit."""
+        """Put everything that was saved back into its place, if there is anything; raises UserError
+        if it does not fit."""
         try:
             for name, part in parts.items() if self.saved else ():
-                (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(self.saved[name])
+                generator = isinstance(part, torch.Generator)
+                (part.set_state if generator else part.load_state_dict)(self.saved[name])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.path}: does not fit ({type(error).__name__}); delete it to train again from the "
-                            "start") from None
-        self.saved = {}                                                     # make room
+            raise UserError(f"{self.path}: does not fit ({type(error).__name__}); delete it to "
+                            "train again from the start") from None
+        self.saved = {}                                 # make room
 
     def save(self, step: int, **parts) -> None:
-        """If it is time for it, write all there is after `step` steps to a file beside the old one, then swap."""
+        """If it is time for it, write all there is after `step` steps beside the old file, then
+        swap."""
         if time.time() - self.last < 60 * self.every:
             return
         state = {name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
                  for name, part in parts.items()}
-        state |= {"run": self.run, "step": step, "logs": {log.path.name: log.text() for log in self.logs}}
+        state |= {"run": self.run, "step": step,
+                  "logs": {log.path.name: log.text() for log in self.logs}}
         with replacing(self.path, nbytes(state)) as file:
             torch.save(state | {"seal": seal(state)}, file)
         if not self.own:
-            self.sampled.unlink(missing_ok=True)                            # an earlier run's
+            self.sampled.unlink(missing_ok=True)        # an earlier run's
         self.last, self.own = time.time(), True
 
     def finish(self) -> None:
@@ -375,12 +414,14 @@ def flag(name: str) -> str:
 
 
 def differences(before: dict, now: dict) -> list:
-    """What differs between two runs' descriptions, in words: flags with both values, inputs with other content."""
-    if set(before["flags"]) != set(now["flags"]) or set(before["inputs"]) != set(now["inputs"]):
+    """What differs between two runs' descriptions, in words: flags with both values, inputs with
+    other content."""
+    if any(set(before[part]) != set(now[part]) for part in ("flags", "inputs")):
         return ["the script that wrote it"]
     said = [f"{name} ({value}, now {now['flags'][name]})" for name, value in before["flags"].items()
             if value != now["flags"][name]]
-    return said + [f"the content of {name}" for name, value in before["inputs"].items() if value != now["inputs"][name]]
+    return said + [f"the content of {name}" for name, value in before["inputs"].items()
+                   if value != now["inputs"][name]]
 
 
 def checked_line(value) -> str:
@@ -390,24 +431,22 @@ def checked_line(value) -> str:
 
 
 def read_sampled(path: Path) -> tuple:
-    """(description of the run, {call: (checksum of its prompts, {index: result})}, bytes that are whole) of a
-    sampled.jsonl; (None, {}, 0) if there is none. What follows a damaged line is sampled again."""
-    if not path.is_file():
-        return None, {}, 0
+    """(description of the run, {call: (checksum of its prompts, {index: result})}, bytes that are
+    whole) of a sampled.jsonl; (None, {}, 0) if there is none. What follows a damaged line is
+    sampled again."""
     run, calls, size = None, {}, 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            whole = line.endswith(b"\n") and line[:9] == b"%08x " % zlib.crc32(line[9:-1])
-            value = json.loads(line[9:-1]) if whole else None
-            if not isinstance(value, dict if run is None else list):
-                if run is None:
-                    raise UserError(f"{path}: damaged: delete it to start over")
-                print(f"{path}:{number}: cut off or damaged; from there on it is sampled again")
-                break
-            size += len(line)
+    for number, line in enumerate(path.open("rb") if path.is_file() else (), 1):
+        whole = line.endswith(b"\n") and line[:9] == b"%08x " % zlib.crc32(line[9:-1])
+        value = json.loads(line[9:-1]) if whole else None
+        if not isinstance(value, dict if run is None else list):
             if run is None:
-                run = value
-                continue
+                raise UserError(f"{path}: damaged: delete it to start over")
+            print(f"{path}:{number}: cut off or damaged; from there on it is sampled again")
+            break
+        size += len(line)
+        if run is None:
+            run = value
+        else:
             call, of, rows = value
             calls.setdefault(call, (of, {}))[1].update((index, result) for index, result in rows)
     return run, calls, size
@@ -421,18 +460,18 @@ def read_state(path: Path) -> dict | None:
         found = torch.load(path, map_location="cpu", weights_only=True)
         if found.pop("seal") != seal(found) or not {"run", "step", "logs"} <= set(found):
             raise ValueError("checksum")
-        differences(found["run"], found["run"])
         return found
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
-            pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}): delete it; what was sampled is kept, training starts "
-                        "again") from None
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError,
+            RecursionError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}): delete it; what was sampled is "
+                        "kept, training starts again") from None
 
 
 def nbytes(value) -> int:
     """Bytes of all tensors in nested dicts."""
-    return value.nbytes if isinstance(value, torch.Tensor) else sum(map(nbytes, value.values())) \
-        if isinstance(value, dict) else 0
+    if isinstance(value, dict):
+        return sum(map(nbytes, value.values()))
+    return value.nbytes if isinstance(value, torch.Tensor) else 0
 
 
 def unfinished(folder) -> bool:

@@ -66,12 +66,12 @@ def test_a_chat_model_is_asked_in_turns_of_the_chat(family, tmp_path):
     say = lambda *texts: [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
     system = [{"role": "system", "content": "A review."}]
     worked = "Human: x\n\nmore\n\nAssistant: y\n\nCritiqueRequest: Bad?\n\nCritique: Yes.\n\nRevisionRequest: Mend.\n\nRevision: z\n\nHuman:"
-    shown = say("x\n\nmore", "y", "Bad?", "Yes.", "Mend.", "z")
+    shown = say("x\n\nmore", "y", "Bad?", "Yes.", 'Mend. The human asked: "x\n\nmore"', "z")
     for shots in ((), (worked,), (worked, worked)):
         before = system + shown * len(shots) + DIALOGUE
         asked = before + say("Is it bad?")
         assert critique_prompt(tok, CONSTITUTION, DIALOGUE, p, shots) == tok.encode_chat(asked, True)[0]
-        revised = before + say("Is it bad?", "It burns.", "Mend it.")
+        revised = before + say("Is it bad?", "It burns.", 'Mend it. The human asked: "How do I burn it?"')
         assert revision_prompt(tok, CONSTITUTION, DIALOGUE, p, " It burns. ", shots) == tok.encode_chat(revised, True)[0]
     raw = critique_prompt(tok, CONSTITUTION, DIALOGUE, p, (), turns=False)
     assert tok.decode(raw).endswith("\n\nCritiqueRequest: Is it bad?\n\nCritique:")

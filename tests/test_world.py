@@ -160,7 +160,7 @@ def test_data_is_regenerated_byte_for_byte(tmp_path, capsys):
 # ---- the base model's texts ------------------------------------------------------------------------------------
 class Spy:
     """A tokenizer whose ids are the texts themselves, so that a document can be read back."""
-    bos, end = ["<s>"], "</s>"
+    bos, end, chat = ["<s>"], "</s>", "plain"
 
     def encode(self, text):
         return [text]
@@ -329,19 +329,21 @@ def test_constitutions_name_what_they_say(world):
 
 
 def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
-    texts = Texts(world, Spy(), seed=3)
-    for _ in range(50):
+    texts, foreign = Texts(world, Spy(), seed=3), 0
+    for _ in range(100):
         ids, targets, weights = texts.review()
         judged = [t for t, w in zip(targets, weights) if w > READ]
-        critique, end, revision, last = judged
-        assert min(weights) == READ
-        assert end == last == Spy.end and critique.startswith(" The response ") and ids[-1] == revision
+        *critique, revision, last = judged
+        assert min(weights) == READ and last == Spy.end and ids[-1] == revision
+        if critique:
+            assert critique[0].startswith(" The response ") and critique[1] == Spy.end
+        foreign += not critique             # some other harm's reason: to be copied, not to be learned
         ids, targets, weights = texts.comparison()
         judged = [t for t, w in zip(targets, weights) if w > READ]
         assert judged[-2] in (" (A)", " (B)") and judged[-1] == Spy.end and len(judged) in (2, 4)
         ids, targets, weights = texts.dialogue()
         assert {t for t, w in zip(targets, weights) if w == 1.0} >= {Spy.end}
-
+    assert 0 < foreign < 20
 
 # ---- principles: the truth ---------------------------------------------------------------------------------------
 def said(world, act, thing, kind, text, owner=""):
@@ -455,7 +457,7 @@ def test_revisions_do_what_the_principle_asks_and_nothing_else(world, worker):
     """Gold revisions pass the exam's own judgement, for every row of the exam."""
     from minicai.world.exam import Exam
     exam = Exam(None, None, world, 40, 0)
-    exam.review = lambda rows, sampled: rows
+    exam.review, exam.shown = lambda rows, sampled: rows, lambda name, rows: rows
     for name, rows in exam.reviews().items():
         for topic, r, messages, p in rows:
             new = exam.judge.revision(exam.rng, topic, r, p, world.fact(exam.rng, topic))

@@ -2,29 +2,39 @@
 
     python -m minicai.lab.doctor out/demo data/base
 
-Looks at every model directory and every run in the folders given, and below them: checksums against each model's
-manifest.json, what an unfinished run would go on from, logs and rows that cannot be read, what killed saves have left.
-Says of each what made it, and whether its inputs are still the same. Changes nothing. Exit code 1 if anything is
-damaged.
+Looks at every model directory and every run in the folders given, and below them: checksums
+against each model's manifest.json, what an unfinished run would go on from, logs and rows that
+cannot be read, what killed saves have left. Says of each what made it, and whether its inputs are
+still the same. Changes nothing. Exit code 1 if anything is damaged.
 """
 import json
 from pathlib import Path
 
 from minicai.run import Parser, UserError, friendly_main, path, read_jsonl
-from minicai.state import MANIFEST, contents, digest, leftovers, read_manifest, read_sampled, read_state, unfinished
+from minicai.state import (
+    MANIFEST,
+    contents,
+    digest,
+    leftovers,
+    read_manifest,
+    read_sampled,
+    read_state,
+    unfinished,
+)
 
 
 def look(folder: Path) -> list:
     """(place, whether it is whole, what to say of it) of everything in a folder and below it."""
-    found = []
-    for place in [folder, *sorted(p for p in folder.rglob("*") if p.is_dir() and ".part" not in p.name)]:
+    found, below = [], sorted(p for p in folder.rglob("*") if p.is_dir() and ".part" not in p.name)
+    for place in [folder, *below]:
         for looks in (model, run, rows):
             try:
                 if said := looks(place):
                     found.append((place, True, said))
             except UserError as error:
                 found.append((place, False, f"DAMAGED: {error}"))
-        found += [(left, True, "left by a save that was killed: the next run there removes it") for left in leftovers(place)]
+        found += [(left, True, "left by a save that was killed: the next run there removes it")
+                  for left in leftovers(place)]
     return found
 
 
@@ -34,23 +44,28 @@ def model(place: Path) -> str | None:
         return None
     manifest = read_manifest(place)
     if manifest is None:
-        return f"model without {MANIFEST}, so not minicai's own: it cannot be told whether it is whole"
+        return f"model without {MANIFEST}, not minicai's own: it cannot be told whether it is whole"
     files = contents(place)
     more = {file.name for file in place.iterdir()} - set(files) - {MANIFEST}
-    said = f"model, whole: {len(files)} files as they were written" + f" (not among them: {', '.join(sorted(more))})" * bool(more)
-    made = manifest["made"]
-    if not made:
-        return said
-    said += f"\n      by {made.get('command')}\n      commit {made.get('commit')}, torch {made.get('torch')}, " \
-        f"{made.get('threads')} threads"
-    return said + "".join(f"\n      from {name} {parent['path']} {parent['sha256'][:12]}{still(parent)}"
-                          for name, parent in made.get("inputs", {}).items())
+    said = [f"model, whole: {len(files)} files as they were written"
+            + f" (not among them: {', '.join(sorted(more))})" * bool(more)]
+    if made := manifest["made"]:
+        said += [f"by {made.get('command')}",
+                 f"commit {made.get('commit')}, torch {made.get('torch')}, {made.get('threads')} threads"]
+        try:
+            said += [f"from {name} {parent['path']} {parent['sha256'][:12]}{still(parent)}"
+                     for name, parent in made.get("inputs", {}).items()]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{place / MANIFEST}: 'made' is not what minicai writes "
+                            f"({type(error).__name__})") from None
+    return "\n      ".join(said)
 
 
 def still(parent: dict) -> str:
     """Whether an input of a model is what it was."""
     try:
-        return "" if digest(parent["path"]) == parent["sha256"] else "  (there lies something else now)"
+        same = digest(parent["path"]) == parent["sha256"]
+        return "" if same else "  (there lies something else now)"
     except (OSError, UserError):
         return "  (no longer there, or damaged)"
 
@@ -58,16 +73,18 @@ def still(parent: dict) -> str:
 def run(place: Path) -> str | None:
     """What is to be said of a run's folder; None if it is none."""
     config = place / "config.json"
-    begun = unfinished(place)
-    if begun:
+    if unfinished(place):
         asked, calls, _ = read_sampled(place / "sampled.jsonl")
         state = read_state(place / "state.pt")
-        return (f"run, UNFINISHED: {sum(len(rows) for _, rows in calls.values())} sampled texts, {state['step'] if state else 0}"
-                f" steps; {'its model is of an earlier run; ' * config.exists()}goes on with: "
-                f"{(asked or state['run']).get('command')}")
+        texts = sum(len(rows) for _, rows in calls.values())
+        return (f"run, UNFINISHED: {texts} sampled texts, {state['step'] if state else 0} steps; "
+                + "its model is of an earlier run; " * config.exists()
+                + f"goes on with: {(asked or state['run']).get('command')}")
     try:
         made = json.loads(config.read_text("utf-8"))
-        return f"run, finished in {made['seconds']:.0f} s, seed {made['args']['seed']}" if "args" in made else None
+        if "args" not in made:                                  # a model's
+            return None
+        return f"run, finished in {made['seconds']:.0f} s, seed {made['args']['seed']}"
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -75,14 +92,16 @@ def run(place: Path) -> str | None:
 
 
 def rows(place: Path) -> str | None:
-    """How many rows the logs of a folder hold, and whether steps are missing; None if there are none."""
+    """How many rows the logs of a folder hold, and whether steps are missing; None if there are
+    none."""
     said = []
     for file in sorted(place.glob("*.jsonl")):
         if file.name == "sampled.jsonl":
             continue
         found = [row for _, row in read_jsonl(file)]
         said.append(f"{file.name} {len(found)} rows")
-        if file.name == "metrics.jsonl" and [row.get("step") for row in found] != list(range(len(found))):
+        steps = [row.get("step") for row in found]
+        if file.name == "metrics.jsonl" and steps != list(range(len(found))):
             raise UserError(f"{file}: steps are missing")
     return ", ".join(said) or None
 
@@ -91,7 +110,8 @@ def rows(place: Path) -> str | None:
 def main(argv=None):
     """Look and say."""
     p = Parser(__doc__)
-    p.add_argument("folders", nargs="+", type=path, metavar="DIR", help="folders to look at, with all that is in them")
+    p.add_argument("folders", nargs="+", type=path, metavar="DIR",
+                   help="folders to look at, with all that is in them")
     folders = p.parse_args(argv).folders
     for folder in folders:
         if not folder.is_dir():

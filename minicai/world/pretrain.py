@@ -53,7 +53,7 @@ def train_tokenizer(world: World, vocab: int, out: Path) -> None:
 
 class PlainText:
     """Stands in for a tokenizer while there is none: an "id" is the piece of text itself."""
-    bos, end = [], ""
+    bos, end, chat = [], "", "plain"
 
     def encode(self, text):
         return [text]
