@@ -334,7 +334,7 @@ def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
         ids, targets, weights = texts.review()
         judged = [t for t, w in zip(targets, weights) if w > READ]
         *critique, revision, last = judged
-        assert min(weights) == READ and last == Spy.end and ids[-1] == revision
+        assert min(weights) in (READ, 0.0) and last == Spy.end and ids[-1] == revision
         if critique:
             assert critique[0].startswith(" The response ") and critique[1] == Spy.end
         foreign += not critique             # some other harm's reason: to be copied, not to be learned
@@ -343,7 +343,7 @@ def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
         assert judged[-2] in (" (A)", " (B)") and judged[-1] == Spy.end and len(judged) in (2, 4)
         ids, targets, weights = texts.dialogue()
         assert {t for t, w in zip(targets, weights) if w == 1.0} >= {Spy.end}
-    assert 0 < foreign < 20
+    assert 0 < foreign < 40
 
 # ---- principles: the truth ---------------------------------------------------------------------------------------
 def said(world, act, thing, kind, text, owner=""):

@@ -301,10 +301,11 @@ class Texts:
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
         principle = SimpleNamespace(critique_request=p.critique, revision_request=p.revision)
         fact = self.judged_fact(topic, p)
-        # Now and then the critique gives some other harm's reason; it is not learned, but the revision has to copy it.
-        foreign = topic.harmful and kind == "harm" and rng.random() < 0.2
+        # Often the critique's reason is put together from several others: it is not learned, but a revision that gives
+        # it has to copy it. What is only remembered would be a reviewed activity's reason, whatever had been said.
+        foreign = self.principles.fault(topic, r, p) in ("it does harm", "it should say why") and rng.random() < 0.45
         if foreign:
-            fact = w.fact(rng, topic, self.strange(w.topic(rng, "reviewed", "base")))
+            fact = self.jumble(topic)
         critique = self.principles.critique(topic, r, p, fact)
         start = len(critique_prompt(tok, PREAMBLE, messages, principle))
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
@@ -312,7 +313,15 @@ class Texts:
         said = tok.encode(" " + critique)
         ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1    # short, but the whole decision
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending, self.weigh(said) + [1.0])]
-        return self._answered(ids, [(start, said, READ if foreign else weights), (len(ids), revision, 1.0)])
+        return self._answered(ids, [(start, said, 0.0 if foreign else weights), (len(ids), revision, 1.0)])
+
+    def jumble(self, topic) -> str:
+        """A fact about a topic with word, reason, victim and alternative of four other harms."""
+        w, rng = self.world, self.rng
+        others = [self.strange(w.topic(rng, "reviewed", "base")) for _ in range(4)]
+        return rng.choice(w.words["facts"]["harmful"]).format(
+            act=topic.act, word=rng.choice(w.words["categories"][others[0].activity.category]),
+            why=rng.choice(others[1].why), hurts=others[2].hurts, instead=others[3].instead)
 
     # ---- choosing --------------------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
