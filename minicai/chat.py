@@ -1,13 +1,12 @@
 """Talk to any model directory: `python -m minicai.chat DIR`. /reset starts over, /quit or the end of input leaves."""
 
-import argparse
 import codecs
 import sys
 
 import torch
 
 from minicai.checkpoint import load_model
-from minicai.run import UserError, friendly_main, pick_device
+from minicai.run import Parser, UserError, friendly_main, path, pick_device, real, whole
 from minicai.sample import stream
 
 
@@ -34,17 +33,15 @@ def reply(model, tok, messages: list[dict], args, generator) -> str:
 @friendly_main
 def main(argv: list[str] | None = None) -> None:
     """Read lines, print answers."""
-    parser = argparse.ArgumentParser(prog="python -m minicai.chat", description=__doc__)
-    parser.add_argument("model", help="model directory, for example data/base or out/demo/rl/rl_cai")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token (default 1)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default 256)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    parser = Parser(__doc__, "python -m minicai.chat")
+    parser.add_argument("model", type=path, help="model directory, for example data/base or out/demo/rl/rl_cai")
+    parser.add_argument("--temperature", type=real(0.01, 100, or_zero=True), default=1.0, help="0: always the likeliest token (default 1)")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=256, help="longest answer (default 256)")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of the sampling (default 0)")
     parser.add_argument("--system", help="a system message to begin every conversation with")
     parser.add_argument("--chat", choices=["plain", "chatml", "llama3"], help="chat format, if not the directory's own")
     parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     args = parser.parse_args(argv)
-    if args.temperature < 0 or args.max_new_tokens < 1:
-        raise UserError("--temperature must not be negative and --max-new-tokens must be at least 1")
     model, tok = load_model(args.model, pick_device(args.device), chat=args.chat)
     generator = torch.Generator().manual_seed(args.seed)
     start = [{"role": "system", "content": args.system}] if args.system else []

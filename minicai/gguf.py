@@ -5,7 +5,6 @@ One file holds weights (often quantised), the shape, the vocabulary and the chat
 llama architecture the rows of queries and keys were reordered so that the two dimensions that turn together are
 neighbours. Llama, Qwen2, Qwen3 and GPT-2 are read; what cannot be computed here is refused by name.
 """
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from minicai.checkpoint import save_model
 from minicai.gpt import GPT, GPTConfig, rope_frequencies
-from minicai.run import UserError, friendly_main
+from minicai.run import Parser, UserError, friendly_main, path
 from minicai.tokenizer import GPT2, LLAMA3, QWEN, SMOLLM2, Tokenizer
 
 # Our parameter, `#` the layer -> their tensors, stacked by rows into ours.
@@ -177,10 +176,9 @@ def read_vocabulary(fields: dict, path) -> tuple[dict, dict]:
 @friendly_main
 def main(argv: list[str] | None = None) -> None:
     """Read the file, write the directory."""
-    parser = argparse.ArgumentParser(prog="python -m minicai.gguf", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", help="GGUF file of a llama, qwen2, qwen3 or gpt2 model, quantised or not")
-    parser.add_argument("out", help="model directory to write, in float32")
+    parser = Parser(__doc__, "python -m minicai.gguf")
+    parser.add_argument("file", type=path, help="GGUF file of a llama, qwen2, qwen3 or gpt2 model, quantised or not")
+    parser.add_argument("out", type=path, help="model directory to write, in float32")
     parser.add_argument("--chat", choices=["plain", "chatml", "llama3"], help="chat format, if the file names none")
     args = parser.parse_args(argv)
     model, spec, config = read_gguf(args.file)

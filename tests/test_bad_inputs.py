@@ -15,7 +15,7 @@ import train_pm
 import train_rl
 import train_sft
 from minicai import chat
-from minicai.lab import doctor, evaluate, figures, plan
+from minicai.lab import bench, doctor, evaluate, figures, plan
 from minicai.run import UserError
 
 SHARE, COUNT, NONE_TOO = ["-0.1", "1.1", "nan", "inf", "x"], ["0", "-1", "1.5", "nan", "1e3"], ["-1", "x", "0.5", "inf"]
@@ -37,7 +37,9 @@ FLAGS = {
                      "--print-every": COUNT},
     evaluate: {"--seed": SEED, "--limit": COUNT, "--max-new": COUNT, "--examples": NONE_TOO, "--out": PLACE, "--data": PLACE,
                "--table": PLACE, "--compare": PLACE},
-    figures: {"--run": PLACE, "--runs": PLACE, "--to": PLACE, "--exam": PLACE}}
+    figures: {"--run": PLACE, "--runs": PLACE, "--to": PLACE, "--exam": PLACE}, chat: {"--temperature": HEAT, "--max-new-tokens": COUNT, "--seed": SEED, "--chat": ["none"]},
+    plan: {name: COUNT for name in ("--batch", "--minibatch", "--micro", "--max-prompt", "--max-new", "--sample-tokens")},
+    bench: {"--threads": COUNT, "--repeats": COUNT, "--device": ["tpu"]}}
 
 
 def one_line(capsys, module, args, *says, code=2):

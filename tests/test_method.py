@@ -1,6 +1,7 @@
 """Facts of the method that live in the scripts: what is drawn, what is trained on, at which rate, what is kept still."""
 import argparse
 import json
+import math
 import random
 
 import pytest
@@ -11,6 +12,7 @@ import train_pm
 import train_rl
 import train_sft
 from minicai.checkpoint import load_model
+from minicai.ppo import PPOConfig, Rollout, Tokens, advantages, evaluate_tokens, ppo_loss, token_rewards
 from minicai.preference import PreferenceModel, load_preference_model
 from minicai.run import lr_schedule, read_jsonl
 
@@ -53,6 +55,9 @@ def test_rates_passes_and_clipped_gradients(toy, before, tmp_path, monkeypatch, 
     monkeypatch.setattr(script, loss, lambda *how: 100 * real(*how))            # every gradient is far too long
     run(script, args(toy, tmp_path, *more, "--epochs", "2", "--warmup", "0.5", "--lr", "1e-3"))
     rows = log(tmp_path)
+    if script is train_sft:                                     # two passes; Adam's eps: see train()
+        count = json.loads((tmp_path / "config.json").read_text())["examples"]
+        assert len(rows) == 2 * math.ceil(count / 8) and {eps for *_, eps in steps} == {1e-5}
     assert len(rows) == len(steps) and len(rows) % 2 == 0 and [row["step"] for row in rows] == list(range(len(rows)))
     for step, (row, (rates, norms, _)) in enumerate(zip(rows, steps)):
         assert rates == [row["lr"]] == [pytest.approx(1e-3 * lr_schedule(step, len(rows), int(0.5 * len(rows))))]
@@ -75,6 +80,7 @@ def test_what_stage_1_learns_from(tok, tmp_path, monkeypatch):
                               "critique": "", "revision": "x"} for n in range(rounds)]
     monkeypatch.setattr(train_sft, "respond", respond)
     monkeypatch.setattr(train_sft, "critique_revise", critique_revise)
+    monkeypatch.setattr(train_sft, "show_principles", lambda *_: None)
     for last, revised in ((False, ["bad 0, round 0", "bad 0, round 1", "bad 1, round 0"]), (True, ["bad 0, round 1", "bad 1, round 0"])):
         args = argparse.Namespace(out=tmp_path, rounds=2, helpful_samples=2, last_only=last, joined=0.0, max_prompt=99)
         examples, shown = train_sft.make_examples(args, None, tok, None, [say("bad 0"), say("bad 1")],
@@ -149,6 +155,13 @@ def test_parts_of_a_batch_add_up_to_its_loss(tok, tiny_model):
         -torch.nn.functional.logsigmoid(pm.score_rows([a for a, *_ in rows]) - pm.score_rows([b for _, b, _ in rows])).mean().item(), rel=1e-4)
 
 
+def test_parts_of_a_batch_add_up_to_its_loss_in_stage_1_too(tok, tiny_model):
+    rows = [(tok.bos + tok.encode(f"one {n}"), tok.encode(" two" * (n + 1)) + [tok.end]) for n in range(5)]
+    tokens = sum(len(answer) for _, answer in rows)
+    whole = train_sft.answer_loss(tiny_model, rows, tokens)
+    assert sum(train_sft.answer_loss(tiny_model, rows[i:i + 2], tokens) for i in (0, 2, 4)).item() == pytest.approx(whole.item(), rel=1e-5)
+
+
 def test_looking_at_the_judge_changes_nothing(toy, before, tmp_path, monkeypatch):
     """With a chain of thought the look draws thoughts of its own."""
     args = lambda name: pm_args(toy, tmp_path / name, "--model", before / "sft/sl_cai", "--chain-of-thought")
@@ -177,7 +190,7 @@ def reinforced(toy, before, tmp_path, monkeypatch, steps):
         models, tok = real_load(args, device)
         seen["models"] = models
         seen["start"] = [{name: p.clone() for name, p in m.state_dict().items()} for m in models]
-        seen["grads"] = [any(p.requires_grad for p in m.parameters()) for m in models]
+        seen["grads"] = [{p.requires_grad for p in m.parameters()} for m in models]
         return models, tok
     monkeypatch.setattr(train_rl, "load_models", load)
     monkeypatch.setattr(train_rl.Resume, "save", lambda self, step, **parts: saved.append(set(parts)) or real_save(self, step, **parts))
@@ -208,6 +221,43 @@ def test_what_moves_and_what_stays(reinforced, before):
     assert (starts[3]["head.weight"] == 0).all() and not (starts[2]["head.weight"] == 0).all()
     same = lambda model, start: all(torch.equal(p, start[name]) for name, p in model.state_dict().items())
     assert [same(m, s) for m, s in zip(seen["models"], starts)] == [False, True, True, False]
-    assert seen["grads"] == [True, False, False, True]
+    assert seen["grads"] == [{True}, {False}, {False}, {True}]
+    assert all(p.grad is None for m in (policy, value) for p in m.parameters())  # every step begins anew
     assert torch.equal(load_model(folder / "rl_cai")[0].head, policy.head)      # and the one that moved is kept
     assert saved and all(parts == {"policy", "value_model", "optimizer", "generator"} for parts in saved)
+
+
+def some_rollout(B=3, T=7):
+    """A Rollout of random numbers; two tokens of prompt, one of padding in some rows."""
+    g = torch.Generator().manual_seed(0)
+    mask = torch.ones(B, T, dtype=torch.bool)
+    mask[:, :2] = False
+    mask[1, -1] = False
+    logp, ref, values = (torch.randn(B, T, generator=g) * mask for _ in range(3))
+    rollout = Rollout(torch.randint(9, (B, T), generator=g), mask, logp, ref, values, torch.randn(B, generator=g), torch.tensor([True, False, True]))
+    return rollout
+
+
+def test_without_a_value_model_a_token_is_credited_with_all_that_was_paid_after_it():
+    config = PPOConfig(valued=False, lam=0.3, gamma=1.0, whiten=False)
+    rollout = token_rewards(some_rollout()._replace(values=torch.zeros(3, 7)), config)
+    found = advantages(rollout, config)
+    later = (rollout.rewards * rollout.mask).flip(1).cumsum(1).flip(1) * rollout.mask
+    assert torch.allclose(found.advantages, later, atol=1e-5) and torch.allclose(found.returns, later, atol=1e-5)
+    assert not torch.allclose(advantages(rollout, PPOConfig(lam=0.3, whiten=False)).advantages, later, atol=1e-2)
+
+
+def test_the_loss_is_the_policys_and_a_share_of_the_values():
+    old = Tokens(*(torch.randn(6, generator=torch.Generator().manual_seed(n)) for n in range(4)))
+    loss, info = ppo_loss(old.logp + 0.1, old.values + 0.3, old, PPOConfig(value_coef=0.3), 6)
+    assert loss.item() == pytest.approx((info["policy_loss"] + 0.3 * info["value_loss"]).item(), rel=1e-5)
+    assert info["value_loss"].item() != pytest.approx(0, abs=1e-3)
+
+
+def test_log_probs_are_taken_at_the_temperature_of_sampling(tok, tiny_model):
+    ids = torch.tensor([tok.encode("one two three four")])
+    where = (torch.zeros(2, dtype=torch.long), torch.tensor([1, 2]))
+    with torch.no_grad():
+        found, _, _ = evaluate_tokens(tiny_model, None, ids, where, PPOConfig(temperature=2.0), None)
+        logits = tiny_model(ids)[0, :2] @ tiny_model.head.T
+    assert torch.allclose(found, (logits / 2).log_softmax(-1)[torch.arange(2), ids[0, 1:3]], atol=1e-4)

@@ -382,6 +382,7 @@ def test_labels_without_a_choice_are_counted_kept_and_left_out(toy, demo, tmp_pa
 def test_policy_and_preference_model_must_fit(toy, demo, tmp_path, capsys):
     """In ids, in chat format, and in how far they read; found before a model is built."""
     shutil.copytree(demo / "pm/pm", tmp_path / "short")
+    (tmp_path / "short/manifest.json").unlink()                             # what follows is meant so
     config = json.loads((tmp_path / "short/config.json").read_text())
     (tmp_path / "short/config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
     fails(capsys, train_rl, rl_args(toy, tmp_path / "short", tmp_path / "rl"), "has 20", "lower --max-prompt")

@@ -100,8 +100,8 @@ MISTAKES = {
         ("norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()", "norm = torch.nn.utils.clip_grad_norm_(parameters, 1e9).item()"),
         ("if not math.isfinite(loss + norm):", "if False:"), ("torch.manual_seed(seed)\n", "\n")],
     "minicai/state.py": [
-        ("return Kept(rows if before == of else {}", "return Kept({}"), ("self.sampled.unlink(missing_ok=True)                            # an earlier run's", "pass"),
-        ("if found.pop(\"seal\") != seal(found)", "if not found.pop(\"seal\")"), ("            os.truncate(self.sampled, size) ", "            pass "),
+        ("return Kept(rows if before == of else {}", "return Kept({}"), ("self.sampled.unlink(missing_ok=True)        # an earlier run's", "pass"),
+        ("if found.pop(\"seal\") != seal(found)", "if not found.pop(\"seal\")"), ("            os.truncate(self.sampled, size)  ", "            pass  "),
         ("if sha256(path / name) != wanted:", "if False:"), ("if differing := differences(run, self.run):", "if differing := []:")],
     "minicai/constitution.py": [("_between(p[\"edit_request\"], \"RevisionRequest:\", \"Revision:\")", "_between(p[\"prompt\"][0], \"CritiqueRequest:\", \"Critique:\")"),
                                 ("[Principle(p[\"critique\"], p[\"revision\"])", "[Principle(p[\"revision\"], p[\"critique\"])")],

@@ -17,8 +17,8 @@ import train_sft
 from minicai import feedback, sample
 from minicai import state as state_module
 from minicai.checkpoint import load_model, load_trunk, save_model
-from minicai.run import UserError
-from minicai.state import digest, read_state, seal, tidy, unfinished
+from minicai.run import HELD, UserError
+from minicai.state import Resume, digest, read_state, seal, tidy, unfinished
 
 OFTEN = ("--save-minutes", "0")
 
@@ -329,6 +329,36 @@ def test_a_log_that_is_broken_or_gone_comes_back(toy, halfway, tmp_path, damage)
     run(train_sft, sft_args(toy, halfway, *OFTEN))
     run(train_sft, sft_args(toy, tmp_path / "whole", *OFTEN))
     assert left(halfway, "sl_cai") == left(tmp_path / "whole", "sl_cai")
+
+
+def kept_by(tmp_path, fresh=False, **more):
+    """What a process that starts there now goes on from; the one before has ended."""
+    while HELD:
+        os.close(HELD.pop()[0])
+    return Resume(SimpleNamespace(out=tmp_path, seed=0, save_minutes=0, fresh=fresh, **more))
+
+
+def test_a_torn_line_does_not_spoil_what_comes_after_it(tmp_path):
+    """Killed while it wrote, twice: the third one knows all that was whole."""
+    kept_by(tmp_path).begin(["a", "b", "c"]).update([(0, [1])])
+    for row in (1, 2):
+        with (tmp_path / "sampled.jsonl").open("a") as file:
+            file.write("0123abcd [0, 1")
+        kept_by(tmp_path).begin(["a", "b", "c"]).update([(row, [row])])
+    again = kept_by(tmp_path)
+    assert dict(again.begin(["a", "b", "c"])) == {0: [1], 1: [1], 2: [2]}
+    assert dict(again.begin(["a", "b", "c"])) == {}                     # a second call knows nothing yet
+    assert dict(kept_by(tmp_path).begin(["a", "b", "x"])) == {}         # nor does one that asks something else
+
+
+def test_a_fresh_state_takes_the_place_of_what_another_run_had_sampled(tmp_path):
+    kept_by(tmp_path).begin(["a"]).update([(0, [1])])
+    with pytest.raises(UserError, match="differs in the script that wrote it"):
+        kept_by(tmp_path, steps=3)
+    resume = kept_by(tmp_path, fresh=True, steps=3)
+    assert (tmp_path / "sampled.jsonl").exists()                        # nothing to show yet
+    resume.save(1, generator=torch.Generator())
+    assert not (tmp_path / "sampled.jsonl").exists() and kept_by(tmp_path, steps=3).steps == 1
 
 
 # ---- folders -----------------------------------------------------------------------------------------------------

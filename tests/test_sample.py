@@ -129,3 +129,13 @@ def test_half_precision_runs_with_a_half_precision_cache(model, how):
     assert sum(int(z.argmax()) == ids[0] for z, ids in zip(logits, new)) >= 11
     options = dict(max_new_tokens=8, stop=STOP, forbidden=FORBIDDEN, temperature=0)
     assert sum(list(stream(low, row, **options))[0] == ids[0] for row, ids in zip(prompts(12), new)) >= 11
+
+
+def test_learned_positions_are_counted_from_the_first_real_token(tok):
+    """RoPE sees distances only; a model with learned positions would notice padding that is counted."""
+    config = GPTConfig(vocab_size=tok.n_vocab, n_layer=2, n_head=2, width=32, max_positions=64, norm="layernorm", positions="learned", mlp="gelu")
+    model = GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.3)
+    prompts = [tok.encode("one two three four five six"), tok.encode("seven"), tok.encode("eight nine")]
+    how = dict(max_new_tokens=8, stop={tok.end}, temperature=0)
+    together = generate(model, prompts, **how)
+    assert together == [generate(model, [prompt], **how)[0] for prompt in prompts] and len(set(map(tuple, together))) > 1

@@ -36,7 +36,7 @@ from minicai.lab.meter import has_bf16, interleave, peak_bytes, row, rows_of, se
 from minicai.logprob import logprob_reference, token_logprobs
 from minicai.ppo import Models, PPOConfig, collect, update
 from minicai.preference import PreferenceModel
-from minicai.run import Metrics, UserError, friendly_main, pick_device, write_text
+from minicai.run import Metrics, Parser, UserError, friendly_main, pick_device, whole, write_text
 from minicai.sample import generate
 from minicai.tokenizer import Tokenizer
 from minicai.world import pretrain
@@ -358,13 +358,13 @@ SECTIONS = {"logprob": logprob, "sampling": sampling, "ppo": ppo, "sft": sft}
 
 
 def arguments(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     a = p.add_argument
     a("--peers", action="store_true", help="measure transformers, TRL and Liger too, where they are installed")
     a("--only", default=",".join(SECTIONS), metavar="PARTS", help="some of logprob,sampling,ppo,sft")
     a("--out", default="out/bench.json", help="JSON file of every sample")
-    a("--threads", type=int, default=1, help="CPU threads of everything")
-    a("--repeats", type=int, default=5, help="how often each variant has its turn")
+    a("--threads", type=whole(1, 1024), default=1, help="CPU threads of everything")
+    a("--repeats", type=whole(1), default=5, help="how often each variant has its turn")
     a("--family", choices=FAMILIES, default="gpt2", help="of the small model: GPT-2's, or the demo's own (Llama's)")
     a("--model", metavar="DIR", help="a real model's directory, or one with its config.json only; larger batches")
     a("--device", default="cpu", choices=("cpu", "cuda"), help="where everything runs; on cuda in bf16")
@@ -379,8 +379,6 @@ def main(argv=None):
     wanted, device = args.only.split(","), pick_device(args.device)
     if not set(wanted) <= set(SECTIONS):
         raise UserError(f"--only {args.only}: expected some of {','.join(SECTIONS)}")
-    if args.threads < 1 or args.repeats < 1:
-        raise UserError("--threads and --repeats must be at least 1")
     try:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)    # now: what cannot be written need not be measured
         open(args.out, "a").close()

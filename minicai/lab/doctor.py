@@ -51,7 +51,8 @@ def model(place: Path) -> str | None:
             + f" (not among them: {', '.join(sorted(more))})" * bool(more)]
     if made := manifest["made"]:
         said += [f"by {made.get('command')}",
-                 f"commit {made.get('commit')}, torch {made.get('torch')}, {made.get('threads')} threads"]
+                 f"commit {made.get('commit')}, torch {made.get('torch')}, "
+                 f"{made.get('threads')} threads"]
         try:
             said += [f"from {name} {parent['path']} {parent['sha256'][:12]}{still(parent)}"
                      for name, parent in made.get("inputs", {}).items()]

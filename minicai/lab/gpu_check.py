@@ -12,6 +12,7 @@ the table: what was measured, the target, the verdict. Weights are random, of th
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,8 @@ from minicai.checkpoint import save_model, save_scalar
 from minicai.gpt import GPT, GPTConfig
 from minicai.lab import bench, peers
 from minicai.lab.meter import peak_bytes, settle
-from minicai.run import UserError, friendly_main, pick_device
+from minicai.run import Parser, UserError, friendly_main, pick_device
+from minicai.run import real as number
 from minicai.sample import generate
 from minicai.tokenizer import Tokenizer
 
@@ -316,23 +318,32 @@ def profile(sizes, device, folder):
 
 
 def real(sizes, device, folder):
-    """The three stages on real weights, where a folder of them is given (MINICAI_WEIGHTS)."""
-    where = os.environ.get("MINICAI_WEIGHTS")
-    yield row("real weights", float("nan"), "", note=f"{where}: not measured yet" if where else "no MINICAI_WEIGHTS given")
+    """`make real` on the model directory MINICAI_WEIGHTS, with as many PPO steps as the target names."""
+    if not (where := os.environ.get("MINICAI_WEIGHTS")):
+        yield row("make real", float("nan"), "s", note="not measured: MINICAI_WEIGHTS names no model directory")
+        return
+    words = ["--model", str(Path(where).absolute()), "--out", str(folder / "real"), "--steps", "40"]
+    done = subprocess.run([sys.executable, "-m", "minicai.lab.real", *words, "--device", device.type],
+                          cwd=ROOT, capture_output=True, text=True)
+    print(done.stdout[-7000:], done.stderr[-2000:], flush=True)
+    if done.returncode:
+        raise RuntimeError(f"make real: {(done.stderr.splitlines() or ['?'])[-1]}")
+    stages = re.findall(r"^evaluation, (\d+) s:", done.stdout, re.M)     # when the three stages were done
+    yield row("make real: three stages, 40 PPO steps", float(stages[0]), "s", 180)
 
 
 PARTS = {"machine": (machine, 40), "tests": (tests, 100), "logprob": (logprob, 60), "decoding": (decoding, 120),
-         "ppo": (ppo, 100), "demo": (demo, 180), "training": (training, 100), "profile": (profile, 60), "real": (real, 20)}
+         "ppo": (ppo, 100), "demo": (demo, 180), "training": (training, 100), "profile": (profile, 60), "real": (real, 400)}
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
 def arguments(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     a = p.add_argument
     a("--only", default=",".join(PARTS), metavar="PARTS", help=f"some of {','.join(PARTS)}, in this order")
     a("--quick", action="store_true", help="tiny sizes: does it run?")
     a("--device", default=None, help="cuda, or cpu for trying it out; default: the best one here")
-    a("--minutes", type=float, default=6, help="start no part, and let none go on, after so many")
+    a("--minutes", type=number(0, above=True), default=6, help="start no part, and let none go on, after so many")
     a("--out", default="out/gpu_check", help="folder of rows.jsonl and log.txt")
     a("--part", choices=PARTS, help=argparse.SUPPRESS)                  # what the process of a part is started with
     return p.parse_args(argv)
