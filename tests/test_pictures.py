@@ -155,7 +155,7 @@ def test_every_shipped_picture_is_shown_and_legible():
 
 
 def test_the_shipped_pictures_and_tables_are_those_of_the_shipped_numbers():
-    exam = docs_pictures.read_exam(ROOT / "data/base/exam.json")
+    exam = docs_pictures.read_exam(ROOT / "data/base/exam.json")     # it is shipped
     for name, text in docs_pictures.draw(ROOT / "docs/pictures/runs", exam).items():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, f"{name}: python -m minicai.lab.figures --docs"
 

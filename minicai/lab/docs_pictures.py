@@ -312,9 +312,9 @@ def read_exam(path: Path) -> dict:
         ) from None
 
 
-def write(docs: Path, exam_path: Path, runs=None):
+def write(docs: Path, exam_path: Path | None, runs=None):
     """Draw all into docs/pictures/, write docs/tables.md; `runs` replace those drawn last."""
-    exam, folder = read_exam(exam_path), docs / "pictures/runs"
+    exam, folder = read_exam(exam_path) if exam_path else None, docs / "pictures/runs"
     if runs:  # what was drawn last stays until all of this could be read and drawn
         new = folder.with_name("runs-new")
         try:
@@ -331,7 +331,7 @@ def write(docs: Path, exam_path: Path, runs=None):
         print(docs / name)
 
 
-def draw(folder: Path, exam: dict) -> dict:
+def draw(folder: Path, exam: dict | None) -> dict:
     """{name of a file: its text} of all pictures and the tables, of the runs in a folder."""
     laws = by_constitution(folder)
     demo, counts = laws[DEMO], laws[DEMO][0][1]["models"]["base"]["by_category"]
@@ -356,8 +356,9 @@ def draw(folder: Path, exam: dict) -> dict:
             ["Prompts of stage 1, by category of harm: what the constitution itself does."],
         ),
         "labels": label_map(laws),
-        "exam": exam_map(exam),
     }
+    if exam:
+        drawn["exam"] = exam_map(exam)
     if any(len(points(results["curves"]["score_helpful"])) > 1 for _, results in demo):
         drawn["curves"] = ppo_curves(demo)
     drawn = {f"pictures/{name}.svg": svg for name, svg in drawn.items()}

@@ -64,7 +64,7 @@ def mention_table(laws: dict, things: list) -> str:
     return table(["constitution", "thing", *named], rows)
 
 
-def tables(folder: Path, laws: dict, exam: dict, things: list) -> str:
+def tables(folder: Path, laws: dict, exam: dict | None, things: list) -> str:
     """The whole page; `laws`: {constitution: [(run, its results)]}, the demo's first."""
     demo = [folder / name for name, _ in next(iter(laws.values()))]
     every = [run for runs in laws.values() for run in runs]
@@ -77,9 +77,9 @@ def tables(folder: Path, laws: dict, exam: dict, things: list) -> str:
         "Answers that speak of a thing, of CAI's own requests that name it": mention_table(
             laws, things
         ),
-        f"The exam of the base, {exam['cases']} cases a row, seed {exam['seed']}": exam_tables(
-            exam
-        ),
         "Seconds": table(["run", *STAGES.values()], seconds),
     }
+    if exam:
+        title = f"The exam of the base, {exam['cases']} cases a row, seed {exam['seed']}"
+        parts[title] = exam_tables(exam)
     return HEAD + "".join(f"\n\n## {title}\n\n{text}" for title, text in parts.items()) + "\n"

@@ -7,6 +7,8 @@
 The first needs matplotlib (the extra `plot`), the others nothing. --runs copies what is drawn of each run into
 docs/pictures/runs/, so that everything can be drawn again without the runs: minicai/lab/docs_pictures.py.
 """
+from pathlib import Path
+
 from minicai.lab import docs_pictures
 from minicai.lab.report import GROUPS, NAMES, OUTCOMES, RED_TEAM, SECOND, SETS, load_results
 from minicai.run import Parser, UserError, friendly_main, path, read_jsonl, writing
@@ -67,10 +69,11 @@ def main(argv=None):
     p.add_argument("--docs", action="store_true", help="draw the pictures of README and docs instead, and write the tables")
     p.add_argument("--runs", nargs="+", type=path, metavar="DIR", help="with --docs: the runs to draw, instead of those drawn last")
     p.add_argument("--to", type=path, default="docs", help="with --docs: folder of pictures/ and tables.md")
-    p.add_argument("--exam", type=path, default="data/base/exam.json", help="with --docs: what minicai.world.exam --out has written")
+    p.add_argument("--exam", type=path, help="with --docs: what minicai.world.exam --out has written; default: data/base/exam.json, if it is there")
     args = p.parse_args(argv)
     if args.docs:
-        docs_pictures.write(args.to, args.exam, args.runs)
+        usual = Path("data/base/exam.json")
+        docs_pictures.write(args.to, args.exam or (usual if usual.exists() else None), args.runs)
         return
     if args.runs:
         raise UserError("--runs goes with --docs; --run DIR draws one run")
