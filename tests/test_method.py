@@ -208,6 +208,7 @@ def test_each_rate_follows_its_schedule_and_both_gradients_are_clipped(reinforce
         assert rates == [pytest.approx(1e-3 * factor), pytest.approx(3e-3 * factor)] and eps == 1e-5
         assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms)
     assert all(row["policy_grad"] > 0.02 and row["value_grad"] > 0.02 for row in rows)       # longer before
+    assert rows[0]["kl"] == 0 and all(row["kl"] != 0 for row in rows[1:])       # the reference stays where it was
 
 
 def test_what_moves_and_what_stays(reinforced, before):
