@@ -126,10 +126,10 @@ def _turns(row, key, where) -> list:
 
 
 def _filled(turns) -> list:
-    if not turns or not all(visible(turn["content"]) for turn in turns):
-        raise Unusable("empty turn" if turns else "no user turn")
     if any(re.search("[\ud800-\udfff]", turn["content"]) for turn in turns):
         raise Unusable("half a character (a lone surrogate)")           # no file could hold it
+    if not turns or not all(visible(turn["content"]) for turn in turns):
+        raise Unusable("empty turn" if turns else "no user turn")
     return turns
 
 

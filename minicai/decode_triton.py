@@ -108,24 +108,24 @@ def attention_kernel(qkv, keys, values, freq, positions, at, seen, out, row_stri
 def product(x, w, out, norm=None, eps: float = 0.0, gated=None, bias=None, added: bool = False) -> torch.Tensor:
     """out [R, N], filled by product_kernel from x [R, K] and w [N, K]."""
     (R, K), N = x.shape, len(w)
-    BR, BN, BK, stages = blocks(R, N)
+    BR, BN, BK, stages = blocks(R, N, norm is not None)
     product_kernel[triton.cdiv(R, BR), triton.cdiv(N, BN)](
         x, norm, w, gated, bias, out, R, K, N, eps, norm is not None, gated is not None, added, BR, BN, BK,
         num_warps=4, num_stages=stages)
     return out
 
 
-def blocks(R: int, N: int) -> tuple[int, int, int, int]:
-    """(BR, BN, BK, stages of loads on their way) of a product of R rows and N columns.
+def blocks(R: int, N: int, normed: bool) -> tuple[int, int, int, int]:
+    """(BR, BN, BK, stages) of a product of R rows and N columns; stages - 1 blocks of K are on their way at once.
 
-    What a program waits for is memory, one block of K after the other, so many programs share a product, each with few
-    columns; few rows leave room for long blocks.
+    What a program waits for is memory, one block after the other. So many programs share a product, each with few
+    columns, and as many blocks are asked for as shared memory holds: x is float32, twice as long, where it is normed.
     """
     BR = min(64, max(16, triton.next_power_of_2(R)))
     if N > 8192:                                            # the head: programs enough
         return BR, 128, 128, 3
     BN = next((n for n in (64, 32) if triton.cdiv(R, BR) * triton.cdiv(N, n) >= ENOUGH), 16)
-    return (BR, BN, 256, 4) if BR == 16 else (BR, BN, 128, 3)
+    return (BR, BN, 256, 4 if normed else 7) if BR == 16 else (BR, BN, 128, 3 if normed else 6)
 
 
 def fits(model) -> bool:
@@ -139,6 +139,7 @@ def step_logits(model, ids, positions, seen, cache, bias) -> torch.Tensor:
     """Logits [R, V] after ids [R, 1] at positions [R, 1], which are written to the cache's column `at`; seen [R,1,1,S],
     bias [V]: added to scores and to logits."""
     c, R = model.config, len(ids)
+    BS = 128 if R * c.n_kv_head <= ENOUGH and c.head_dim <= 64 else 64          # few programs: fewer, longer blocks
     new = lambda n, like: torch.empty(R, n, dtype=like.dtype, device=ids.device)
     x = model.embed(ids[:, 0]).float()                                          # [R, C]
     for block in model.blocks:
@@ -146,7 +147,7 @@ def step_logits(model, ids, positions, seen, cache, bias) -> torch.Tensor:
         qkv = product(x, a.qkv.weight, new(len(a.qkv.weight), k), block.norm1.weight, c.norm_eps, bias=a.qkv.bias)
         y = new(c.n_head * c.head_dim, k)
         attention_kernel[R, c.n_kv_head](qkv, k, v, model.freq, positions, cache.at, seen, y, k.stride(0), k.shape[2],
-                                         c.n_head, c.n_kv_head, c.head_dim, 16, 64, num_warps=4)
+                                         c.n_head, c.n_kv_head, c.head_dim, 16, BS, num_warps=4)
         product(y, a.out.weight, x, added=True)
         h = product(x, m.gate.weight, new(c.mlp_width, k), block.norm2.weight, c.norm_eps, gated=m.up.weight)
         product(h, m.down.weight, x, added=True)

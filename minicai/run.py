@@ -164,8 +164,8 @@ def pick_device(name: str | None = None) -> torch.device:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
-    # cuDNN's attention, torch's first choice on new GPUs, makes a plan for every new size of a batch: a good part of a
-    # second each time. The others need none.
+    # cuDNN's attention, torch's first choice on new GPUs, makes a plan for every new size of a batch,
+    # which takes half a second. The others need none.
     torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(name)
 

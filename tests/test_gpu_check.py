@@ -1,10 +1,11 @@
 """make gpu-check: its parts run on tiny sizes, its verdicts are right, and no part can take the others with it."""
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minicai.lab import gpu_check
+from minicai.lab import gpu_check, real
 
 CPU = torch.device("cpu")
 
@@ -47,6 +48,25 @@ def test_a_part_that_breaks_or_takes_too_long_is_one_row(tmp_path, monkeypatch, 
     monkeypatch.setattr(gpu_check.sys, "executable", "false")
     gpu_check.main(["--quick", "--device", "cpu", "--only", "real", "--out", str(tmp_path)])
     assert "BROKEN" in capsys.readouterr().out
+
+
+def test_real_weights_are_timed_where_there_are_any(tmp_path, monkeypatch, capsys):
+    """Up to the line that lab/real.py prints before the evaluation; all it starts is replaced."""
+    def start(words, **_):
+        if "minicai.lab.real" not in words:                             # a stage, started by the command below
+            return SimpleNamespace(returncode=0)
+        clock = iter([0.0, 30.0, 60.0, 90.5, 150.4, 200.0])
+        with monkeypatch.context() as patch:
+            patch.setattr(real.time, "time", lambda: next(clock))
+            real.main(words[words.index("minicai.lab.real") + 1:])
+        return SimpleNamespace(returncode=0, stdout=capsys.readouterr().out, stderr="")
+    monkeypatch.setattr(gpu_check.subprocess, "run", start)
+    monkeypatch.setenv("MINICAI_WEIGHTS", str(tmp_path))
+    row, = gpu_check.real(gpu_check.QUICK, CPU, tmp_path)
+    assert (row["value"], row["target"], row["verdict"]) == (150, 180, "met")
+    monkeypatch.delenv("MINICAI_WEIGHTS")
+    row, = gpu_check.real(gpu_check.QUICK, CPU, tmp_path)
+    assert row["value"] != row["value"] and row["verdict"] == ""
 
 
 @pytest.mark.parametrize("flags", [["--only", "ppo,nonsense"], ["--device", "nowhere"]])
