@@ -12,6 +12,7 @@ import train_pm
 import train_rl
 import train_sft
 from minicai.checkpoint import load_model
+from minicai.critique import respond
 from minicai.ppo import PPOConfig, Rollout, Tokens, advantages, evaluate_tokens, ppo_loss, token_rewards
 from minicai.preference import PreferenceModel, load_preference_model
 from minicai.run import lr_schedule, read_jsonl
@@ -208,6 +209,7 @@ def test_each_rate_follows_its_schedule_and_both_gradients_are_clipped(reinforce
         assert rates == [pytest.approx(1e-3 * factor), pytest.approx(3e-3 * factor)] and eps == 1e-5
         assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms)
     assert all(row["policy_grad"] > 0.02 and row["value_grad"] > 0.02 for row in rows)       # longer before
+    assert rows[0]["kl"] == 0 and all(row["kl"] != 0 for row in rows[1:])       # the reference stays where it was
 
 
 def test_what_moves_and_what_stays(reinforced, before):
@@ -261,3 +263,11 @@ def test_log_probs_are_taken_at_the_temperature_of_sampling(tok, tiny_model):
         found, _, _ = evaluate_tokens(tiny_model, None, ids, where, PPOConfig(temperature=2.0), None)
         logits = tiny_model(ids)[0, :2] @ tiny_model.head.T
     assert torch.allclose(found, (logits / 2).log_softmax(-1)[torch.arange(2), ids[0, 1:3]], atol=1e-4)
+
+
+def test_an_answer_is_asked_for_behind_the_assistants_header(tok):
+    asked, dialogue = [], [{"role": "user", "content": "How do I wash it?"}]
+    ask = lambda contexts, progress=None: asked.extend(contexts) or [tok.encode(" Use a brush.") + [tok.end] for _ in contexts]
+    (row,) = respond(ask, tok, [dialogue])
+    assert asked == [tok.encode_chat(dialogue, generation=True)[0]] != [tok.encode_chat(dialogue)[0]]
+    assert row["response"] == "Use a brush." and not row["cut"] and not row["skipped"]
