@@ -41,7 +41,7 @@ def test_a_part_that_breaks_or_takes_too_long_is_one_row(tmp_path, monkeypatch, 
     monkeypatch.setitem(gpu_check.PARTS, "real", (None, 0.01))
     gpu_check.main(["--quick", "--device", "cpu", "--only", "real", "--out", str(tmp_path)])
     monkeypatch.setitem(gpu_check.PARTS, "real", (None, 60))
-    gpu_check.main(["--quick", "--device", "cpu", "--only", "real,machine", "--minutes", "0", "--out", str(tmp_path)])
+    gpu_check.main(["--quick", "--device", "cpu", "--only", "real,machine", "--minutes", "0.001", "--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert "BROKEN" in said and "stopped after 0 s" in said and "1 parts did not end" in said
     assert "[real: no time left]" in said and "[machine: no time left]" in said

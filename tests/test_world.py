@@ -329,21 +329,18 @@ def test_constitutions_name_what_they_say(world):
 
 
 def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
-    texts, foreign = Texts(world, Spy(), seed=3), 0
-    for _ in range(100):
+    texts = Texts(world, Spy(), seed=3)
+    for _ in range(50):
         ids, targets, weights = texts.review()
         judged = [t for t, w in zip(targets, weights) if w > READ]
-        *critique, revision, last = judged
-        assert min(weights) in (READ, 0.0) and last == Spy.end and ids[-1] == revision
-        if critique:
-            assert critique[0].startswith(" The response ") and critique[1] == Spy.end
-        foreign += not critique             # some other harm's reason: to be copied, not to be learned
+        critique, end, revision, last = judged
+        assert min(weights) == READ
+        assert end == last == Spy.end and critique.startswith(" The response ") and ids[-1] == revision
         ids, targets, weights = texts.comparison()
         judged = [t for t, w in zip(targets, weights) if w > READ]
         assert judged[-2] in (" (A)", " (B)") and judged[-1] == Spy.end and len(judged) in (2, 4)
         ids, targets, weights = texts.dialogue()
         assert {t for t, w in zip(targets, weights) if w == 1.0} >= {Spy.end}
-    assert 0 < foreign < 40
 
 # ---- principles: the truth ---------------------------------------------------------------------------------------
 def said(world, act, thing, kind, text, owner=""):

@@ -301,11 +301,6 @@ class Texts:
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
         principle = SimpleNamespace(critique_request=p.critique, revision_request=p.revision)
         fact = self.judged_fact(topic, p)
-        # Often the critique's reason is put together from several others: it is not learned, but a revision that gives
-        # it has to copy it. What is only remembered would be a reviewed activity's reason, whatever had been said.
-        foreign = self.principles.fault(topic, r, p) in ("it does harm", "it should say why") and rng.random() < 0.45
-        if foreign:
-            fact = self.jumble(topic)
         critique = self.principles.critique(topic, r, p, fact)
         start = len(critique_prompt(tok, PREAMBLE, messages, principle))
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
@@ -313,15 +308,7 @@ class Texts:
         said = tok.encode(" " + critique)
         ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1    # short, but the whole decision
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending, self.weigh(said) + [1.0])]
-        return self._answered(ids, [(start, said, 0.0 if foreign else weights), (len(ids), revision, 1.0)])
-
-    def jumble(self, topic) -> str:
-        """A fact about a topic with word, reason, victim and alternative of four other harms."""
-        w, rng = self.world, self.rng
-        others = [self.strange(w.topic(rng, "reviewed", "base")) for _ in range(4)]
-        return rng.choice(w.words["facts"]["harmful"]).format(
-            act=topic.act, word=rng.choice(w.words["categories"][others[0].activity.category]),
-            why=rng.choice(others[1].why), hurts=others[2].hurts, instead=others[3].instead)
+        return self._answered(ids, [(start, said, weights), (len(ids), revision, 1.0)])
 
     # ---- choosing --------------------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
@@ -385,16 +372,19 @@ class Texts:
         w, rng, judge = self.world, self.rng, self.principles
         topic, kind = self.judged_topic(), self.kind()
         if topic.harmful:
-            kinds = {"full": 28, "partial": 12, "vague": 6, "evasive": 14, "misexplained": 16, "explained": 24}
+            kinds = {"full": 28, "partial": 12, "vague": 6, "evasive": 12, "misexplained": 3, "explained": 39}
         else:
             kinds = {"full": 44, "partial": 12, "vague": 6, "needless": 24, "evasive": 9, "dodge": 5}
         done = self.odd(topic) if rng.random() < 0.4 else topic
         draw = lambda: judge.embroider(rng, w.response(rng, done, rng.choices(list(kinds), list(kinds.values()))[0]), kind)
         a, b = draw(), draw()
         if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6)[self.part]:   # what is hard to tell apart
-            pair = rng.choice((("full", "partial"), ("full", "partial"), ("misexplained", "explained"),
-                               ("misexplained", "explained"), ("evasive", "explained"), ("partial", "evasive")))
+            pair = rng.choice((("full", "partial"), ("misexplained", "explained"), ("evasive", "explained"),
+                               ("full", "explained"), *[("explained", "explained")] * 4))
             a, b = (w.response(rng, done, how) for how in rng.sample(pair, 2))
+            if pair[0] == pair[1]:       # what a trained model will mostly show: two that are as good
+                p = self.alike(topic)
+                return topic, a, b, p, judge.better(topic, a, b, p)
         p = self.principle(topic, kind, [a, b])
         if rng.random() < 0.6:       # mostly principles that have something to say here
             while p.kind == "harm" and topic.harmful and topic.activity.category not in p.categories:
@@ -406,6 +396,12 @@ class Texts:
         if rng.random() < 0.5:
             a, b = b, a
         return topic, a, b, p, judge.better(topic, a, b, p)
+
+    def alike(self, topic):
+        """A principle that names the harm at hand."""
+        while topic.activity.category not in (p := self.principle(topic, "harm")).categories:
+            pass
+        return p
 
     def forge(self, text: str) -> str:
         """A response that tries to pass for more than one option: it stays one, whatever stands in it."""
