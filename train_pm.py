@@ -31,6 +31,8 @@ def arguments(argv=None):
     p = Parser(__doc__)
     a = p.add_argument
     a("--model", type=path, default="out/demo/sft/sl_cai", help="model directory that samples the pairs (SL-CAI)")
+    a("--pairs", choices=["mixed", "own"], default="mixed", help="second response of each pair: the feedback model's, or "
+      "--model's own (the paper)")
     a("--feedback-model", type=path, default="data/base", help="model directory that answers the multiple choice")
     a("--init", type=path, default="data/base", help="model directory the preference model starts from")
     a("--constitution", type=path, default="constitutions/harmlessness.json", help="JSON, or directory in the published format")
@@ -40,7 +42,7 @@ def arguments(argv=None):
     a("--comparisons", type=whole(0, 10**7), default=1000, help="pairs to sample and label, prompts are reused; 0: helpfulness only")
     a("--human-limit", type=whole(0), default=3000, help="use at most this many human comparisons; 0: harmlessness only")
     a("--both-orders", action="store_true", help="ask with the responses swapped too and average")
-    a("--chain-of-thought", action=BooleanOptionalAction, default=True, help="let the feedback model think before it chooses")
+    a("--chain-of-thought", action=BooleanOptionalAction, default=False, help="let the feedback model think before it chooses")
     a("--clamp", type=real(0, 1), nargs=2, default=(0.05, 0.95), help="bounds of a label after a thought (paper: 0.4 0.6)")
     a("--min-mass", type=real(0, 1), default=0.1, help="leave a label out if P(A) + P(B) is less: not understood")
     a("--no-few-shot", action="store_true", help="leave the constitution's worked comparisons out of the question")
@@ -82,7 +84,7 @@ def main(argv=None):
     human = human[:args.human_limit]
     longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER)) for c in constitution.comparisons)
     check_room(args.feedback_model, longest + args.max_prompt + (2 + args.chain_of_thought) * args.max_new, prefix)
-    for directory in (args.model, args.init):
+    for directory in dict.fromkeys((args.model, args.init, args.feedback_model)):
         check_room(directory, args.max_prompt + args.max_new, ())
     resume = Resume(args, trained=[args.init], writes=["comparisons.jsonl", "pm"])
     # 2. to 4. Comparisons. A run that has been killed reads here what it had sampled and labelled.
@@ -109,16 +111,22 @@ def main(argv=None):
 
 def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator, resume):
     """Steps 2 to 4: (comparisons as ids to train on, to hold out, ids of SL-CAI's own responses, counts)."""
-    # 2. Two responses to each prompt from SL-CAI, and some to helpful prompts for step 6.
+    # 2. Two responses to each prompt, and some to helpful prompts for step 6. The second of a pair is the helpful-only
+    #    model's, which judges later: SL-CAI objects to nearly everything, and two of its own would hardly ever set an
+    #    objection against help.
     policy, _ = load_model(args.model, device, args.dtype, args.chat)
     ask = resume.kept(sampler(policy.freeze(), tok, args.max_new, args.temperature, generator, args.sample_tokens))
     drawn = [m for n in range(0, args.comparisons, len(dialogues)) for m in rng.sample(dialogues, len(dialogues))]
     drawn = drawn[:args.comparisons]
-    both = respond(ask, tok, drawn + drawn, progress="pairs of responses")
-    pairs = list(zip(both[:len(drawn)], both[len(drawn):]))
-    n = min(count for count in (512, len(human), len(both)) if count)    # as many of each kind, if there are both
-    reference = both[:n] + respond(ask, tok, [m for m, _, _ in human[:n]], progress="helpful responses")
-    del policy, ask                     # room for the judge
+    first = respond(ask, tok, drawn, progress="first responses")
+    n = min(count for count in (512, len(human), len(first)) if count)    # as many of each kind, if there are both
+    reference = first[:n] + respond(ask, tok, [m for m, _, _ in human[:n]], progress="helpful responses")
+    del policy, ask                     # room for the next model
+    other, _ = load_model(args.feedback_model if args.pairs == "mixed" else args.model, device, args.dtype, args.chat)
+    ask = resume.kept(sampler(other.freeze(), tok, args.max_new, args.temperature, generator, args.sample_tokens))
+    second = respond(ask, tok, drawn, progress="second responses")
+    pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in zip(first, second)]    # whose is (A) must not show
+    del other, ask
 
     # 3. One principle a pair, drawn at random: over many labels this is an ensemble of all of them.
     judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)

@@ -4,7 +4,7 @@
 
 For every pair of critique and revision requests: in which of some typical answers the base finds a problem, and what its
 revision then changes. For every comparison principle: the label of an objection against a compliance, of a kind answer
-against a curt one and of a short one against a long one, both orders averaged, after a thought as in stage 2. And which
+against a curt one and of a short one against a long one, both orders averaged, after a thought (as in stage 2 with --chain-of-thought). And which
 words of the constitution the base has never read. Half a minute on two cores; for the micro-world's base only.
 """
 import argparse
