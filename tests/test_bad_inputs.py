@@ -71,13 +71,13 @@ def test_every_number_and_path_of_the_scripts_is_in_the_table():
     for module in (train_sft, train_pm, train_rl):
         parsed = vars(module.arguments([]))
         numeric = {f"--{name.replace('_', '-')}" for name, value in parsed.items() if not isinstance(value, (bool, type(None)))}
-        assert numeric - {"--clamp"} <= set(FLAGS[module]), numeric - set(FLAGS[module])
+        assert numeric - {"--clamp", "--pairs"} <= set(FLAGS[module]), numeric - set(FLAGS[module])
     assert sum(len(values) for flags in FLAGS.values() for values in flags.values()) > 250
 
 
 WORDS = [(train_sft, ["--rouns", "2"], "--rouns"), (train_sft, ["--round", "2"], "--round"), (train_pm, ["extra"], "extra"),
          (train_sft, ["--lr"], "--lr"), (train_pm, ["--clamp", "0.6", "0.4"], "--clamp 0.6 0.4: the lower bound comes first"),
-         (train_pm, ["--clamp", "0.6"], "--clamp"), (train_pm, ["--clamp", "nan", "0.4"], "--clamp"), (train_pm, ["--clamp", "-1", "2"], "--clamp"),
+         (train_pm, ["--clamp", "0.6"], "--clamp"), (train_pm, ["--pairs", "both"], "--pairs"), (train_pm, ["--clamp", "nan", "0.4"], "--clamp"), (train_pm, ["--clamp", "-1", "2"], "--clamp"),
          (train_rl, ["--shared-value", "--no-value"], "--shared-value and --no-value"), (train_pm, ["--comparisons", "0", "--human-limit", "0"], "nothing is left to learn from"),
          (train_rl, ["--device", "nonsense"], "--device nonsense"), (train_rl, ["--shared-value=1"], "--shared-value"),
          (evaluate, ["--models", "base"], "expected NAME=DIR"), (evaluate, ["--models", "=x"], "expected NAME=DIR"),
