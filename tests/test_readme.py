@@ -122,7 +122,7 @@ def test_every_path_exists():
         for path in paths:
             if path.startswith("out/"):                              # made by a run: named in the source at least
                 assert Path(path).name in sources, path
-            elif path not in ("tokenizer.json", "config.json", "manifest.json"):      # a file of any model directory
+            elif path not in ("tokenizer.json", "config.json", "manifest.json", "metrics.jsonl"):   # of any model or run directory
                 assert list(ROOT.glob(path)) or list((ROOT / page).parent.glob(path)), path
 
 
