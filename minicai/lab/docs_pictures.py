@@ -346,7 +346,7 @@ def draw(folder: Path, exam: dict | None) -> dict:
             laws,
             "rl_cai",
             "RL-CAI's help with harm, in %, by constitution and category of harm",
-            [held_out, "The same prompts, base and commands; only the constitution differs."],
+            [held_out, "The same prompts and the same base under other constitutions."],
         ),
         "sl_cai": harm_map(laws, "sl_cai", "SL-CAI's help with harm, in %", [held_out]),
         "revisions": harm_map(
