@@ -6,6 +6,7 @@ critique.py and feedback.py, answers everything, and knows when asked which requ
 import json
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -146,3 +147,10 @@ def train_toy_base(tok, example, folder, steps=150):
         optimizer.step()
         optimizer.zero_grad()
     save_model(folder, model, tok)
+
+
+# A shell starts what runs in the background with Ctrl-C ignored, and nohup ignores a hang-up: the tests of signals, and the
+# programs that they start, shall not notice.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _usual)

@@ -106,6 +106,7 @@ def test_asked_to_end_in_the_middle(toy, models, tmp_path, number=signal.SIGTERM
     assert not leftovers(tmp_path / "o")
 
 
+@pytest.mark.slow                       # what a library does with Ctrl-C in the middle of its import depends on the moment
 def test_asked_to_end_while_it_imports(toy, models, tmp_path):
     """At any moment of the start: no traceback, and a shell sees 130 (a process that was ended by a signal)."""
     program, args, _ = commands(toy, models)["sft"]

@@ -116,7 +116,7 @@ MISTAKES = {
         ("batches = [batch for _ in range(args.epochs)", "batches = [batch for _ in range(1)")],
     "train_pm.py": [
         ("score_a, score_b = pm.score(ids, mask).chunk(2)", "score_b, score_a = pm.score(ids, mask).chunk(2)"),
-        ("* len(comparisons) / count", "* 1.0"), ("pairs = list(zip(both[:len(drawn)], both[len(drawn):]))", "pairs = list(zip(both[:len(drawn)], both[:len(drawn)]))"),
+        ("* len(comparisons) / count", "* 1.0"), ("zip(first, second)", "zip(first, first)"),
         ("ranked = [(*row, 1.0, (False, False)) for row in human]", "ranked = [(*row, 0.0, (False, False)) for row in human]"),
         ("ids_of(train_ai + train_human), {", "ids_of(train_ai), {"), ("ids_of(train_ai + train_human), {", "ids_of(train_human), {"),
         ("\"principle\": rng.choice(constitution.comparisons)", "\"principle\": constitution.comparisons[0]"),
