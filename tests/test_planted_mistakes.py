@@ -121,7 +121,7 @@ MISTAKES = {
         ("ids_of(train_ai + train_human), {", "ids_of(train_ai), {"), ("ids_of(train_ai + train_human), {", "ids_of(train_human), {"),
         ("\"principle\": rng.choice(constitution.comparisons)", "\"principle\": constitution.comparisons[0]"),
         ("skipped=None if m >= args.min_mass else \"no choice\"", "skipped=None"), ("pm.normalise(pm.score_rows(reference))", "pass"),
-        ("reference = both[:n] + respond(", "reference = respond("), ("generator.set_state(state) ", "pass "), ("load_model(args.feedback_model, device", "load_model(args.model, device"),
+        ("reference = first[:n] + respond(", "reference = respond("), ("generator.set_state(state) ", "pass "), ("load_model(args.feedback_model, device", "load_model(args.model, device"),
         ("load_model(args.init, device", "load_model(args.model, device"), ("optimizer.param_groups[0][\"lr\"] = lr", "pass"),
         ("clip_gradients(pm.parameters(), 1.0, step, loss)", "clip_gradients(pm.parameters(), 1e9, step, loss)")],
     "train_rl.py": [
