@@ -1,6 +1,6 @@
 """Stage 2, the preference model: AI feedback for harmlessness, human labels for helpfulness, one score for both.
 
-    SL-CAI samples two responses -> a principle, a multiple choice -> P(A) as a soft label -> Bradley-Terry
+    a response of SL-CAI, one of the helpful-only model -> a principle, a multiple choice -> P(A) as a soft label -> Bradley-Terry
 
 (Bai et al. 2022, section 4.1.) Writes comparisons.jsonl, pm/ (a model directory with a scalar head), metrics.jsonl,
 config.json. Shapes: B batch of comparisons, T time.
@@ -30,7 +30,7 @@ from minicai.tokenizer import Tokenizer
 def arguments(argv=None):
     p = Parser(__doc__)
     a = p.add_argument
-    a("--model", type=path, default="out/demo/sft/sl_cai", help="model directory that samples the pairs (SL-CAI)")
+    a("--model", type=path, default="out/demo/sft/sl_cai", help="model directory (SL-CAI) that samples the first response of each pair")
     a("--pairs", choices=["mixed", "own"], default="mixed", help="second response of each pair: the feedback model's, or "
       "--model's own (the paper)")
     a("--feedback-model", type=path, default="data/base", help="model directory that answers the multiple choice")

@@ -4,8 +4,8 @@ A language model reads the dialogue, both responses and one principle as a multi
 finds " (A)" against " (B)" as the next words: soft, not a verdict. Nothing is sampled, so a label costs one forward. It
 can think first, in a line or two (`think`): what the principle asks about has to be looked for in both responses, and a
 choice asked at once has no room for that. Then the label hangs on a sampled thought, and is clamped.
-The paper is silent about the order of the two: they are i.i.d. samples of one policy, so a fixed order is already a
-random one, and a model that favours (A) adds noise, not a slant; `both_orders` asks both ways and takes the mean.
+The paper is silent about the order of the two. Here it is random (train_pm.py), so a model that favours (A) adds noise,
+not a slant; `both_orders` asks both ways and takes the mean.
 """
 import torch
 

@@ -14,7 +14,6 @@ without its markers, a text that contains "\\n\\nHuman:" does look like a turn, 
 """
 
 import json
-import re
 import unicodedata
 from pathlib import Path
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from minicai.answers import answer_logprobs
-from minicai.checkpoint import load_model, save_model
+from minicai.checkpoint import save_model
 from minicai.constitution import load_constitution
 from minicai.critique import critique_prompt, revision_prompt
 from minicai.feedback import comparison_prompt

@@ -23,7 +23,7 @@ from minicai.critique import respond, sampler
 from minicai.data import read_prompts
 from minicai.logprob import logprob_reference
 from minicai.preference import load_preference_model
-from minicai.run import Metrics, UserError, read_jsonl
+from minicai.run import Metrics, read_jsonl
 from minicai.state import Resume
 
 # Everything that a demo's default decides is said here: those are chosen for the micro-world and may change.

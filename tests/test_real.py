@@ -1,9 +1,6 @@
 """Data and measuring for real models, on tiny ones; with real weights in tests marked `real` (see docs/real_models.md)."""
 import json
-import os
-import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ import torch
 from minicai.checkpoint import load_model, save_scalar
 from minicai.data import read_comparisons, read_prompts
 from minicai.lab import critique_formats, evaluate_real, real, real_data
-from minicai.run import UserError, read_jsonl
+from minicai.run import read_jsonl
 
 DATA = Path(__file__).parents[1] / "data" / "real"
 USER = lambda text: [{"role": "user", "content": text}]

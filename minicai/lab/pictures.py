@@ -289,8 +289,8 @@ STAGES = [
         "2  AI feedback",
         "train_pm.py",
         (
-            "SL-CAI answers each request twice.",
-            "The base draws a principle, thinks,",
+            "SL-CAI and the base answer.",
+            "The base draws a principle",
             "and chooses (A) or (B): a label.",
             "People label which answer helps",
             "more, on harmless requests only.",
@@ -339,8 +339,8 @@ def pipeline() -> str:
     svg.append(arrow((264, 432), (280, 432), (280, 462), (582, 462), (582, 250), (594, 250)))
     said = (
         "A constitution goes into stages 1 and 2. Stage 1 writes revisions.jsonl and SL-CAI; "
-        "stage 2 lets the base compare two answers of SL-CAI and writes comparisons.jsonl and a "
-        "preference model; stage 3 trains SL-CAI on its scores with PPO and writes RL-CAI. "
+        "stage 2 lets the base compare an answer of SL-CAI with one of its own and writes "
+        "comparisons.jsonl and a preference model; stage 3 trains SL-CAI on its scores with PPO and writes RL-CAI. "
         "No person labels harm."
     )
     title = "From a constitution to a model: three stages that meet through files"

@@ -9,7 +9,6 @@ everything else still stands. Choices are asked after a thought, as stage 2 asks
 """
 import argparse
 import json
-from dataclasses import replace
 from random import Random
 
 import torch

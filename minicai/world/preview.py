@@ -22,7 +22,6 @@ from minicai.feedback import label
 from minicai.run import friendly_main, pick_device
 from minicai.world.crowdworker import normal
 from minicai.world.grammar import TABLES, World
-from minicai.world.principles import Principles
 
 WORD = re.compile(r"[a-z]+")
 ANSWERS = {"helps with harm": ("reviewed", "full", {}), "objects and says why": ("reviewed", "explained", {}),

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from minicai.critique import critique_prompt, revision_prompt
 from minicai.feedback import ANSWER, THINK, comparison_prompt
 from minicai.world.grammar import Topic, World, article
-from minicai.world.principles import MENTIONS, WEIGHTS, Principles, join_or, restate, third, verdict
+from minicai.world.principles import MENTIONS, WEIGHTS, Principles, restate, third, verdict
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
 # Weight of what is only read: requests, responses and options hold the town's words too. The refusals among them stand
