@@ -240,10 +240,11 @@ def test_bad_input_is_one_line(tmp_path, tiny_model_dir, capsys):
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------
-def test_figures_say_when_matplotlib_is_missing(monkeypatch, capsys):
+def test_figures_say_when_matplotlib_is_missing(scripted, monkeypatch, capsys):
+    (scripted / "rl" / "metrics.jsonl").write_text('{"step": 0, "score": 0.0, "kl": 0, "response_length": 3.0, "entropy": 1.0}\n')
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit) as stop:
-        figures.main(["--run", "."])
+        figures.main(["--run", str(scripted)])
     assert stop.value.code == 2 and "pip install" in capsys.readouterr().err
 
 

@@ -77,16 +77,15 @@ def main(argv=None):
         return
     if args.runs:
         raise UserError("--runs goes with --docs; --run DIR draws one run")
+    run = args.run
+    steps, models = read_curves(run / "rl" / "metrics.jsonl"), load_results(run)["models"]
     try:
         import matplotlib
     except ImportError:
         raise UserError("matplotlib is missing: pip install -c constraints.txt matplotlib") from None
     matplotlib.use("Agg")                                         # draws into files, needs no screen
     import matplotlib.pyplot as plt
-    run = args.run
-    pictures = {"curves.png": lambda: curves(plt, read_curves(run / "rl" / "metrics.jsonl")),
-                "results.png": lambda: bars(plt, load_results(run)["models"])}
-    for name, draw in pictures.items():
+    for name, draw in {"curves.png": lambda: curves(plt, steps), "results.png": lambda: bars(plt, models)}.items():
         figure = draw()
         figure.tight_layout()
         with writing(run / name):
