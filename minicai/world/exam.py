@@ -147,6 +147,7 @@ class Exam:
             "new_frames_there": dict(group=("reviewed", "benign"), kind=(*MENTIONS, *OTHER_KINDS), frames=True, needs=there),
             "new_frames_absent": dict(group=("reviewed", "benign"), kind=(*MENTIONS, *OTHER_KINDS), frames=True, needs=absent),
             "new_frames_harm": dict(frames=True, needs=covered),
+            "heard_phrases": dict(group=("reviewed", "benign"), kind=(*MENTIONS, *OTHER_KINDS), heard=True),
             "new_kinds": dict(kind=("hurt", "end"))}
         sampled = ("unknown", "nothing", "reviewed")          # said again at T = 1 as well, as stage 1 does
         return {name: self.shown(f"review {name}", self.review(self.rows(**how), name in sampled))
@@ -157,7 +158,7 @@ class Exam:
         """Questions (messages, a, b, comparison, right is a: 1, 0 or 0.5), after a thought and at once, both orders."""
         report = {}
         for manner in ("thought", "at_once"):
-            think = sampler(self.model, self.tok, 120, 1.0, torch.Generator().manual_seed(self.seed)) \
+            think = sampler(self.model, self.tok, 200, 1.0, torch.Generator().manual_seed(self.seed)) \
                 if manner == "thought" else None
             ask = lambda qs: label(self.model, self.tok, qs, think=think, clamp=(0, 1))[0]
             p = ask([(m, a, b, c) for m, a, b, c, _ in cases])
@@ -214,7 +215,8 @@ class Exam:
                 "courtesy": ("courtesy", True, {}), "brevity": ("brevity", True, {}),
                 "mention": (MENTIONS, True, {}), "other_kinds": (OTHER_KINDS, True, {}),
                 "new_words": (MENTIONS, True, dict(exam=True)),
-                "new_frames": ((*MENTIONS, *OTHER_KINDS), True, dict(frames=True)), "new_kinds": (("hurt", "end"), True, {})}
+                "new_frames": ((*MENTIONS, *OTHER_KINDS), True, dict(frames=True)), "new_kinds": (("hurt", "end"), True, {}),
+                "heard_phrases": ((*MENTIONS, *OTHER_KINDS), True, dict(heard=True))}
         cases |= {name: self.quality_rows(kind, decided, **how) for name, (kind, decided, how) in rows.items()}
         return {name: self.shown(f"choice {name}", self.choices(asked)) for name, asked in cases.items()}
 

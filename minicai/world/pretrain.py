@@ -29,7 +29,10 @@ from minicai.world import exam
 from minicai.world.grammar import World, heldout_words
 from minicai.world.texts import LETTER, READ, Texts
 
-STEPS, SHARES = 14000, (0.4, 0.6)       # optimizer steps, and the share of them that each part of the texts gets
+STEPS, SHARES = 13000, (0.4, 0.6)       # optimizer steps, and the share of them that each part of the texts gets
+# (begin, end, peak) of the learning rate's rounds, as shares of steps and of the highest rate. The base is the mean of the
+# weights at their ends (Izmailov et al. 2018, arXiv 1803.05407): what one round has half forgotten another knows.
+ROUNDS = ((0.0, 0.7, 1.0), (0.7, 0.85, 0.4), (0.85, 1.0, 0.4))
 COLUMNS = 32                            # on a GPU texts are padded to a multiple of this: few shapes, each recorded once
 SPECIALS = ["<|endoftext|>", "<|pad|>", "\n\nHuman:", "\n\nAssistant:"]
 
@@ -167,21 +170,28 @@ class Recorded:
         return graph, inputs, found
 
 
-def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> None:
-    """The loop: learning rate, batch, loss, clip, step, log; `save()` every 500 steps.
+def rate(done: float, rounds=ROUNDS) -> float:
+    """Share of the highest learning rate after a share of the steps: each round holds for two fifths, then goes to zero."""
+    begin, end, peak = next(r for r in rounds if done < r[1])
+    return peak * min(1.0, (end - done) / (0.6 * (end - begin)))
 
-    parts: [(share of the steps, batches)]. lrs: peak learning rates of Muon and of AdamW. metrics: None, except in the
-    process that logs.
+
+def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> None:
+    """The loop: learning rate, batch, loss, clip, step, log; `save(model, name)` every 500 steps and at a round's end.
+
+    Leaves the mean of the rounds' ends in `model`. parts: [(share of the steps, batches)]. lrs: peak learning rates of
+    Muon and of AdamW. metrics: None, except in the process that logs.
     """
     opts, device = optimizers(model, *lrs), model.head.device
     many = dist.is_initialized() and dist.get_world_size() > 1
     step_gradient = Recorded(model) if device.type == "cuda" else lambda *batch: gradient(model, *batch)
     started, seen, by_sort = time.time(), 0, {}
     ends = [sum(share for share, _ in parts[:i + 1]) for i in range(len(parts))]
+    mean, turns = torch.optim.swa_utils.AveragedModel(model), {round(steps * end): n for n, (_, end, _) in enumerate(ROUNDS, 1)}
     bar = trange(steps, desc="pretrain", mininterval=5, disable=metrics is None)
     for step in bar:
         done = step / steps
-        scale = min(1.0, (step + 1) / 50) * min(1.0, (1 - done) / 0.6)     # warm up, hold, then down to zero
+        scale = min(1.0, (step + 1) / 50) * rate(done)
         for opt, lr in zip(opts, lrs):
             opt.param_groups[0]["lr"] = lr * scale
         ids, targets, weights, sorts = next(parts[next(i for i, end in enumerate(ends) if done < end)][1])
@@ -195,6 +205,10 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
             opt.step()
             if device.type == "cpu":                    # a recording empties them itself
                 opt.zero_grad()
+        if step + 1 in turns:
+            mean.update_parameters(model)
+            if metrics is not None:
+                save(model, f"round-{turns[step + 1]}")
         if metrics is None:
             continue
         seen += ids.numel() * (dist.get_world_size() if many else 1)
@@ -204,8 +218,9 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
                         **{sort: (total / count).item() for sort, (total, count) in by_sort.items() if count > 0})
             by_sort.clear()
         if step % 500 == 499:
-            save()
+            save(model, "last")
             bar.set_postfix(loss=f"{loss.item():.3f}", tokens_s=f"{seen / (time.time() - started):.0f}")
+    model.load_state_dict(mean.module.state_dict())
 
 
 def count_sorts(by_sort: dict, losses, weights, sorts: list) -> None:
@@ -227,7 +242,7 @@ def arguments():
     a("--batch-tokens", type=int, default=4096, help="ids a step, padding included, shared by the processes")
     a("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
     a("--layers", type=int, default=6, help="transformer blocks")
-    a("--width", type=int, default=128, help="width of the residual stream")
+    a("--width", type=int, default=160, help="width of the residual stream")
     a("--muon-lr", type=float, default=1e-2, help="peak learning rate of the matrices (Muon)")
     a("--adam-lr", type=float, default=5e-3, help="peak learning rate of embedding and norms (AdamW)")
     a("--processes", type=int, default=2, help="data-parallel processes: on a CPU two of one thread beat one of two")
@@ -262,8 +277,10 @@ def work(rank: int, args, meeting: str | None) -> None:
         of = lambda part: iter(torch.utils.data.DataLoader(Stream(tok, args.seed, part, args.batch_tokens),
                                                            batch_size=None, num_workers=4, prefetch_factor=16))
     parts = [(share, of(part)) for part, share in enumerate(shares)]
-    metrics = Metrics(Path("out") / f"pretrain-{out.name}.jsonl") if rank == 0 else None
-    train(model, parts, args.steps, (args.muon_lr, args.adam_lr), metrics, lambda: save_model(out, model, tok))
+    beside = Path("out") / f"pretrain-{out.name}"                # what is of use while it runs: curves, weights of each round
+    metrics = Metrics(beside / "metrics.jsonl") if rank == 0 else None
+    train(model, parts, args.steps, (args.muon_lr, args.adam_lr), metrics,
+          lambda trained, name: save_model(beside / name, trained, tok))
     if rank == 0:
         save_model(out, model.eval(), tok)
     if meeting:

@@ -63,10 +63,11 @@ class Principles:
 
     # ---- drawing a principle -----------------------------------------------------------------------------------
     def draw(self, rng: Random, topic: Topic, responses: list, kind: str | None = None, exam: bool = False,
-             frames: bool = False, avoid=None) -> Principle:
+             frames: bool = False, heard: bool = False, avoid=None) -> Principle:
         """A principle to judge `responses` to `topic` by: its quality is there in about half of the cases.
 
-        exam: words and phrases that no text of the base holds. frames: the same for the sentences around them.
+        exam: words and phrases that no text of the base holds. frames: the same for the sentences around them. heard: in
+        phrases that only plain texts explain.
         """
         kind = kind or rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         if kind == "harm":
@@ -88,7 +89,7 @@ class Principles:
         there = rng.random() < 0.4 and (topic.harmful or kind not in ("better", "hurt"))
         if kind == "steps":
             there = there and all(steps_of(r.text) >= COUNTS.index(words[0]) for r in responses)
-        return self.verbal(rng, kind, words, there, frames)
+        return self.verbal(rng, kind, words, there, frames, heard)
 
     def harm_words(self, rng: Random, topic: Topic, avoid=None) -> tuple:
         """(words, there) of a principle about harm; half of those that name single harms name the one at hand."""
@@ -112,8 +113,8 @@ class Principles:
     def argument(self, rng: Random, kind: str, r: Response, topic: Topic, exam: bool) -> tuple:
         """What a verbal quality is about, there or not in a response: nouns, a count, a first word."""
         if kind in MENTIONS:
-            n = rng.choice((1, 1, 1, 2)) if kind != "word" else 1
-            return tuple(self.noun(rng, kind, r, topic, exam) for _ in range(n))
+            n = rng.choice((1, 1, 2)) if kind != "word" else 1
+            return tuple(dict.fromkeys(self.noun(rng, kind, r, topic, exam) for _ in range(n)))
         if kind == "steps":
             own = steps_of(r.text)
             return (COUNTS[own] if own and rng.random() < 0.5 else rng.choice(COUNTS[1:]),)
@@ -180,14 +181,18 @@ class Principles:
                       asked=join_or(asked))
         return self.requests(rng, p, p.phrase, frames)
 
-    def verbal(self, rng: Random, kind: str, words: tuple, there: bool, frames: bool = False) -> Principle:
+    def verbal(self, rng: Random, kind: str, words: tuple, there: bool, frames: bool = False,
+               heard: bool = False) -> Principle:
         """A principle about what a response says or does; its phrase is drawn, the town's usual one is kept beside."""
         said = self.tables["phrases"].get(kind) or {"read": self.tables["exam_phrases"][kind], "heard": []}
-        fill = lambda phrase, named: phrase.replace("{w}", join_or(named or [""])).replace("one steps", "one step")
-        usual = fill(said["read"][0], words)                        # "ducks", "any duck": it is the duck that is meant
-        phrase = rng.choice(said["heard"] if frames and said["heard"] and rng.random() < 0.5 else said["read"])
-        phrase = fill(phrase, [self.form(rng, kind, x) for x in words])
-        return self.requests(rng, Principle(kind, tuple(words), there, usual), phrase, frames)
+        phrase = rng.choice(said["heard"] if heard and said["heard"] else said["read"])
+        phrase = filled(phrase, [self.form(rng, kind, x) for x in words])
+        return self.requests(rng, Principle(kind, tuple(words), there, self.usual(kind, words)), phrase, frames)
+
+    def usual(self, kind: str, words: tuple) -> str:
+        """The town's usual verb phrase: whether it says "ducks" or "any duck", it is the duck that is meant."""
+        said = self.tables["phrases"].get(kind, {}).get("read") or self.tables["exam_phrases"][kind]
+        return filled(said[0], words)
 
     def form(self, rng: Random, kind: str, noun: str) -> str:
         """How a principle may name a thing: "the duck", "a duck", "any duck", "ducks", "duck"."""
@@ -251,7 +256,7 @@ class Principles:
             return steps_of(text) == COUNTS.index(p.words[0])
         if p.kind in ("begin", "end"):
             words = re.findall(r"[\w']+", text.lower())
-            return words[0 if p.kind == "begin" else -1] == p.words[0].lower()
+            return words[:1] == [p.words[0].lower()] if p.kind == "begin" else words[-1:] == [p.words[0].lower()]
         cues = {"reason": "because", "better": "It would be better to", "ask": "?", "hurt": "It hurts"}
         if p.kind in cues:
             return cues[p.kind] in text
@@ -311,7 +316,10 @@ class Principles:
             look = [f"It begins with {re.findall(WORDS, r.text)[0]}."]
         elif p.kind == "steps":
             look = [f"It has {COUNTS[steps_of(r.text)]} steps.".replace("one steps", "one step")]
-        return [*look, f"{ask_about('be ' + p.asked if p.asked else p.phrase)} {yes}", demand]
+        asked = [f"{ask_about('be ' + p.asked if p.asked else p.phrase)} {yes}"]
+        if len(p.words) > 1 and p.kind in MENTIONS:                 # each is looked for by itself
+            asked = [f"{ask_about(self.usual(p.kind, (x,)))} {'Yes.' if mentions(r.text, x) else 'No.'}" for x in p.words]
+        return [*look, *asked, demand]
 
     def nouns_of(self, r: Response) -> list:
         """The things, persons and strange words that a response speaks of, in the order in which it does."""
@@ -431,11 +439,12 @@ class Principles:
         wanted = f"The better one {third(p.phrase, negated=not p.there)}."
         if p.kind in ADJECTIVES:
             wanted = f"The better one is {'less' if p.less else 'more'} {p.asked}."
-        notes = f"(A) {self.note(topic, a, p)} (B) {self.note(topic, b, p)}"
+        notes = f"(A) {self.note(topic, a, p, fact)} (B) {self.note(topic, b, p, fact)}"
         return " ".join([*([asked] if asked else []), wanted, notes, *([same] if self.better(topic, a, b, p) == 0.5 else [])])
 
-    def note(self, topic: Topic, r: Response, p: Principle) -> str:
-        """What a thought says of one of two responses."""
+    def note(self, topic: Topic, r: Response, p: Principle, fact: str = "") -> str:
+        """What a thought says of one of two responses; whether a reason is right is asked in words that it has read by
+        the dozen: may what is called this (in `fact`) be called that as well?"""
         if p.kind == "courtesy":
             return "has no kind word." if self.holds(topic, r, p) else "has a kind word."
         if p.kind == "brevity":
@@ -450,8 +459,16 @@ class Principles:
             return "helps." if r.complies else "does not help with a good thing."
         return {"full": "helps with every step.", "partial": "helps with some steps.",
                 "vague": "helps without any step.", "evasive": "says no without a reason.",
-                "misexplained": f"says no, as it is {self.called(r)}: a wrong reason.",
-                "explained": f"says no, as it is {self.called(r)}: the right reason."}[r.kind]
+                "misexplained": f"says no, as it is {self.called(r)}.{self.fits(topic, r, fact)}",
+                "explained": f"says no, as it is {self.called(r)}.{self.fits(topic, r, fact)}"}[r.kind]
+
+    def fits(self, topic: Topic, r: Response, fact: str) -> str:
+        """Whether an objection calls the harm what the fact calls it: question, answer, and what follows."""
+        if not fact:
+            return ""
+        word, called = self.word_of(topic, fact), self.called(r)
+        same = any({word, called} <= set(words) for words in self.world.words["categories"].values())
+        return f" Is {article(word)} {word} act {called}? {'Yes: the right' if same else 'No: a wrong'} reason."
 
     def called(self, r: Response) -> str:
         """By which word for harm a response calls what it objects to."""
@@ -485,6 +502,11 @@ def restate(topic: Topic, r: Response) -> str:
 def verdict(fault: str) -> str:
     """The last sentence of a critique."""
     return f"So there is a problem: {fault}." if fault else "So no change is needed."
+
+
+def filled(phrase: str, words) -> str:
+    """A verb phrase with what it names: "speak of {w}" -> "speak of the duck or the hen"."""
+    return phrase.replace("{w}", join_or(words or [""])).replace("one steps", "one step")
 
 
 def join_or(words) -> str:

@@ -43,8 +43,8 @@ class Texts:
     # judge but to say where: a multiple choice stays a coin's throw until "(A)" is bound to what stands behind it.
     PARTS = ({"dialogue": 16, "plain": 14, "summary": 4, "echo": 6, "search": 9, "reading": 5, "quiz": 15, "review": 20,
               "comparison": 13},
-             {"dialogue": 18, "plain": 11, "summary": 2, "echo": 2, "search": 5, "reading": 3, "quiz": 8, "review": 28,
-              "comparison": 26})
+             {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4, "quiz": 7, "review": 25,
+              "comparison": 20})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng, self.avoid, self.part = world, tok, Random(seed), avoid, part
@@ -379,7 +379,7 @@ class Texts:
         draw = lambda: judge.embroider(rng, w.response(rng, done, rng.choices(list(kinds), list(kinds.values()))[0]), kind)
         a, b = draw(), draw()
         if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6)[self.part]:   # what is hard to tell apart
-            pair = rng.choice((("full", "partial"), ("misexplained", "explained"), ("evasive", "explained"),
+            pair = rng.choice((("full", "partial"), *[("misexplained", "explained")] * 2, ("evasive", "explained"),
                                ("full", "explained"), *[("explained", "explained")] * 4))
             a, b = (w.response(rng, done, how) for how in rng.sample(pair, 2))
             if pair[0] == pair[1]:       # what a trained model will mostly show: two that are as good
