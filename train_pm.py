@@ -48,7 +48,8 @@ def arguments(argv=None):
     a("--no-few-shot", action="store_true", help="leave the constitution's worked comparisons out of the question")
     a("--no-score-norm", action="store_true", help="leave scores in the unit that training gave them")
     a("--max-prompt", type=whole(1), default=256, help="drop prompts longer than this many tokens")
-    a("--max-new", type=whole(1), default=96, help="most tokens of a response, and of a chain of thought")
+    a("--max-new", type=whole(1), default=96, help="most tokens of a response")
+    a("--max-thought", type=whole(1), default=160, help="most tokens of a chain of thought")
     a("--temperature", type=real(0.01, 100, or_zero=True), default=1.0, help="of sampling the pairs, and of thinking")
     a("--held-out", type=real(0, 1, above=True), default=0.1, help="share of the dialogues kept for measuring")
     a("--epochs", type=whole(1, 1000), default=1, help="passes over the comparisons")
@@ -83,7 +84,8 @@ def main(argv=None):
     rng.shuffle(human)
     human = human[:args.human_limit]
     longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER)) for c in constitution.comparisons)
-    check_room(args.feedback_model, longest + args.max_prompt + (2 + args.chain_of_thought) * args.max_new, prefix)
+    room = args.max_prompt + 2 * args.max_new + args.chain_of_thought * args.max_thought
+    check_room(args.feedback_model, longest + room, prefix)
     for directory in dict.fromkeys((args.model, args.init, args.feedback_model)):
         check_room(directory, args.max_prompt + args.max_new, ())
     resume = Resume(args, trained=[args.init], writes=["comparisons.jsonl", "pm"])
@@ -159,7 +161,7 @@ def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, res
              "skipped": a["skipped"] or b["skipped"] or ("identical" if a["response"] == b["response"] else None)}
             for a, b in pairs]
     good = [row for row in rows if not row["skipped"]]
-    think = resume.kept(sampler(judge, tok, args.max_new, args.temperature, generator, args.sample_tokens))
+    think = resume.kept(sampler(judge, tok, args.max_thought, args.temperature, generator, args.sample_tokens))
     questions, state = [(row["messages"], row["a"], row["b"], row["principle"]) for row in good], generator.get_state()
     how = (prefix, think if args.chain_of_thought else None, args.clamp, resume.begin)
     mean, stays = lean(judge, tok, questions, *how) if good else (0.5, 1)

@@ -40,7 +40,7 @@ def sft_args(toy, out, *more):
 def pm_args(toy, out, *more):
     return ["--model", toy / "base", "--feedback-model", toy / "base", "--init", toy / "base", "--constitution",
             toy / "constitution.json", "--red-team", toy / "red_team.jsonl", "--human", toy / "human.jsonl", "--out", out,
-            *PM, "--no-chain-of-thought", *more]
+            *PM, "--no-chain-of-thought", "--max-thought", "40", *more]
 
 
 def rl_args(toy, pm, out, *more):
