@@ -1,9 +1,11 @@
-"""Mistakes planted in key lines of the method, one at a time: the tests named with each must see it.
+"""Mistakes planted in key lines of the method, one at a time:
+the tests named with each must see it.
 
     python -m pytest -m slow tests/test_planted_mistakes.py
 
-A mistake that changes a result and that no test sees is a hole in the tests. Each is a line as it stands and as it might
-have been written; a line that has been rewritten since must be brought up to date here.
+A mistake that changes a result and that no test sees is a hole in the tests. Each is a line as it
+stands and as it might have been written; a line that has been rewritten since must be brought up to
+date here.
 """
 import os
 import shutil
@@ -167,7 +169,8 @@ def copy_of_everything(folder):
 
 
 def in_a_fork(folder, tests, toy) -> tuple:
-    """(exit code, output) of the tests there, in a fork of this process: torch need not be imported again."""
+    """(exit code, output) of the tests there, in a fork of this process:
+    torch need not be imported again."""
     if pid := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), (folder / "said").read_text()
     code = 9
