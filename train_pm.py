@@ -1,7 +1,8 @@
 """Stage 2, the preference model: AI feedback for harmlessness,
 human labels for helpfulness, one score for both.
 
-    a response of SL-CAI, one of the helpful-only model -> a principle, a multiple choice -> P(A) as a soft label -> Bradley-Terry
+    a response of SL-CAI, one of the helpful-only model -> a principle, a multiple choice
+        -> P(A) as a soft label -> Bradley-Terry
 
 (Bai et al. 2022, section 4.1.) Writes comparisons.jsonl, pm/ (a model directory with a scalar
 head), metrics.jsonl, config.json. Shapes: B batch of comparisons, T time.
@@ -10,20 +11,41 @@ import random
 import time
 from argparse import BooleanOptionalAction
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 from torch import nn
 from tqdm import tqdm
 
+import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import answered_ids
 from minicai.checkpoint import load_model, save_scalar
 from minicai.constitution import load_constitution
 from minicai.critique import respond, sampler
-from minicai.data import batches_by_length, check_room, fitting, pad_right, read_comparisons, read_prompts, split
+from minicai.data import (
+    batches_by_length,
+    check_room,
+    fitting,
+    pad_right,
+    read_comparisons,
+    read_prompts,
+    split,
+)
 from minicai.feedback import ANSWER, THINK, comparison_prompt, few_shot_prefix, label, lean
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
-from minicai.run import (Parser, UserError, clip_gradients, friendly_main, lr_schedule,
-                         machine_flags, path, real, set_up, tally, whole, write_config, write_jsonl)
+from minicai.run import (
+    Parser,
+    UserError,
+    clip_gradients,
+    friendly_main,
+    lr_schedule,
+    machine_flags,
+    path,
+    real,
+    set_up,
+    tally,
+    whole,
+    write_config,
+    write_jsonl,
+)
 from minicai.state import Resume
 from minicai.tokenizer import Tokenizer
 
@@ -34,8 +56,7 @@ def arguments(argv=None):
     a("--model", type=path, default="out/demo/sft/sl_cai",
       help="model directory (SL-CAI) that samples the first response of each pair")
     a("--pairs", choices=["mixed", "own"], default="mixed",
-      help="second response of each pair: the feedback model's, or "
-      "--model's own (the paper)")
+      help="second response of each pair: the feedback model's, or --model's own (the paper)")
     a("--feedback-model", type=path, default="data/base",
       help="model directory that answers the multiple choice")
     a("--init", type=path, default="data/base",
@@ -100,7 +121,8 @@ def main(argv=None):
                for other in (args.feedback_model, args.init)):
         raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one "
                         "tokenizer and chat format (see --chat)")
-    dialogues, human = read_prompts(args.red_team, tok, args.max_prompt), read_comparisons(args.human)
+    dialogues = read_prompts(args.red_team, tok, args.max_prompt)
+    human = read_comparisons(args.human)
     longest = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair in human]
     human = fitting(human, longest, args.max_prompt + args.max_new, args.human)
     rng.shuffle(human)
@@ -113,9 +135,8 @@ def main(argv=None):
         check_room(directory, args.max_prompt + args.max_new, ())
     resume = Resume(args, trained=[args.init], writes=["comparisons.jsonl", "pm"])
     # 2. to 4. Comparisons. A run that has been killed reads here what it had sampled and labelled.
-    train_set, held_out, reference, used = make_comparisons(args, device, tok, constitution, prefix,
-                                                            dialogues, human,
-                                                            rng, generator, resume)
+    train_set, held_out, reference, used = make_comparisons(
+        args, device, tok, constitution, prefix, dialogues, human, rng, generator, resume)
 
     # 5. Train from the pretrained trunk with a fresh head.
     trunk, _ = load_model(args.init, device, args.dtype, args.chat)
@@ -168,9 +189,9 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)
     rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator, resume)
     write_jsonl(args.out / "comparisons.jsonl", rows)
-    tally("pairs", [row["skipped"] for row in rows], f"does {args.model} end and vary its answers, "
-          f"does {args.feedback_model} answer (A) or (B)? See comparisons.jsonl; try --max-new, "
-          "few-shot examples")
+    tally("pairs", [row["skipped"] for row in rows],
+          f"does {args.model} end and vary its answers, does {args.feedback_model} answer (A) or "
+          "(B)? See comparisons.jsonl; try --max-new, few-shot examples")
     used = [row for row in rows if not row["skipped"]]
     show_labels(used[:3])
     show_principles(used)
@@ -184,8 +205,9 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     if not train_ai + train_human:
         raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none "
                         "is left to train on")
-    ids_of = lambda comparisons: [(answered_ids(tok, m, a, cut[0]), answered_ids(tok, m, b, cut[1]),
-                                   p) for m, a, b, p, cut in comparisons]
+    ids_of = lambda comparisons: [
+        (answered_ids(tok, m, a, cut[0]), answered_ids(tok, m, b, cut[1]), p)
+        for m, a, b, p, cut in comparisons]
     return (ids_of(train_ai + train_human), {"ai": ids_of(test_ai), "human": ids_of(test_human)},
             [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference],
             {"used_ai": len(ai), "used_human": len(human)})
@@ -196,18 +218,18 @@ def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, res
     and why a pair was left out if it was."""
     rows = [{"messages": a["messages"], "a": a["response"], "b": b["response"],
              "cut": [a["cut"], b["cut"]], "principle": rng.choice(constitution.comparisons),
-             "thought": "", "p_a": None, "mass": None, "skipped": a["skipped"] or b["skipped"]
-             or ("identical" if a["response"] == b["response"] else None)} for a, b in pairs]
+             "thought": "", "p_a": None, "mass": None, "skipped": a["skipped"] or b["skipped"] or
+             ("identical" if a["response"] == b["response"] else None)} for a, b in pairs]
     good = [row for row in rows if not row["skipped"]]
     think = resume.kept(sampler(judge, tok, args.max_thought, args.temperature, generator,
                                 args.sample_tokens))
-    questions, state = [(row["messages"], row["a"], row["b"], row["principle"]) for row in good], generator.get_state()
+    questions = [(row["messages"], row["a"], row["b"], row["principle"]) for row in good]
+    state = generator.get_state()
     how = (prefix, think if args.chain_of_thought else None, args.clamp, resume.begin)
     mean, stays = lean(judge, tok, questions, *how) if good else (0.5, 1)
-    print(f"the judge: mean P(A) {mean:.2f} over both orders, "
-          f"{stays:.0%} of its verdicts stay when the two change "
-          "places" + "; letters weigh too much: give --both-orders"
-          * (abs(mean - 0.5) > 0.15 and not args.both_orders))
+    leans = abs(mean - 0.5) > 0.15 and not args.both_orders
+    print(f"the judge: mean P(A) {mean:.2f} over both orders, {stays:.0%} of its verdicts stay "
+          "when the two change places" + "; letters weigh too much: give --both-orders" * leans)
     generator.set_state(state)  # looking must not change what is drawn
     thoughts = []
     p_a, mass = label(judge, tok, questions, args.both_orders, *how, thoughts=thoughts)
@@ -281,7 +303,8 @@ def pair_loss(pm, comparisons, count):
 
 def measure(args, pm, held_out):
     """Agreement and calibration on held-out comparisons, printed; the numbers go to config.json."""
-    facts, furthest = {}, max(abs(p - 0.5) for p in (args.clamp if args.chain_of_thought else (0, 1)))
+    bounds = args.clamp if args.chain_of_thought else (0, 1)
+    facts, furthest = {}, max(abs(p - 0.5) for p in bounds)
     for name, comparisons in held_out.items():
         if not comparisons:  # --comparisons 0 or --human-limit 0
             continue

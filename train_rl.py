@@ -10,19 +10,38 @@ import copy
 import random
 import time
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 from torch import nn
 from tqdm import tqdm
 
+import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import token_indices
 from minicai.checkpoint import load_model, save_model, save_scalar
 from minicai.critique import sampler
 from minicai.data import check_room, read_prompts
-from minicai.ppo import SHAPES, Models, PPOConfig, collect, evaluate_tokens, summary, summary_by_kind, update
+from minicai.ppo import (
+    SHAPES,
+    Models,
+    PPOConfig,
+    collect,
+    evaluate_tokens,
+    summary,
+    summary_by_kind,
+    update,
+)
 from minicai.preference import PreferenceModel, load_preference_model
-from minicai.run import (Parser, UserError, friendly_main, lr_schedule, machine_flags, path, real,
-                         set_up, whole, write_config)
+from minicai.run import (
+    Parser,
+    UserError,
+    friendly_main,
+    lr_schedule,
+    machine_flags,
+    path,
+    real,
+    set_up,
+    whole,
+    write_config,
+)
 from minicai.state import Resume
 from minicai.tokenizer import Tokenizer
 
@@ -108,8 +127,7 @@ def main(argv=None):
     models, tok = load_models(args, device)
     optimizer = torch.optim.Adam([{"params": models.policy.parameters(), "lr": args.lr},
                                   {"params": models.value_parameters(), "lr": args.value_lr}],
-                                 eps=1e-5,
-                                 fused=models.policy.head.is_cuda or None)
+                                 eps=1e-5, fused=models.policy.head.is_cuda or None)
     ask = sampler(models.policy, tok, args.max_new, args.temperature, generator, args.sample_tokens)
     forbidden = tok.forbidden(models.policy.config.vocab_size).to(device)
     logs = {name: resume.log(f"{name}.jsonl") for name in ("metrics", "rollouts", "trace")}
@@ -125,7 +143,8 @@ def main(argv=None):
         kinds, asked = zip(*draw(prompts, args, step))
         rollout = collect(models, ask, asked, config, tok.stop, forbidden)
         facts = summary(rollout) | summary_by_kind(rollout, kinds)
-        assert step > 0 or facts["kl"] == 0, f"KL {facts['kl']} before any update: policy and reference differ"
+        differ = f"KL {facts['kl']} before any update: policy and reference differ"
+        assert step > 0 or facts["kl"] == 0, differ
         facts |= update(models, optimizer, rollout, config, forbidden, generator, step)
         logs["metrics"].log(step=step, lr=optimizer.param_groups[0]["lr"], **facts)
         bar.set_postfix({key: f"{facts[key]:.2f}" for key in ("score", "kl", "entropy", "ended")})
@@ -158,8 +177,8 @@ def load_models(args, device):
         # answer looks like, or from a head on the policy's own trunk. Either head starts at zero:
         # at first it predicts 0, the mean of the normalised score.
         trunk = policy if args.shared_value else copy.deepcopy(reward_model.trunk)
-        value_model = PreferenceModel(trunk, nn.Linear(trunk.config.width, 1, bias=False,
-                                                       device=device))
+        head = nn.Linear(trunk.config.width, 1, bias=False, device=device)
+        value_model = PreferenceModel(trunk, head)
         nn.init.zeros_(value_model.head.weight)
     reward_model.trunk.freeze()
     reward_model.requires_grad_(False)
@@ -186,7 +205,8 @@ def show(tok, models, rollout, kinds, step, config, forbidden, logs):
     for row, (prompt, response) in enumerate(texts):
         logs["rollouts"].log(step=step, kind=kinds[row], prompt=prompt, response=response,
                              score=round(rollout.scores[row].item(), 3),
-                             paid=round(rollout.paid[row].item(), 3), kl=round(kl[row].item(), 3))
+                             paid=round(rollout.paid[row].item(), 3),
+                             kl=round(kl[row].item(), 3))
     rng = random.Random(step)
     for kind in dict.fromkeys(kinds):
         row = rng.choice([i for i, k in enumerate(kinds) if k == kind])
@@ -202,8 +222,8 @@ def trace(tok, policy, one, config, forbidden) -> dict:
     and the ratio p_new / p_old after this step's updates."""
     at = token_indices(one.mask)
     logp, _, _ = evaluate_tokens(policy, None, one.ids, at, config, forbidden)
-    numbers = {name: getattr(one, name)[at] for name in ("logp", "ref_logp", "rewards", "values",
-                                                         "advantages", "returns")}
+    names = ("logp", "ref_logp", "rewards", "values", "advantages", "returns")
+    numbers = {name: getattr(one, name)[at] for name in names}
     numbers["ratio"] = (logp - numbers["logp"]).exp()
     return {"score": round(one.scores.item(), 5), "paid": round(one.paid.item(), 5),
             "tokens": [tok.decode([i]) for i in one.ids[at].tolist()],

@@ -1,7 +1,8 @@
 """Stage 1, SL-CAI: a model criticises and revises its own answers,
 then learns to answer like the revisions.
 
-    red-team prompt -> response -> (critique -> revision) x rounds -> fine-tune the same model on the revisions
+    red-team prompt -> response -> (critique -> revision) x rounds
+        -> fine-tune the same model on the revisions
 
 (Bai et al. 2022, section 3.) Helpful prompts are answered as they are and mixed in, so that being
 harmless does not cost being useful. Writes revisions.jsonl and answers.jsonl (all that was said on
@@ -11,17 +12,30 @@ trained tokens.
 import random
 import time
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 from tqdm import tqdm
 
+import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import answer_logprobs
 from minicai.checkpoint import load_model, save_model
 from minicai.constitution import load_constitution
 from minicai.critique import critique_revise, read_answer, respond, revision_prompt, sampler
 from minicai.data import batches_by_length, check_room, read_prompts
-from minicai.run import (Parser, UserError, clip_gradients, friendly_main, lr_schedule,
-                         machine_flags, path, real, set_up, tally, whole, write_config, write_jsonl)
+from minicai.run import (
+    Parser,
+    UserError,
+    clip_gradients,
+    friendly_main,
+    lr_schedule,
+    machine_flags,
+    path,
+    real,
+    set_up,
+    tally,
+    whole,
+    write_config,
+    write_jsonl,
+)
 from minicai.state import Resume
 from minicai.tokenizer import Tokenizer
 
@@ -90,8 +104,8 @@ def main(argv=None):
     if not (red_team if args.rounds else []) + helpful * args.helpful_samples:
         raise UserError("nothing to learn from: --red-team-limit and --rounds, "
                         "or --helpful-limit and --helpful-samples, must be above 0")
-    resume = Resume(args, trained=[args.model], writes=["revisions.jsonl", "answers.jsonl",
-                                                        "sl_cai"])
+    resume = Resume(args, trained=[args.model],
+                    writes=["revisions.jsonl", "answers.jsonl", "sl_cai"])
     model, tok = load_model(args.model, device, args.dtype, args.chat)
     model.checkpointing = args.checkpointing
     ask = resume.kept(sampler(model, tok, args.max_new, args.temperature, generator,
@@ -106,8 +120,8 @@ def main(argv=None):
 
     # 4. The same prompts again: what has changed?
     for row, new in zip(rows, respond(ask, tok, red_team[:3])):
-        print(f"\nHuman: {row['messages'][-1]['content']}\n  before: {row['response']}\n  after: "
-              f" {new['response']}")
+        print(f"\nHuman: {row['messages'][-1]['content']}\n  before: {row['response']}\n"
+              f"  after:  {new['response']}")
     save_model(out / "sl_cai", model, tok, resume.made)
     write_config(out, args, started, examples=len(examples), trained_tokens=trained)
     resume.finish()
@@ -160,13 +174,12 @@ def write_said(path, rows):
                           ("revisions", [r for row in rows for r in row.get("rounds", [])])):
         if outputs:
             tally(f"{path}: {what}", [output["skipped"] for output in outputs],
-                  "does this model know the format? Try "
-                  "--max-new, a constitution with worked examples (constitutions/general.json), "
-                  "a larger model")
+                  "does this model know the format? Try --max-new, a constitution with worked "
+                  "examples (constitutions/general.json), a larger model")
             share = sum(output["cut"] for output in outputs) / len(outputs)
             print(f"   {share:.1%} of them cut at --max-new"
-                  + ": too short, or a model that does not know this chat "
-                  "format's end token (see --chat)" * (share > 0.9))
+                  + ": too short, or a model that does not know this chat format's end token "
+                  "(see --chat)" * (share > 0.9))
 
 
 def show_revisions(rows):
@@ -236,8 +249,8 @@ def answer_loss(model, examples, tokens):
     """Minus the log-likelihood of the answers of (prompt ids, answer ids) pairs,
     over a whole batch's `tokens`."""
     logp, _ = answer_logprobs(model, examples)  # [N]
-    assert len(logp) == sum(len(answer)
-                            for _, answer in examples), "not just what was sampled is trained on"
+    sampled = sum(len(answer) for _, answer in examples)
+    assert len(logp) == sampled, "not just what was sampled is trained on"
     return -logp.sum() / tokens
 
 

@@ -51,7 +51,8 @@ TENSORS = {
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # GPT-2 stores [in, out]
 # Stored beside the weights by some: constant masks and angles; a head that is not a language
 # model's. A head that should be tied is compared with the embedding first.
-IGNORED_TENSORS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "lm_head.weight", "score.weight")
+IGNORED_TENSORS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "lm_head.weight",
+                   "score.weight")
 
 # Our GPTConfig field -> their key.
 CONFIG_KEYS = {
@@ -66,21 +67,24 @@ OPTIONAL = {"n_kv_head", "head_dim", "mlp_width"}
 # Keys that change the arithmetic, with the only value that minicai computes.
 FIXED = {"hidden_act": "silu", "activation_function": "gelu_new", "scale_attn_weights": True,
          "scale_attn_by_inverse_layer_idx": False, "use_sliding_window": False,
-         "add_cross_attention": False,
-         "rope_interleaved": False, "partial_rotary_factor": 1.0, "quantization_config": None,
-         "is_encoder_decoder": False, "pruned_heads": {}}
+         "add_cross_attention": False, "rope_interleaved": False, "partial_rotary_factor": 1.0,
+         "quantization_config": None, "is_encoder_decoder": False, "pruned_heads": {}}
 # Keys that read_config looks at itself, and keys that change nothing here: ids (the tokenizer knows
 # them), bookkeeping, how to sample. Any other key may say false or null: a switch that is off.
-KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rope_theta|rope_scaling|rope_parameters|"
-                   r"architectures|model_type|(torch_)?dtype|transformers.*|_?name_or_path|.*_token_id|.*dropout|"
-                   r".*pdrop|minicai_.*|use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|"
-                   r"max_window_layers|n_ctx|reorder_and_upcast_attn|task_specific_params|problem_type|_?num_labels|"
-                   r"id2label|label2id|summary_.*|chunk_size_feed_forward|output_.*|return_dict|unsloth_.*|auto_map|"
-                   r"_?attn_implementation.*|_commit_hash|gradient_checkpointing|is_decoder|prefix|finetuning_task|"
-                   r"tokenizer_class|do_sample|temperature|top_[kp]|typical_p|(max|min)_length|num_beams|"
-                   r"num_beam_groups|num_return_sequences|(repetition|length|diversity)_penalty|bad_words_ids|"
-                   r"(encoder_)?no_repeat_ngram_size|early_stopping|begin_suppress_tokens|suppress_tokens|"
-                   r"tie_encoder_decoder|use_bfloat16|torchscript|remove_invalid_values")
+KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rope_theta|"
+                   r"rope_scaling|rope_parameters|architectures|model_type|(torch_)?dtype|"
+                   r"transformers.*|_?name_or_path|.*_token_id|.*dropout|.*pdrop|minicai_.*|"
+                   r"use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|"
+                   r"max_window_layers|n_ctx|reorder_and_upcast_attn|task_specific_params|"
+                   r"problem_type|_?num_labels|id2label|label2id|summary_.*|"
+                   r"chunk_size_feed_forward|output_.*|return_dict|unsloth_.*|auto_map|"
+                   r"_?attn_implementation.*|_commit_hash|gradient_checkpointing|is_decoder|prefix|"
+                   r"finetuning_task|tokenizer_class|do_sample|temperature|top_[kp]|typical_p|"
+                   r"(max|min)_length|num_beams|num_beam_groups|num_return_sequences|"
+                   r"(repetition|length|diversity)_penalty|bad_words_ids|"
+                   r"(encoder_)?no_repeat_ngram_size|early_stopping|begin_suppress_tokens|"
+                   r"suppress_tokens|tie_encoder_decoder|use_bfloat16|torchscript|"
+                   r"remove_invalid_values")
 
 
 def read_config(directory) -> tuple[GPTConfig, dict]:
@@ -134,9 +138,10 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
         ours["head_dim"] = 128  # transformers' default there
     theta, scaling = read_rope(c, path)
     bias = bool(c.get("attention_bias", False))
-    return GPTConfig(**ours, rope_theta=theta, rope_scaling=scaling, qkv_bias=bias
-                     or family == "qwen2", out_bias=bias, mlp_bias=bool(c.get("mlp_bias", False)),
-                     qk_norm=family == "qwen3", tied=tied), c
+    return GPTConfig(**ours, rope_theta=theta, rope_scaling=scaling,
+                     qkv_bias=bias or family == "qwen2", out_bias=bias,
+                     mlp_bias=bool(c.get("mlp_bias", False)), qk_norm=family == "qwen3",
+                     tied=tied), c
 
 
 def is_scorer(c: dict) -> bool:
@@ -161,8 +166,8 @@ def read_rope(c: dict, path) -> tuple[float, dict | None]:
         raise UserError(f"{path}: rope_theta, rope_parameters and rope_scaling contradict "
                         "each other: keep one")
     rope, kinds = found[0] if found else ({"rope_theta": c.get("rope_theta", 10000.0)}, ["default"])
-    wrong = [name for name, value in rope.items() if type(value) not in (int, float)
-             or not 0 < value < 2**60]
+    wrong = [name for name, value in rope.items()
+             if type(value) not in (int, float) or not 0 < value < 2**60]
     theta = rope.pop("rope_theta")
     if (all(kind == "default" for kind in kinds) and not wrong
             and set(rope.items()) <= {("partial_rotary_factor", 1)}):
@@ -170,8 +175,8 @@ def read_rope(c: dict, path) -> tuple[float, dict | None]:
     wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
     if any(kind != "llama3" for kind in kinds) or set(rope) != wanted or wrong:
         raise UserError(f"{path}: rope type {kinds[0]!r}, theta {theta!r} with {rope} is not "
-                        "supported, only default "
-                        f"and llama3 with {sorted(wanted)}, all of them numbers above 0")
+                        f"supported, only default and llama3 with {sorted(wanted)}, "
+                        "all of them numbers above 0")
     return float(theta), rope
 
 
@@ -192,8 +197,8 @@ def their_config(config: GPTConfig, tok: Tokenizer, task: str, dtype: torch.dtyp
     if family == "llama":
         c["mlp_bias"] = config.mlp_bias
     return c | {"hidden_act": "silu", "attention_bias": config.out_bias,
-                "rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling
-                and {"rope_type": "llama3", **config.rope_scaling}}
+                "rope_theta": config.rope_theta, "rope_scaling":
+                config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}}
 
 
 def their_names(config: GPTConfig, name: str) -> list[str]:
@@ -291,8 +296,8 @@ def load_scalar(directory, device="cpu", dtype="fp32") -> tuple[GPT, nn.Linear, 
     model, where, raw = load_trunk(directory, device, dtype)
     weight = where["score.weight"].get_tensor("score.weight") if "score.weight" in where else None
     if weight is None or weight.shape != (1, model.config.width):
-        raise UserError(f"{directory}: not a preference model (it needs a "
-                        "score.weight for one label)")
+        raise UserError(f"{directory}: not a preference model "
+                        "(it needs a score.weight for one label)")
     shift = raw.get("minicai_score_shift", 0.0)
     if not weight.isfinite().all() or type(shift) not in (int, float):
         raise UserError(f"{directory}: score.weight or minicai_score_shift is no finite number")
@@ -309,9 +314,8 @@ def their_tensors(model: GPT) -> dict[str, torch.Tensor]:
         sizes = ([c.n_head * c.head_dim] + [c.n_kv_head * c.head_dim] * 2 if len(names) == 3
                  else [len(tensor)])
         for n, part in zip(names, tensor.split(sizes)):
-            out[n] = (part.T if c.positions == "learned" and n.endswith(TRANSPOSED)
-                      else part).cpu().clone(
-                memory_format=torch.contiguous_format)
+            part = part.T if c.positions == "learned" and n.endswith(TRANSPOSED) else part
+            out[n] = part.cpu().clone(memory_format=torch.contiguous_format)
     return out
 
 

@@ -96,14 +96,14 @@ def _load_published(folder: Path) -> Constitution:
         # Ending in "Options:", as feedback.py allows.
         comparisons = [c.strip() for c in comparisons]
         worked = [text.strip() for text in worked]
-        shots = [{"conversation": read_prompt({"transcript": shot["prompt"]},
-                                              folder), "principle": principle,
+        shots = [{"conversation": read_prompt({"transcript": shot["prompt"]}, folder),
+                  "principle": principle,
                   "better": shot["corrects"][0], "worse": shot["incorrects"][0]}
                  for shot, principle in zip(compared, itertools.cycle(comparisons))]
     except (IndexError, UserError) as error:
         raise UserError(f"{odd} {error}") from None
-    _check([text for p in critiques for text in (p.critique_request, p.revision_request)], [str],
-           f"{folder}: requests")
+    requests = [text for p in critiques for text in (p.critique_request, p.revision_request)]
+    _check(requests, [str], f"{folder}: requests")
     return Constitution(folder.name, "", critiques, comparisons, worked, shots)
 
 

@@ -79,8 +79,8 @@ def sampler(model, tok, max_new_tokens: int, temperature: float, generator, batc
     """`ask(contexts, progress=None)` -> sampled ids of each context,
     end token included if it was reached."""
     return functools.partial(generate, model, max_new_tokens=max_new_tokens, stop=tok.stop,
-                             temperature=temperature,
-                             forbidden=tok.forbidden(model.config.vocab_size), generator=generator,
+                             forbidden=tok.forbidden(model.config.vocab_size),
+                             temperature=temperature, generator=generator,
                              batch_tokens=batch_tokens)
 
 
@@ -139,7 +139,8 @@ def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=
         judged = [row["messages"] + [{"role": "assistant", "content": text}]
                   for row, text in zip(rows, current)]
         critiques = ask([critique_prompt(tok, constitution, m, p, shots, turns)
-                         for m, p in zip(judged, drawn)], progress=f"round {n}: critiques")
+                         for m, p in zip(judged, drawn)],
+                        progress=f"round {n}: critiques")
         # As in the worked examples, a model may go on to the request for a revision:
         # a critique ends there.
         critiques = [read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip()
@@ -153,8 +154,7 @@ def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=
                       else bad_revision and f"revision: {bad_revision}")
             rows[i]["rounds"].append({
                 "principle": numbers[i], "critique_request": drawn[i].critique_request,
-                "critique": critique,
-                "revision_request": drawn[i].revision_request, "revision": revision, "ids": ids,
-                "cut": not ended(tok, ids), "skipped": reason})
+                "critique": critique, "revision_request": drawn[i].revision_request,
+                "revision": revision, "ids": ids, "cut": not ended(tok, ids), "skipped": reason})
             if not reason:
                 current[i] = revision

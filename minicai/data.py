@@ -44,8 +44,8 @@ def _usable(path, read) -> list:
             used.append(read(row, f"{path}:{number}"))
         except Unusable as reason:
             dropped.setdefault(str(reason), []).append(number)
-    why = ", ".join(f"{len(lines)} x {reason} "
-                    f"(first in line {lines[0]})" for reason, lines in dropped.items())
+    why = ", ".join(f"{len(lines)} x {reason} (first in line {lines[0]})"
+                    for reason, lines in dropped.items())
     print(f"{path}: {len(used)} of {len(rows)} rows used; dropped: {why or 'none'}")
     if not used:
         raise UserError(f"{path}: no row can be used: {why}")
@@ -128,7 +128,7 @@ def _turns(row, key, where) -> list:
                  and turn.get("role") in ("system", "user", "assistant"))
         if not known or not isinstance(turn.get("content"), str):
             raise UserError(f"{where}: {key!r} must be a list of "
-                            f"{{'role': system, user or assistant, 'content': text}}"
+                            "{'role': system, user or assistant, 'content': text}"
                             f", found {turn!r:.80}")
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns
              if turn["role"] != "system" or turn["content"].strip()]
@@ -172,20 +172,22 @@ def split(comparisons: list, share: float, rng) -> tuple[list, list]:
     so that none is half known."""
     dialogues = sorted({repr(row[0]) for row in comparisons})
     held = set(rng.sample(dialogues, max(1, round(share * len(dialogues)))))
-    return [r for r in comparisons if repr(r[0]) not in held], [r for r in comparisons
-                                                                if repr(r[0]) in held]
+    return ([r for r in comparisons if repr(r[0]) not in held],
+            [r for r in comparisons if repr(r[0]) in held])
 
 
 def check_room(directory, need: int, shots, scorer: bool = False):
     """Raise UserError unless the directory's model is whole, of its sort, and reads `need` tokens
-    at once, worked examples (`shots`) included. Its weights are looked at one by one and not kept."""
+    at once, worked examples (`shots`) included. Its weights are looked at one by one and
+    not kept."""
     model, _, config = load_trunk(directory, "meta")
     if is_scorer(config) and not scorer:
         raise UserError(f"{directory}: a classifier or preference model; "
                         "a language model is needed here")
     have = model.config.max_positions
     if need > have:
-        raise UserError(f"a context may take {need} tokens, {directory} has {have}: lower --max-prompt or --max-new"
+        raise UserError(f"a context may take {need} tokens, {directory} has {have}: "
+                        "lower --max-prompt or --max-new"
                         + ", or give --no-few-shot" * bool(shots))
 
 

@@ -55,7 +55,8 @@ class Decoder:
     and the steps that have been recorded on them."""
 
     def __init__(self, model: GPT):
-        self.dtype, self.device = torch.bfloat16 if model.bf16 else model.head.dtype, model.head.device
+        self.dtype = torch.bfloat16 if model.bf16 else model.head.dtype
+        self.device = model.head.device
         with torch.device("meta"):
             self.model = GPT(model.config)
         # A weight that has this type already is shared, not copied.
@@ -106,10 +107,9 @@ class Decoder:
 
         def new(*shape, dtype=torch.long):
             return torch.zeros(shape, dtype=dtype, device=self.device)
-        s = SimpleNamespace(ids=new(rows, 1), positions=new(rows, 1),
-                            ended=new(rows, dtype=torch.bool),
+        s = SimpleNamespace(ids=new(rows, 1), positions=new(rows, 1), made=new(rows, columns),
                             seen=new(rows, 1, 1, columns, dtype=self.dtype),
-                            made=new(rows, columns),
+                            ended=new(rows, dtype=torch.bool),
                             chance=new(rows, columns, dtype=torch.float64))
         # The first call is a trial: in the last column,
         # where no text that is still being read has a token.
@@ -176,5 +176,6 @@ class Decoder:
             if 4 * rounded(len(rows)) <= rounded(len(live)):                    # the others leave
                 kv = self.table(len(live), columns)[..., :P + t, :]
                 kv[:len(rows)] = kv[rows]
-                state, live, run = {name: getattr(s, name)[rows] for name in state}, live[rows], None
+                state = {name: getattr(s, name)[rows] for name in state}
+                live, run = live[rows], None
         return made

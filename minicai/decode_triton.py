@@ -3,9 +3,11 @@
 At one token a row nothing is computed that takes long: a step reads every weight once, and what it
 costs beyond that is the start of each operation, some two microseconds even in a recorded graph.
 Plain torch needs 17 a layer. Here
-    1. norm and the product that makes queries, keys and values          3. the product back into the stream, added
-    2. rotation, writing to the cache, attention                         4. norm, gate and up products, SwiGLU
-                                                                         5. the down product, added
+    1. norm and the product that makes queries, keys and values
+    2. rotation, writing to the cache, attention
+    3. the product back into the stream, added
+    4. norm, gate and up products, SwiGLU
+    5. the down product, added
 are one kernel each. A norm is a factor of the row, so it is applied after the product, whose loop
 over the width sums the squares on the way. The residual stream stays float32, as in training.
 
@@ -25,8 +27,8 @@ ENOUGH = 100                    # programs that keep a large GPU's processors bu
 
 @triton.jit
 def product_kernel(x, norm, w, w2, bias, out, R, K, N, eps, NORMED: tl.constexpr,
-                   GATED: tl.constexpr,
-                   ADDED: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+                   GATED: tl.constexpr, ADDED: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr,
+                   BK: tl.constexpr):
     """out [R, N] = f(x [R, K] @ w.T), w [N, K]; NORMED: of RMSNorm(x) with weight `norm`; GATED:
     silu(.) times the same with w2; ADDED: to what is in out. One program makes BR x BN numbers."""
     rows, cols = tl.program_id(0) * BR + tl.arange(0, BR), tl.program_id(1) * BN + tl.arange(0, BN)
@@ -57,7 +59,8 @@ def product_kernel(x, norm, w, w2, bias, out, R, K, N, eps, NORMED: tl.constexpr
         total = total / (1.0 + tl.exp(-total)) * second
     if bias is not None:
         total += tl.load(bias + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
-    place, inside = out + rows[:, None].to(tl.int64) * N + cols[None, :], (rows[:, None] < R) & (cols[None, :] < N)
+    place = out + rows[:, None].to(tl.int64) * N + cols[None, :]
+    inside = (rows[:, None] < R) & (cols[None, :] < N)
     if ADDED:
         total += tl.load(place, mask=inside, other=0.0)
     tl.store(place, total.to(out.dtype.element_ty), mask=inside)
@@ -65,8 +68,8 @@ def product_kernel(x, norm, w, w2, bias, out, R, K, N, eps, NORMED: tl.constexpr
 
 @triton.jit
 def attention_kernel(qkv, keys, values, freq, positions, at, seen, out, row_stride, S,
-                     H: tl.constexpr, G: tl.constexpr,
-                     D: tl.constexpr, Q: tl.constexpr, BS: tl.constexpr):
+                     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, Q: tl.constexpr,
+                     BS: tl.constexpr):
     """One program for each row and key head:
     rotate, keep the new key and value, attend from H / G queries.
 
@@ -81,7 +84,8 @@ def attention_kernel(qkv, keys, values, freq, positions, at, seen, out, row_stri
     # 1. Queries, padded to Q rows, and the new key and value.
     #    Halves of D turn together ("rotate half").
     mine, place = (q < H // G)[:, None], qkv + (g * (H // G) + q)[:, None] * D + half[None, :]
-    q1, q2 = tl.load(place, mask=mine, other=0.0).to(tl.float32), tl.load(place + D // 2, mask=mine, other=0.0).to(tl.float32)
+    q1 = tl.load(place, mask=mine, other=0.0).to(tl.float32)
+    q2 = tl.load(place + D // 2, mask=mine, other=0.0).to(tl.float32)
     q1, q2 = q1 * cos[None, :] - q2 * sin[None, :], q2 * cos[None, :] + q1 * sin[None, :]
     new = qkv + (H + g) * D
     k1, k2 = tl.load(new + half).to(tl.float32), tl.load(new + D // 2 + half).to(tl.float32)
@@ -97,16 +101,18 @@ def attention_kernel(qkv, keys, values, freq, positions, at, seen, out, row_stri
     #    sums move to the new scale as the maximum grows.
     scale = 1.0 / tl.sqrt(float(D))
     most = (tl.sum(q1 * k1[None, :], 1) + tl.sum(q2 * k2[None, :], 1)) * scale  # [Q]
-    total, mean = tl.full((Q,), 1.0, tl.float32), tl.zeros((Q, D), tl.float32) + v.to(tl.float32)[None, :]
+    total = tl.full((Q,), 1.0, tl.float32)
+    mean = tl.zeros((Q, D), tl.float32) + v.to(tl.float32)[None, :]
     q1, q2 = q1.to(kind), q2.to(kind)
     for start in range(0, now, BS):
         s = start + tl.arange(0, BS)
         past = keys + s[:, None] * D + half[None, :]
-        b1, b2 = tl.load(past, mask=(s < now)[:, None], other=0.0), tl.load(past + D // 2, mask=(s < now)[:, None], other=0.0)
+        b1 = tl.load(past, mask=(s < now)[:, None], other=0.0)
+        b2 = tl.load(past + D // 2, mask=(s < now)[:, None], other=0.0)
         score = (tl.dot(q1, tl.trans(b1), input_precision="ieee")
                  + tl.dot(q2, tl.trans(b2), input_precision="ieee"))
-        score = score * scale + tl.load(seen + row * S + s, mask=s < now,
-                                        other=float("-inf")).to(tl.float32)[None, :]
+        unseen = tl.load(seen + row * S + s, mask=s < now, other=float("-inf")).to(tl.float32)
+        score = score * scale + unseen[None, :]
         higher = tl.maximum(most, tl.max(score, 1))
         shrink, weight = tl.exp(most - higher), tl.exp(score - higher[:, None])
         total = total * shrink + tl.sum(weight, 1)
@@ -123,9 +129,8 @@ def product(x, w, out, norm=None, eps: float = 0.0, gated=None, bias=None,
     (R, K), N = x.shape, len(w)
     BR, BN, BK, stages = blocks(R, N, norm is not None)
     product_kernel[triton.cdiv(R, BR), triton.cdiv(N, BN)](
-        x, norm, w, gated, bias, out, R, K, N, eps, norm is not None, gated is not None, added, BR,
-        BN, BK,
-        num_warps=4, num_stages=stages)
+        x, norm, w, gated, bias, out, R, K, N, eps, norm is not None, gated is not None, added,
+        BR, BN, BK, num_warps=4, num_stages=stages)
     return out
 
 
@@ -167,8 +172,8 @@ def step_logits(model, ids, positions, seen, cache, bias) -> torch.Tensor:
                       bias=a.qkv.bias)
         y = new(c.n_head * c.head_dim, k)
         attention_kernel[R, c.n_kv_head](qkv, k, v, model.freq, positions, cache.at, seen, y,
-                                         k.stride(0), k.shape[2],
-                                         c.n_head, c.n_kv_head, c.head_dim, 16, BS, num_warps=4)
+                                         k.stride(0), k.shape[2], c.n_head, c.n_kv_head,
+                                         c.head_dim, 16, BS, num_warps=4)
         product(y, a.out.weight, x, added=True)
         h = product(x, m.gate.weight, new(c.mlp_width, k), block.norm2.weight, c.norm_eps,
                     gated=m.up.weight)

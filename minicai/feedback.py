@@ -61,8 +61,8 @@ def few_shot_prefix(tok, shots: list, rng, think: bool = False) -> list:
         better, worse = ("(A)", "(B)") if first else ("(B)", "(A)")
         thought = shot.get("thought", "").replace("{better}", better).replace("{worse}", worse)
         ending = f"{THINK} {thought}{ANSWER}" if think and thought else ANSWER
-        asked = comparison_prompt(tok, shot["conversation"], a, b, shot["principle"], (),
-                                  ending)[len(tok.bos):]
+        asked = comparison_prompt(tok, shot["conversation"], a, b, shot["principle"], (), ending)
+        asked = asked[len(tok.bos):]
         prefix += asked + tok.encode(f" {better}\n\n")
     return prefix
 
@@ -105,19 +105,19 @@ def label(model, tok, questions: list, both_orders: bool = False, prefix=(), thi
     """
     if both_orders:
         p, mass = label(model, tok, questions, False, prefix, think, clamp, begin, thoughts)
-        q, mass_q = label(model, tok, [(m, b, a, c) for m, a, b, c in questions], False, prefix,
-                          think, clamp, begin)
+        swapped = [(m, b, a, c) for m, a, b, c in questions]
+        q, mass_q = label(model, tok, swapped, False, prefix, think, clamp, begin)
         return (p + 1 - q) / 2, torch.minimum(mass, mass_q)
     if think is None:
-        return choose(model, tok, [comparison_prompt(tok, m, a, b, c, prefix)
-                                   for m, a, b, c in questions], begin)
+        prompts = [comparison_prompt(tok, m, a, b, c, prefix) for m, a, b, c in questions]
+        return choose(model, tok, prompts, begin)
     prompts = [comparison_prompt(tok, m, a, b, c, prefix, THINK) for m, a, b, c in questions]
     said = [read_answer(tok, ids)[0].partition(ANSWER)[0]
             for ids in think(prompts, progress="thinking")]
     if thoughts is not None:
         thoughts += said
-    p, mass = choose(model, tok, [p + tok.encode(" " + t + ANSWER) for p, t in zip(prompts, said)],
-                     begin)
+    prompts = [p + tok.encode(" " + t + ANSWER) for p, t in zip(prompts, said)]
+    p, mass = choose(model, tok, prompts, begin)
     return p.clamp(*clamp), mass
 
 
@@ -131,6 +131,6 @@ def lean(model, tok, questions: list, prefix=(), think=None, clamp=(0.4, 0.6),
     """
     asked = questions[:sample]
     p, _ = label(model, tok, asked, False, prefix, think, clamp, begin)
-    q, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in asked], False, prefix, think, clamp,
-                 begin)
+    swapped = [(m, b, a, c) for m, a, b, c in asked]
+    q, _ = label(model, tok, swapped, False, prefix, think, clamp, begin)
     return ((p + q) / 2).mean().item(), ((p > 0.5) == (q < 0.5)).float().mean().item()

@@ -116,8 +116,8 @@ def read_shape(fields: dict, stored: dict, tensor, path) -> GPTConfig:
         slowed, plain = tensor("rope_freqs.weight"), rope_frequencies(config)
         for scaling in LLAMA3_SCALINGS:
             config = GPTConfig(**ours, rope_scaling=scaling)
-            if slowed.shape == plain.shape and torch.allclose(plain / slowed,
-                                                              rope_frequencies(config), rtol=1e-4):
+            meant = rope_frequencies(config)
+            if slowed.shape == plain.shape and torch.allclose(plain / slowed, meant, rtol=1e-4):
                 return config
         raise UserError(f"{path}: rope_freqs.weight is not Llama 3.1's scaling with a factor of 8, "
                         "16 or 32")
@@ -168,24 +168,23 @@ def read_vocabulary(fields: dict, path) -> tuple[dict, dict]:
                   "use_regex": True}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
              "invert": False}
-    steps = {GPT2: [],
-             SMOLLM2: [{"type": "Digits", "individual_digits": True}]}.get(pattern, [split])
+    digits = {"type": "Digits", "individual_digits": True}
+    steps = {GPT2: [], SMOLLM2: [digits]}.get(pattern, [split])
     steps = [*steps, byte_level | {"use_regex": split not in steps}]
     added = [{"id": i, "content": word, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": False,
-              "special": kind == CONTROL}
+              "normalized": False, "special": kind == CONTROL}
              for i, (word, kind) in enumerate(zip(words, kinds)) if kind in (CONTROL, USER_DEFINED)]
     spec = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
             "normalizer": {"type": "NFC"} if pattern == QWEN else None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1
-            else steps[0],
+            "pre_tokenizer": (steps[0] if len(steps) == 1
+                              else {"type": "Sequence", "pretokenizers": steps}),
             "post_processor": byte_level, "decoder": byte_level,
             "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                      "continuing_subword_prefix": None,
-                      "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                      "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                      "fuse_unk": False, "byte_fallback": False,
                       "ignore_merges": pattern == LLAMA3, "merges": get("ggml.merges"),
+                      # words of other kinds pad the table
                       "vocab": {word: i for i, (word, kind) in enumerate(zip(words, kinds))
-                                # The others pad the table.
                                 if kind in (NORMAL, CONTROL, USER_DEFINED)}}}
     ids = {name: get(f"ggml.{name}_token_id") for name in ("bos", "eos", "padding", "unknown")}
     if any(i is not None and i >= len(words) for i in ids.values()):
@@ -219,8 +218,8 @@ def main(argv: list[str] | None = None) -> None:
             (Path(folder) / name).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
         tok = Tokenizer.load(folder, args.chat)
     if tok.n_vocab > model.config.vocab_size:
-        raise UserError(f"{args.file}: {tok.n_vocab} tokens, but "
-                        f"{model.config.vocab_size} rows of weights")
+        raise UserError(f"{args.file}: {tok.n_vocab} tokens, "
+                        f"but {model.config.vocab_size} rows of weights")
     save_model(args.out, model, tok)
     count = sum(p.numel() for p in model.parameters())
     print(f"{args.file}: {count / 1e6:.1f}M parameters, {tok.n_vocab} tokens, "

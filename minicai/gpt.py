@@ -27,7 +27,7 @@ from minicai.run import UserError
 class GPTConfig:
     """What shapes the arithmetic of a GPT; the defaults are the micro-world's base model."""
 
-    vocab_size: int = 1024  # V: rows of the embedding (may exceed the tokenizer's real ids)
+    vocab_size: int = 1024        # V: rows of the embedding (may exceed the tokenizer's real ids)
     n_layer: int = 6
     n_head: int = 4
     n_kv_head: int | None = None  # G: fewer than n_head is grouped-query attention; None: as n_head
@@ -37,16 +37,15 @@ class GPTConfig:
     max_positions: int = 1024     # longest text the model is meant for
     norm: str = "rmsnorm"         # or "layernorm"
     norm_eps: float = 1e-5
-    positions: str = "rope"             # or "learned"
+    positions: str = "rope"       # or "learned"
     rope_theta: float = 10000.0
-    # Llama 3.1's: factor, low_freq_factor, high_freq_factor, original_...
-    rope_scaling: dict | None = None
-    mlp: str = "swiglu"                 # or "gelu" (tanh form)
+    rope_scaling: dict | None = None  # Llama 3.1's: factor, low_freq_factor, high_freq_factor, ...
+    mlp: str = "swiglu"           # or "gelu" (tanh form)
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False               # RMSNorm on each head's queries and keys (Qwen3)
-    tied: bool = True                   # the LM head is the embedding matrix
+    qk_norm: bool = False         # RMSNorm on each head's queries and keys (Qwen3)
+    tied: bool = True             # the LM head is the embedding matrix
 
     def __post_init__(self):
         derived = {"n_kv_head": self.n_head, "head_dim": self.width // self.n_head,
@@ -184,8 +183,9 @@ class Attention(nn.Module):
         if wide:
             q, k, v = q.float(), k.float(), v.float()
         with torch.autocast("cpu", enabled=False) if wide else nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None
-                                               and T > 1, enable_gqa=k.shape[1] != q.shape[1])
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask,
+                                               is_causal=mask is None and T > 1,
+                                               enable_gqa=k.shape[1] != q.shape[1])
         y = y.bfloat16() if wide else y
         return self.out(y.reshape(B, H, T, D).transpose(1, 2).reshape(B, T, H * D))
 
@@ -233,13 +233,13 @@ class GPT(nn.Module):
         self.pos_embed = nn.Embedding(config.max_positions, config.width) if learned else None
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.norm = make_norm(config, config.width)
-        self.unembed = None if config.tied else nn.Linear(config.width, config.vocab_size,
-                                                          bias=False)
-        # True: keep a block's input only, compute the rest again in the backward
+        self.unembed = (None if config.tied
+                        else nn.Linear(config.width, config.vocab_size, bias=False))
+        # Keep a block's input only and compute the rest again in the backward?
         self.checkpointing = False
-        # True: products in bfloat16; weights, norms, residual stream stay float32
+        # Products in bfloat16? Weights, norms, residual stream stay float32.
         self.bf16 = False
-        # True: forward and backward of whole texts as CUDA graphs (graph.py)
+        # Forward and backward of whole texts as CUDA graphs (graph.py)?
         self.recording = False
         # A plain attribute, not a buffer: model.to(bfloat16) must not round the angles.
         self.freq = None if learned else rope_frequencies(config)

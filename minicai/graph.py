@@ -54,7 +54,8 @@ class Recording:
 def new_side(device: torch.device) -> tuple:
     """(stream, memory pool, what keeps them) of recordings,
     of which only one at a time holds anything in it."""
-    stream, pool, number = torch.cuda.Stream(device), torch.cuda.graph_pool_handle(), torch.zeros(1, device=device)
+    stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+    number = torch.zeros(1, device=device)
     return stream, pool, Recording(lambda: number.add_(1), stream, pool)
 
 
@@ -89,8 +90,8 @@ def record(what: str, steps: list, device: torch.device,
                 raise error from None
             FAILED[what] = (str(error).strip().splitlines() or [type(error).__name__])[0]
             torch.cuda.synchronize(device)
-            print(f"{what}: no CUDA graphs here ({FAILED[what]:.300}): "
-                  "slower without", file=sys.stderr)
+            print(f"{what}: no CUDA graphs here ({FAILED[what]:.300}): slower without",
+                  file=sys.stderr)
     for step in steps:
         step()
     return steps
@@ -109,8 +110,8 @@ def recorded_forward(model, ids: torch.Tensor) -> torch.Tensor | None:
     if model.checkpointing or torch.is_inference_mode_enabled() or "whole texts" in FAILED:
         return None
     if model not in TRUNKS:
-        TRUNKS[model] = SimpleNamespace(found={}, stamp=None,
-                                        weights=dict(model.named_parameters()), pairs=[], where=(),
+        weights = dict(model.named_parameters())
+        TRUNKS[model] = SimpleNamespace(found={}, stamp=None, weights=weights, pairs=[], where=(),
                                         flying=lambda: None)
     trunk, (B, T) = TRUNKS[model], ids.shape
     if learns and trunk.flying() is not None:

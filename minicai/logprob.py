@@ -20,8 +20,8 @@ import torch.nn.functional as F
 
 
 def logprob_reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-                      temperature: float = 1.0,
-                      forbidden: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+                      temperature: float = 1.0, forbidden: torch.Tensor | None = None,
+                      ) -> tuple[torch.Tensor, torch.Tensor]:
     """The definition: hidden [N, D], weight [V, D], targets [N] -> logp [N], entropy [N], in nats.
 
     forbidden [V] bool: ids that are never sampled, so they take no part in the normalisation.
@@ -35,8 +35,8 @@ def logprob_reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch
 
 
 def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-                   temperature: float = 1.0,
-                   forbidden: torch.Tensor | None = None, entropy: bool = False,
+                   temperature: float = 1.0, forbidden: torch.Tensor | None = None,
+                   entropy: bool = False,
                    scratch_bytes: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """logprob_reference in chunks: logp [N] and, if asked for,
     entropy [N] (else None), at least float32.
@@ -77,7 +77,8 @@ class ChunkedLogprob(torch.autograd.Function):
         # An entropy that is only looked at costs the backward nothing.
         ctx.set_materialize_grads(False)
         low, bias = weight.to(hidden.dtype), forbidding_bias(forbidden, hidden.dtype)
-        ctx.temperature, ctx.rows, (statistics, ctx.gradient) = temperature, rows, row_functions(hidden)
+        ctx.temperature, ctx.rows = temperature, rows
+        statistics, ctx.gradient = row_functions(hidden)
         found = []
         for i in range(0, max(1, len(hidden)), rows):  # no tokens at all: one empty chunk
             part = slice(i, i + rows)
@@ -107,15 +108,15 @@ class ChunkedLogprob(torch.autograd.Function):
         for i in range(0, len(hidden), ctx.rows):
             part = slice(i, i + ctx.rows)
             d = ctx.gradient(F.linear(hidden[part], low, bias), targets[part], ctx.temperature,
-                             g[part],
-                             None if ge is None else ge[part], *(x[part] for x in kept))  # [n, V]
+                             g[part], None if ge is None else ge[part],
+                             *(x[part] for x in kept))  # [n, V]
             if d_hidden is not None:
                 torch.mm(d, low, out=d_hidden[part])
             if d_weight is not None:
                 add_product(d_weight, d.T, hidden[part], beta=min(i, 1))  # the first one is set
             del d                                       # before the next chunk's logits are made
-        return d_hidden, None if d_weight is None else d_weight.to(
-            ctx.weight_type), None, None, None, None, None
+        d_weight = None if d_weight is None else d_weight.to(ctx.weight_type)
+        return d_hidden, d_weight, None, None, None, None, None
 
 
 def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: int) -> None:
@@ -135,7 +136,8 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: int
 def adds_wide(device, dtype) -> bool:
     """Whether this torch adds products of half precision straight into float32:
     tried, since some do it wrongly."""
-    a, total = torch.ones(16, 16, device=device, dtype=dtype), torch.full((16, 16), 1024.5, device=device)
+    a = torch.ones(16, 16, device=device, dtype=dtype)
+    total = torch.full((16, 16), 1024.5, device=device)
     try:
         found = []
         for beta in (1, 0, 1):

@@ -60,12 +60,14 @@ def friendly_main(main):
         except UserError as error:
             code, said = 2, f"error: {error}"
         except (MemoryError, torch.OutOfMemoryError) as error:
-            code, said = 2, (f"error: out of memory ({str(error).partition('.')[0]}): lower --micro or --sample-tokens,"
-                             " or give --checkpointing; python -m minicai.lab.plan says what takes how much")
+            code, said = 2, (f"error: out of memory ({str(error).partition('.')[0]}): "
+                             "lower --micro or --sample-tokens, or give --checkpointing; "
+                             "python -m minicai.lab.plan says what takes how much")
         except OSError as error:  # a folder that cannot be written, a full disk
             code, said = 2, f"error: {error}"
         except (KeyboardInterrupt, Stopped) as stop:
-            code, said = 128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT), f"\nstopped: {going_on()}"
+            code = 128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT)
+            said = f"\nstopped: {going_on()}"
         finally:
             while HELD:
                 os.close(HELD.pop()[0])
@@ -110,7 +112,8 @@ def writing(path, size: int = 0):
         there = next(folder for folder in Path(path).absolute().parents if folder.exists())
         reason = getattr(cause, "strerror", None) or str(error).splitlines()[0][:200]
         full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        room = f"{f'it takes {megabytes(size)}, ' * bool(size)}{megabytes(shutil.disk_usage(there).free)} are free there"
+        free = megabytes(shutil.disk_usage(there).free)
+        room = f"{f'it takes {megabytes(size)}, ' * bool(size)}{free} are free there"
         raise UserError(f"{path}: cannot be written ({reason}); "
                         f"{f'{room}: make room' if full else 'check path and rights'} or give "
                         "another --out; what was saved before is still there") from None
@@ -135,9 +138,10 @@ class Parser(argparse.ArgumentParser):
 
 def real(low: float, high: float = 1e9, above: bool = False, or_zero: bool = False):
     """A flag's type: a finite number from `low` (or above it) to `high`; with or_zero, 0 too."""
-    what = f"a number {'above' if above else 'of at least'} {low:g} and at most {high:g}{', or 0' * or_zero}"
-    return checked(float, lambda x: low <= x <= high and not (above and x == low) or or_zero
-                   and x == 0, what)
+    def fits(x):
+        return low <= x <= high and not (above and x == low) or or_zero and x == 0
+    return checked(float, fits, f"a number {'above' if above else 'of at least'} {low:g} "
+                   f"and at most {high:g}{', or 0' * or_zero}")
 
 
 def whole(low: int, high: int = 10**9):

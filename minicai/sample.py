@@ -24,9 +24,8 @@ from minicai.run import UserError
 
 def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop: set[int],
              forbidden: torch.Tensor | None = None, temperature: float = 1.0,
-             generator: torch.Generator | None = None,
-             batch_tokens: int | None = None, progress: str | None = None,
-             done: dict | None = None) -> list[list[int]]:
+             generator: torch.Generator | None = None, batch_tokens: int | None = None,
+             progress: str | None = None, done: dict | None = None) -> list[list[int]]:
     """New ids of each prompt, in the order given;
     a row's last id is in `stop` if it ended by itself.
 
@@ -164,8 +163,8 @@ def cut(row: list[int], stop: set[int]) -> list[int]:
 
 @torch.no_grad()
 def stream(model: GPT, prompt: list[int], *, max_new_tokens: int, stop: set[int],
-           forbidden: torch.Tensor | None = None,
-           temperature: float = 1.0, generator: torch.Generator | None = None) -> Iterator[int]:
+           forbidden: torch.Tensor | None = None, temperature: float = 1.0,
+           generator: torch.Generator | None = None) -> Iterator[int]:
     """Yield the new ids of one prompt as they are sampled, a stop id included."""
     cache, ids = new_cache(model, 1, len(prompt) + max_new_tokens), prompt
     for chance in random_numbers(1, max_new_tokens, model.head.device, generator).T:

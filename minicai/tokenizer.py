@@ -6,7 +6,7 @@ never become it. Role markers and end tokens are put between the pieces as ids. 
 chat template: three formats cover the families in checkpoint.py, and a look at the directory's own
 template tells which is meant:
 
-  plain   <bos>\\n\\nHuman: Hi\\n\\nAssistant: Hello<end>    the paper's; each marker is one id if the vocabulary has it
+  plain   <bos>\\n\\nHuman: Hi\\n\\nAssistant: Hello<end>    the paper's; a marker may be one id
   chatml  <|im_start|>user\\nHi<|im_end|>\\n...            SmolLM2, Qwen2.5, Qwen3
   llama3  <bos><|start_header_id|>user<|end_header_id|>\\n\\nHi<|eot_id|>...
 
@@ -31,7 +31,8 @@ from minicai.run import UserError, refuse_pointer
 GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 # SmolLM2 first cuts out single digits, so spaces in front of one stay together,
 # as they do at the end of a text.
-SMOLLM2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"""
+SMOLLM2 = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|"
+           r"\s+(?!\S)|\s+")
 QWEN, LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + digits +
                 r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+" for digits in ("", "{1,3}"))
 
@@ -40,16 +41,18 @@ CHATS = {"chatml": ("<|im_start|>", "<|im_end|>"), "llama3": ("<|start_header_id
 # What a saved directory says of its format where its own template says something else,
 # or where it has none.
 TEMPLATES = {
-    "plain": "{% if m.role != 'system' %}{{ '\n\nHuman: ' if m.role == 'user' else '\n\nAssistant: ' }}{% endif %}"
+    "plain": "{% if m.role != 'system' %}"
+             "{{ '\n\nHuman: ' if m.role == 'user' else '\n\nAssistant: ' }}{% endif %}"
              "{{ m.content | trim }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
              "{{ '\n\nAssistant:' if add_generation_prompt }}",
     "chatml": "{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
               "{{ '<|im_start|>assistant\n' if add_generation_prompt }}",
-    "llama3": "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}"
-              "{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' if add_generation_prompt }}"}
+    "llama3": "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' "
+              "+ m.content | trim + '<|eot_id|>' }}{% endfor %}"
+              "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' if add_generation_prompt }}"}
 # Ids for padding, the best first: a text holds none of them.
-PADS = ("<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<|reserved_special_token_0|>", "<|fim_pad|>",
-        "<|vision_pad|>")
+PADS = ("<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<|reserved_special_token_0|>",
+        "<|fim_pad|>", "<|vision_pad|>")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
          "chat_template.jinja", "generation_config.json", "vocab.json", "merges.txt")
 
@@ -87,7 +90,8 @@ def read_ranks(bpe: dict, special, path) -> dict[bytes, int]:
     if kind != "BPE" or other:
         raise UserError(f"{path}: not a byte-level BPE but {kind} {' '.join(other)}; "
                         "minicai reads no other tokenizers")
-    alphabet, words = byte_alphabet(), {word: i for word, i in bpe["vocab"].items() if word not in special}
+    alphabet = byte_alphabet()
+    words = {word: i for word, i in bpe["vocab"].items() if word not in special}
     strange = set("".join(words)) - set(alphabet)
     if strange:
         raise UserError(f"{path}: not a byte-level vocabulary: {min(strange)!r} stands for no byte")
@@ -193,8 +197,7 @@ class Tokenizer:
             # a byte that no text holds, spelt as a letter that some do:
             # as a word of its own at most
             "__type": "AddedToken", "content": "\u00ff", "single_word": True, "lstrip": False,
-            "rstrip": False,
-            "normalized": False, "special": True}}
+            "rstrip": False, "normalized": False, "special": True}}
         ids = {"eos_token_id": self.end, "pad_token_id": self.pad}
         if self.bos:
             tokens["bos_token"], ids["bos_token_id"] = names[self.bos[0]], self.bos[0]
@@ -207,8 +210,8 @@ class Tokenizer:
             config |= {"minicai_chat": self.chat, "chat_template": start + TEMPLATES[self.chat]}
         files["tokenizer_config.json"] = as_json(config)
         if "generation_config.json" in files:
-            files["generation_config.json"] = as_json(json.loads(files["generation_config.json"])
-                                                      | ids)
+            sampling = json.loads(files["generation_config.json"])
+            files["generation_config.json"] = as_json(sampling | ids)
         if self.spec.get("padding") and "tokenizer.json" in files:
             padding = self.spec["padding"] | {"pad_id": self.pad,
                                               "pad_token": names.get(self.pad, "\u00ff")}
