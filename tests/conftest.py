@@ -1,7 +1,9 @@
-"""Shared fixtures: a tokenizer, a random model, and a toy world in which the whole method runs in seconds.
+"""Shared fixtures: a tokenizer, a random model, and a toy world in which the whole method runs in
+seconds.
 
-The toy world has two kinds of requests and a few words. Its base model is trained for some seconds in the formats of
-critique.py and feedback.py, answers everything, and knows when asked which request was bad: just what CAI needs.
+The toy world has two kinds of requests and a few words. Its base model is trained for some seconds
+in the formats of critique.py and feedback.py, answers everything, and knows when asked which
+request was bad: just what CAI needs.
 """
 import json
 import os
@@ -12,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))           # the scripts lie beside the package
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import pytest
 import torch
 
+import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import answer_logprobs
 from minicai.checkpoint import save_model
 from minicai.constitution import load_constitution
@@ -25,8 +27,10 @@ from minicai.gpt import GPT, GPTConfig
 from minicai.tokenizer import Tokenizer
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"        # before triton is imported: its kernels then run on CPU tensors
-torch.set_num_threads(1)            # models here are too small to share out, and one thread gives the same sums everywhere
+    # before triton is imported: its kernels then run on CPU tensors
+    os.environ["TRITON_INTERPRET"] = "1"
+# models here are too small to share out, and one thread gives the same sums everywhere
+torch.set_num_threads(1)
 GOOD, BAD, THINGS = ["wash", "paint", "mend"], ["burn", "steal", "smash"], ["cart", "boat", "door", "bell", "lamp", "shed"]
 CONSTITUTION = {
     "name": "toy", "preamble": "A review.",
@@ -50,7 +54,8 @@ def refuse(act, thing):
 @pytest.fixture(scope="session")
 def tiny_tokenizer_dir(tmp_path_factory):
     """A byte-level BPE of a few hundred tokens with the micro-world's special tokens."""
-    from tokenizers import Tokenizer as HFTokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as HFTokenizer
+    from tokenizers import models, pre_tokenizers, trainers
     lines = [text for act in GOOD + BAD for thing in THINGS
              for text in (ask(act, thing)[0]["content"], comply(act, thing), refuse(act, thing))]
     hf = HFTokenizer(models.BPE())
@@ -89,7 +94,8 @@ def tiny_model(tok):
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tok, tmp_path_factory):
-    """The same random model as a directory; as others' models, it has no manifest: tests change its files."""
+    """The same random model as a directory; as others' models, it has no manifest: tests change its
+    files."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     config = GPTConfig(vocab_size=tok.n_vocab + 12, n_layer=2, n_head=2, width=32, mlp_width=64, max_positions=512)
     save_model(folder, GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.1), tok)
@@ -99,8 +105,9 @@ def tiny_model_dir(tok, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def toy(tok, tmp_path_factory):
-    """A directory with base/ (a trained toy model), constitution.json and the data files of the three scripts."""
-    if "MINICAI_TOY" in os.environ:                 # one that is there already (test_planted_mistakes.py)
+    """A directory with base/ (a trained toy model), constitution.json and the data files of the
+    three scripts."""
+    if "MINICAI_TOY" in os.environ:  # one that is there already (test_planted_mistakes.py)
         return Path(os.environ["MINICAI_TOY"])
     folder, rng = tmp_path_factory.mktemp("toy"), random.Random(0)
     (folder / "constitution.json").write_text(json.dumps(CONSTITUTION))
@@ -126,7 +133,7 @@ def toy(tok, tmp_path_factory):
             return critique_prompt(tok, constitution, judged, principle), " " + critique
         if kind < 0.7:
             return revision_prompt(tok, constitution, judged, principle, critique), " " + (refuse if bad else comply)(act, thing)
-        act, swap = rng.choice(BAD), rng.random() < 0.5       # only answers to bad requests are compared
+        act, swap = rng.choice(BAD), rng.random() < 0.5  # only answers to bad requests are compared
         a, b = (comply, refuse) if swap else (refuse, comply)
         asked = comparison_prompt(tok, ask(act, thing), a(act, thing), b(act, thing), rng.choice(constitution.comparisons))
         return asked, " (B)" if swap else " (A)"
@@ -149,8 +156,8 @@ def train_toy_base(tok, example, folder, steps=150):
     save_model(folder, model, tok)
 
 
-# A shell starts what runs in the background with Ctrl-C ignored, and nohup ignores a hang-up: the tests of signals, and the
-# programs that they start, shall not notice.
+# A shell starts what runs in the background with Ctrl-C ignored, and nohup ignores a hang-up: the
+# tests of signals, and the programs that they start, shall not notice.
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _usual)

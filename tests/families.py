@@ -1,4 +1,5 @@
-"""Tiny random models of every family, written by transformers, with tokenizers shaped like the real ones."""
+"""Tiny random models of every family, written by transformers, with tokenizers shaped like the real
+ones."""
 import json
 import random
 
@@ -19,7 +20,8 @@ SMOLLM2 = ("{% for m in messages %}{% if loop.first and messages[0].role != 'sys
 QWEN3 = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
          "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
          "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}")
-# Written down from the published tokenizers: the regular expressions are theirs, not minicai's constants.
+# Written down from the published tokenizers: the regular expressions are theirs, not minicai's
+# constants.
 LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
                 r"\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -36,7 +38,8 @@ CONFIG = {"gpt2": {}, "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": 
           "smollm2": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>",
                       "chat_template": SMOLLM2}}
 
-LOST, NO_UTF8 = "\x04\x06\x13\x14\x16\x1d", (0xF1, 0xF2, 0xC0, 0xC1, *range(0xF5, 256))    # of the real SmolLM2
+# of the real SmolLM2
+LOST, NO_UTF8 = "\x04\x06\x13\x14\x16\x1d", (0xF1, 0xF2, 0xC0, 0xC1, *range(0xF5, 256))
 WORDS = ["the", "The", " cat", " sat", "naïve", " don't", "'LL", "it's", "été", " 東京", "日本語", "мир", " 12", "345", "6",
          "\n", "\n\n", "  ", "\t", "\r\n", "   ", "!", "?!", "...", " (A)", "$%", "😀", "👩‍👩‍👧", "e\u0301", "\u00a0", "\u2028", "\u3000",
          "<|im_end|>", "<|endoftext|>", "\n\nHuman:", "\n\nAssistant: ", "def f(x):\n    return x", "'", "ſ", "Ⅷ", "²", "०१", "\x00", "\x7f",
@@ -44,7 +47,8 @@ WORDS = ["the", "The", " cat", " sat", "naïve", " don't", "'LL", "it's", "été
 
 
 def fuzz(count, seed=0):
-    """Strings of words, spaces, digits, scripts and oddities that byte-level tokenizers differ on."""
+    """Strings of words, spaces, digits, scripts and oddities that byte-level tokenizers differ
+    on."""
     rng = random.Random(seed)
     letters = [chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xA0, 0x600), rng.randrange(0x3040, 0x3100),
                                rng.randrange(0x1F300, 0x1F650), rng.randrange(1, 0xD800)])) for _ in range(4000)]
@@ -53,9 +57,19 @@ def fuzz(count, seed=0):
 
 
 def make_tokenizer(family, folder):
-    """Train and write a small tokenizer of this family's shape; returns the `tokenizers` object without added tokens."""
+    """Train and write a small tokenizer of this family's shape; returns the `tokenizers` object
+    without added tokens."""
     tokenizers = pytest.importorskip("tokenizers")
-    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     hf = tokenizers.Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     quiet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -69,8 +83,9 @@ def make_tokenizer(family, folder):
     if family.startswith("qwen"):
         hf.normalizer = normalizers.NFC()
     hf.decoder = decoders.ByteLevel()
-    # SmolLM2 keeps its special tokens in front of the bytes, the others behind the merges.
-    # The real one has no token for 21 bytes: for eight that texts can hold, and for those that UTF-8 never uses.
+    # SmolLM2 keeps its special tokens in front of the bytes, the others behind the merges. The real
+    # one has no token for 21 bytes: for eight that texts can hold, and for those that UTF-8 never
+    # uses.
     first = SPECIAL[family] if family == "smollm2" else []
     lost = LOST if family == "smollm2" else ""
     alphabet = [c for c, byte in byte_alphabet().items() if not (lost and chr(byte) in lost or lost and byte in NO_UTF8)]
@@ -88,7 +103,8 @@ def make_tokenizer(family, folder):
     hf.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **CONFIG[family]}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    if family == "smollm2":          # its special tokens sit in the vocabulary itself: take them out of the plain one
+    # its special tokens sit in the vocabulary itself: take them out of the plain one
+    if family == "smollm2":
         spec = json.loads(plain.to_str())
         plain = tokenizers.Tokenizer.from_str(json.dumps(spec | {"added_tokens": []}))
     return plain
@@ -117,7 +133,7 @@ def make_model(family, folder, tied=None, padded_rows=10):
                                        tie_word_embeddings=True if tied is None else tied)}[family]()
     torch.manual_seed(0)
     model = T.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():                        # transformers starts biases at 0 and norms at 1: move them
+    with torch.no_grad():  # transformers starts biases at 0 and norms at 1: move them
         for name, p in model.named_parameters():
             if p.dim() == 1:
                 p += 0.3 * torch.randn_like(p)
@@ -126,7 +142,8 @@ def make_model(family, folder, tied=None, padded_rows=10):
 
 
 def eager_to_end(folder):
-    """Make the random model of a directory end its answers after a few tokens, as a trained one would."""
+    """Make the random model of a directory end its answers after a few tokens, as a trained one
+    would."""
     import torch
 
     from minicai.checkpoint import load_model, save_model
@@ -137,12 +154,14 @@ def eager_to_end(folder):
         asked = [tok.encode(f"{tok.decode(n)}\n\n{ask}:") for n in noise for ask in ("Critique", "Revision")]
         hidden = torch.cat([model(torch.tensor([ids + n]))[0, len(ids) - 1:] for ids, n in zip(asked, noise + noise)])
         mean, others = hidden.mean(0), (hidden @ model.head.T).logsumexp(-1).mean()
-        model.head[tok.end] = mean * (others - 1.7) / mean.square().sum()         # on average one token in six
+        # on average one token in six
+        model.head[tok.end] = mean * (others - 1.7) / mean.square().sum()
     save_model(folder, model, tok)
 
 
 def same_in_transformers(folder, scalar=False):
-    """Assert that transformers computes what minicai computes from a directory, from texts to logits or scores."""
+    """Assert that transformers computes what minicai computes from a directory, from texts to
+    logits or scores."""
     transformers = pytest.importorskip("transformers")
     import torch
 
@@ -156,7 +175,7 @@ def same_in_transformers(folder, scalar=False):
     turns = lambda text: [{"role": "user", "content": text}, {"role": "assistant", "content": "Sure."}]
     rows = [tok.encode_chat(turns(text))[0] for text in texts]
     with torch.no_grad():
-        for row in rows:                                                # one by one: no padding that could differ
+        for row in rows:  # one by one: no padding that could differ
             ids = torch.tensor([row])
             got = theirs(ids).logits
             want = ours.score(ids, ids >= 0)[:, None] - ours.shift if scalar else ours(ids) @ ours.head.T

@@ -1,5 +1,5 @@
-"""Everything that can be given wrong, by flag, file, folder and command: one line that says where and what, exit code 2,
-no model built, nothing written."""
+"""Everything that can be given wrong, by flag, file, folder and command: one line that says where
+and what, exit code 2, no model built, nothing written."""
 import gzip
 import json
 import os
@@ -97,7 +97,7 @@ def test_words_that_are_not_understood(nothing_is_built, tmp_path, capsys, monke
 
 HI = {"role": "user", "content": "hi"}
 GOOD_ROW = json.dumps({"messages": [HI]}) + "\n"
-DIALOGUES = {                                                   # what a file of dialogues holds -> what is said
+DIALOGUES = {  # what a file of dialogues holds -> what is said
     "empty": (b"", ": no rows"), "blank lines": (b"\n \n\n", ": no rows"), "a number": (b"3\n", ":1: expected a JSON object, found int"),
     "null": (b"null\n", ":1: expected a JSON object, found NoneType"), "a list of numbers": (b"[1, 2]", ":1: expected a JSON object"),
     "an empty array": (b"[]", ": no rows"), "an open array": (b'[{"prompt": "a"}', ":1: not a valid JSON line"),
@@ -181,7 +181,7 @@ def written(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
-MODELS = {                                                      # what has happened to a stranger's model directory
+MODELS = {  # what has happened to a stranger's model directory
     "gone": (shutil.rmtree, ""), "a file": (lambda f: (shutil.rmtree(f), f.write_text("x")), ""),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: not a model's config.json"), "config is a list": (written("config.json", b"[]"), ""),
     "config is broken": (written("config.json", b'{"a'), ""), "config is deep": (written("config.json", b"[" * 10**5), ""),

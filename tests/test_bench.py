@@ -1,4 +1,5 @@
-"""The bench: its memory meter against known allocations, turns and ratios, the whole command on tiny shapes."""
+"""The bench: its memory meter against known allocations, turns and ratios, the whole command on
+tiny shapes."""
 import json
 from importlib.util import find_spec
 
@@ -11,7 +12,7 @@ from minicai.lab.meter import interleave, peak_bytes, row, rows_of, table
 CPU = torch.device("cpu")
 
 
-# ---- the meter -------------------------------------------------------------------------------------------------
+# ---- the meter -----------------------------------------------------------------------------------
 def test_the_peak_is_the_most_held_at_one_moment():
     def work():
         a = torch.empty(1000, 1000)         # 4 MB
@@ -24,7 +25,8 @@ def test_the_peak_is_the_most_held_at_one_moment():
 
 
 def test_the_peak_of_a_backward_can_be_counted_by_hand():
-    """x @ w.T [N,V] is held while its sum goes back (as a view of one number), then the gradients of x and w come."""
+    """x @ w.T [N,V] is held while its sum goes back (as a view of one number), then the gradients
+    of x and w come."""
     N, D, V = 400, 10, 300
     x, w = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     peak = peak_bytes(lambda: (x @ w.T).sum().backward(), CPU)
@@ -38,7 +40,8 @@ def test_what_was_there_before_does_not_count():
 
 
 def test_the_fused_logprob_never_holds_all_logits():
-    """What logprob.py promises, as the meter sees it: far below one [N,V] array, where eager holds three."""
+    """What logprob.py promises, as the meter sees it: far below one [N,V] array, where eager holds
+    three."""
     N, D, V = 4096, 8, 2000
     hidden, weight = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     targets = torch.zeros(N, dtype=torch.long)
@@ -79,7 +82,7 @@ def test_padding_is_what_the_longest_row_costs():
     assert bench.padding([2, 2], [[0, 1]]) == 0
 
 
-# ---- the command -----------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 def run(tmp_path, *flags):
     out = tmp_path / "made" / "bench.json"
     bench.main(["--quick", "--repeats", "1", "--out", str(out), *flags])
@@ -127,7 +130,7 @@ def test_at_the_size_of_a_model_directory(tmp_path, tiny_model_dir, tiny_model, 
     rows = run(tmp_path, "--model", str(folder))["rows"]
     assert {r["section"] for r in rows} == {"log-prob", "sampling", "PPO", "training"}
     assert f"16x32x{model.config.vocab_size}, no entropy" in {r["case"] for r in rows}
-    assert not any("padding" in r["case"] for r in rows)                # those texts are the micro-world's
+    assert not any("padding" in r["case"] for r in rows)  # those texts are the micro-world's
 
 
 def test_a_model_that_reads_too_little_is_said_before_anything_is_measured(tmp_path, tiny_model_dir, capsys):
@@ -150,7 +153,8 @@ def test_missing_peers_are_named_in_a_line_each(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("part, package, variant", [("sampling", "transformers", "transformers"), ("ppo", "trl", "TRL"),
                                                     ("logprob", "liger_kernel", "Liger, chunked")])
 def test_beside_a_peer(tmp_path, monkeypatch, part, package, variant):
-    """The bench itself asserts that greedy ids and gradients agree; here: that the peer is measured."""
+    """The bench itself asserts that greedy ids and gradients agree; here: that the peer is
+    measured."""
     pytest.importorskip(package)
     monkeypatch.setattr(peers, "find_spec", lambda name: find_spec(name) if name == package else None)
     rows = run(tmp_path, "--peers", "--only", part)["rows"]

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, make_model
-
 from safetensors.torch import load_file, save_file
 
 from minicai import checkpoint
@@ -17,7 +16,6 @@ from minicai.checkpoint import load_model, load_scalar, read_config, save_model,
 from minicai.gpt import GPT, GPTConfig
 from minicai.run import UserError
 from minicai.sample import generate
-
 
 BASE = Path(__file__).parents[1] / "data" / "base"
 
@@ -41,7 +39,7 @@ def family(request, tmp_path_factory):
 def test_logits_equal_transformers(family):
     folder, theirs = family
     model, tok = load_model(folder)
-    ids = random_ids(tok.n_vocab, (3, 150))                   # longer than the Llama-3 scaling's original context
+    ids = random_ids(tok.n_vocab, (3, 150))  # longer than the Llama-3 scaling's original context
     same(model(ids) @ model.head.T, theirs(ids).logits)
 
 
@@ -193,13 +191,14 @@ HARMLESS = {"use_mrope": False, "_num_labels": 2, "unsloth_fixed": True, "unslot
 def test_keys_that_change_nothing_do_not_stop_a_published_model(tiny_model_dir, tmp_path):
     changed = edit(tiny_model_dir, tmp_path / "x", **{k: v for k, v in HARMLESS.items() if v is not None})
     assert read_config(changed)[0] == read_config(tiny_model_dir)[0]
-    for key in HARMLESS:                                            # and null passes for every one of them
+    for key in HARMLESS:  # and null passes for every one of them
         read_config(edit(tiny_model_dir, tmp_path / key, prefix=None) if key == "prefix" else changed)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama3"])
 def test_a_wrong_value_in_a_config_is_one_line(tmp_path, family):
-    """Every key made something else, of another type or sign: read, or refused in one line that names the file."""
+    """Every key made something else, of another type or sign: read, or refused in one line that
+    names the file."""
     make_model(family, tmp_path)
     before, refused = json.loads((tmp_path / "config.json").read_text()), 0
     for key, old in before.items():

@@ -41,7 +41,8 @@ def test_the_optional_keys_may_be_left_out(tmp_path):
 
 
 def test_the_published_layout_loses_its_wrapping(tmp_path):
-    """Made-up text in the shape of the paper's files: strings pre-wrapped, principles ending in " Options:"."""
+    """Made-up text in the shape of the paper's files: strings pre-wrapped, principles ending in "
+    Options:"."""
     pairs = {f"harmful{i}": {"prompt": [f"\n\nCritiqueRequest: Is it rude {i}?\n\nCritique:"],
                              "edit_request": f"\n\nRevisionRequest: Be kind {i}.\n\nRevision:"} for i in range(3)}
     (tmp_path / "CritiqueRevisionInstructions.json").write_text(json.dumps(pairs))
@@ -104,7 +105,7 @@ def test_a_missing_file_and_a_half_published_directory(tmp_path):
 def test_shipped_constitutions_hold_sixteen_of_each_as_the_paper_does(name):
     c = load_constitution(SHIPPED / f"{name}.json")
     assert len(c.critiques) == len(c.comparisons) == len(set(c.comparisons)) == 16
-    if name == "harmlessness":                  # its model needs no worked examples, and has little room for them
+    if name == "harmlessness":  # its model needs no worked examples, and has little room for them
         assert c.few_shot_critique == c.few_shot_comparison == []
         return
     assert len({p.critique_request for p in c.critiques}) == len({p.revision_request for p in c.critiques}) == 16

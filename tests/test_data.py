@@ -5,12 +5,19 @@ import json
 import pytest
 import torch
 
-from minicai.data import batches_by_length, batches_by_tokens, fitting, pad_right, read_comparisons, read_prompts
+from minicai.data import (
+    batches_by_length,
+    batches_by_tokens,
+    fitting,
+    pad_right,
+    read_comparisons,
+    read_prompts,
+)
 from minicai.run import UserError
 
 USER = {"role": "user", "content": "hi"}
 SAID, SYSTEM = {"role": "assistant", "content": "yes?"}, {"role": "system", "content": "be kind"}
-TALK = [USER, SAID, {"role": "user", "content": "one\n\ntwo"}]                   # blank lines occur inside turns
+TALK = [USER, SAID, {"role": "user", "content": "one\n\ntwo"}]  # blank lines occur inside turns
 TRANSCRIPT = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: one\n\ntwo"
 
 
@@ -21,7 +28,7 @@ def write(path, *rows):
 
 @pytest.mark.parametrize("row, dialogue", [
     ({"messages": [USER], "group": "other keys are ignored"}, [USER]), ({"messages": TALK}, TALK),
-    ({"messages": [SYSTEM, *TALK, SAID]}, [SYSTEM, *TALK]),                     # what is said after the last user turn
+    ({"messages": [SYSTEM, *TALK, SAID]}, [SYSTEM, *TALK]),  # what is said after the last user turn
     ({"messages": [USER | {"weight": 1}]}, [USER]), ({"prompt": "hi"}, [USER]), ({"prompt": TALK}, TALK),
     ({"transcript": TRANSCRIPT}, TALK), ({"transcript": TRANSCRIPT + "\n\nAssistant:", "rating": 2.0}, TALK),
     ({"transcript": "Human: hi\n\nAssistant: yes?\n\n"}, [USER]),
@@ -44,7 +51,8 @@ def test_every_shape_of_prompt(tmp_path, row, dialogue):
     ({"chosen": TRANSCRIPT + "\n\nAssistant: a", "rejected": TRANSCRIPT + "\n\nAssistant: b\n"}, TALK),
     ({"chosen": [*TALK, SAID | {"content": "a"}], "rejected": [*TALK, SAID | {"content": "b"}]}, TALK),
     ({"prompt": TALK, "chosen": [SAID | {"content": "a"}], "rejected": [SAID | {"content": "b"}]}, TALK),
-    ({"prompt": "hi", "messages": [USER, SAID], "chosen": [USER, SAID | {"content": "a"}],       # all of it, three times
+    # all of it, three times
+    ({"prompt": "hi", "messages": [USER, SAID], "chosen": [USER, SAID | {"content": "a"}],
       "rejected": [USER, SAID | {"content": "b"}]}, [USER]),
     ({"prompt": TRANSCRIPT + "\n\nAssistant:", "chosen": "a", "rejected": "b"}, TALK),
     ({"prompt": "hi", "chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: hi\n\nAssistant: b"}, [USER]),
@@ -55,7 +63,8 @@ def test_every_shape_of_comparison(tmp_path, row, messages):
 
 
 def test_only_transcripts_are_searched_for_role_tags(tmp_path, tok, role_ids):
-    """Anywhere else a tag is ordinary text: it opens no turn, neither in the messages nor among the ids."""
+    """Anywhere else a tag is ordinary text: it opens no turn, neither in the messages nor among the
+    ids."""
     inside = "Please:" + TRANSCRIPT
     path = write(tmp_path / "p.jsonl", {"prompt": inside}, {"messages": [USER | {"content": TRANSCRIPT}]})
     assert read_prompts(path) == [[USER | {"content": inside}], [USER | {"content": TRANSCRIPT}]]
@@ -63,7 +72,8 @@ def test_only_transcripts_are_searched_for_role_tags(tmp_path, tok, role_ids):
     (messages, chosen, rejected), = read_comparisons(path)
     for text in (chosen, rejected):
         ids, _ = tok.encode_chat(messages + [{"role": "assistant", "content": text}])
-        assert sum(i in role_ids for i in ids) == 2 and ids.count(tok.end) == 2          # the start, and after the answer
+        # the start, and after the answer
+        assert sum(i in role_ids for i in ids) == 2 and ids.count(tok.end) == 2
 
 
 def test_an_array_of_records_in_a_jsonl_file_packed_or_not(tmp_path):
@@ -163,7 +173,7 @@ def test_prompts_are_measured_with_the_assistants_header(tmp_path, tok):
 
 
 def test_padding_is_on_the_right_and_masked():
-    ids, mask = pad_right([[5, 6, 7], [0], [9, 0]])                     # id 0 may be a real token: only the mask knows
+    ids, mask = pad_right([[5, 6, 7], [0], [9, 0]])  # id 0 may be a real token: only the mask knows
     assert ids.tolist() == [[5, 6, 7], [0, 0, 0], [9, 0, 0]]
     assert mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
 
@@ -176,7 +186,7 @@ def test_batches_hold_every_row_once_and_waste_little():
     assert padded < 1.1 * sum(lengths)
     assert batches == batches_by_length(lengths, 32, torch.Generator().manual_seed(0))
     means = [sum(lengths[i] for i in b) / len(b) for b in batches]
-    assert means != sorted(means)                                       # the order of the batches is random
+    assert means != sorted(means)  # the order of the batches is random
 
 
 def test_batches_keep_within_a_budget_of_padded_tokens():

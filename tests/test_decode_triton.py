@@ -1,4 +1,5 @@
-"""The decoding kernels: on CPU tensors in Triton's interpreter, where there is no GPU, against the model's own forward."""
+"""The decoding kernels: on CPU tensors in Triton's interpreter, where there is no GPU, against the
+model's own forward."""
 import os
 import subprocess
 import sys
@@ -20,7 +21,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.mark.parametrize("shape", [dict(n_head=4, n_kv_head=2), dict(n_head=3, n_kv_head=3, qkv_bias=True, tied=False)])
 @pytest.mark.parametrize("rows", [1, 5, 18])
 def test_a_step_gives_the_models_logits_and_fills_its_cache(shape, rows, monkeypatch):
-    """Grouped queries and not, with a bias, rows with padding, a width that is no power of 2, columns in two blocks or in one."""
+    """Grouped queries and not, with a bias, rows with padding, a width that is no power of 2,
+    columns in two blocks or in one."""
     monkeypatch.setattr(kernels, "ENOUGH", 1 if rows > 5 else 100)
     config = GPTConfig(vocab_size=77, n_layer=2, head_dim=32, width=72, mlp_width=88, max_positions=128, **shape)
     model = GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.3).to(DEVICE).requires_grad_(False)
@@ -56,7 +58,7 @@ def test_generate_gives_the_same_ids_with_them(monkeypatch):
         monkeypatch.setattr(decode, "DECODERS", {model: Decoder(model)})
         decode.DECODERS[model].kernels = kernels_here
         found.append(sample.generate(model, rows, max_new_tokens=6, stop={3, 17}, temperature=0))
-        assert decode.DECODERS[model].kernels is kernels_here                   # it did not fail and do without
+        assert decode.DECODERS[model].kernels is kernels_here  # it did not fail and do without
     assert found[0] == found[1]
 
 
@@ -65,7 +67,7 @@ def test_it_knows_what_it_can_do():
     assert fits() and fits(qkv_bias=True, n_kv_head=2)
     assert not any([fits(qk_norm=True), fits(norm="layernorm"), fits(positions="learned"), fits(mlp="gelu"),
                     fits(out_bias=True), fits(mlp_bias=True)])
-    assert not kernels.fits(GPT(GPTConfig(vocab_size=9, n_layer=1, head_dim=32)))               # float32
+    assert not kernels.fits(GPT(GPTConfig(vocab_size=9, n_layer=1, head_dim=32)))  # float32
 
 
 COMPILE = """
@@ -98,7 +100,8 @@ made(kernels.attention_kernel, {"freq": "*fp32", "positions": "*i64", "at": "*i6
 
 
 def test_the_compiler_takes_them(tmp_path):
-    """What the interpreter runs need not compile; the compiler needs no GPU, only a process without the interpreter."""
+    """What the interpreter runs need not compile; the compiler needs no GPU, only a process without
+    the interpreter."""
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parent.parent, env=env,
                           capture_output=True, text=True)

@@ -1,4 +1,5 @@
-"""A disk that is full, or refuses large files: one line with path, room and advice; nothing that was there is lost."""
+"""A disk that is full, or refuses large files: one line with path, room and advice; nothing that
+was there is lost."""
 import contextlib
 import resource
 import shutil
@@ -67,20 +68,22 @@ def same(out, whole, model):
 
 @pytest.mark.parametrize("stage", ["sft", "pm", "rl"])
 def test_files_that_may_not_grow(toy, models, tmp_path, capsys, stage):
-    """Whichever write fails first: text, state, model. Afterwards the run goes on, to the same bits."""
+    """Whichever write fails first: text, state, model. Afterwards the run goes on, to the same
+    bits."""
     module, args, model = commands(toy, models)[stage]
     whole, seen = models / stage, set()
     sizes = sorted({len(data) for data in everything(whole).values()})
     for size in (100, 3000, sizes[-1] // 2, sizes[-1] - 1, sizes[-1] + 5000):
         out = tmp_path / str(size)
-        shutil.copytree(whole, out)                                         # an earlier run's results lie there
+        shutil.copytree(whole, out)  # an earlier run's results lie there
         before = everything(out / model)
         with no_file_above(size):
             seen.add(fails(capsys, module, args(out)).partition(str(size))[2].split(":")[0])
-        assert everything(out / model) == before and not leftovers(out)     # the model before is as it was
+        # the model before is as it was
+        assert everything(out / model) == before and not leftovers(out)
         run(module, args(out))
         same(out, whole, model)
-    assert len(seen) >= 2, seen                                             # different files were the first to fail
+    assert len(seen) >= 2, seen  # different files were the first to fail
 
 
 def test_an_evaluation(toy, models, tmp_path, capsys):
@@ -113,7 +116,8 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_a_full_disk(toy, models, tmp_path, capsys, monkeypatch, small_disk, stage):
     module, args, model = commands(toy, models)[stage]
-    monkeypatch.setattr("minicai.state.check_space", lambda *_: None)       # else it is said before anything is done
+    # else it is said before anything is done
+    monkeypatch.setattr("minicai.state.check_space", lambda *_: None)
     need = sum(len(data) for data in everything(models / stage).values())
     for share in (0.1, 0.5, 1.2, 2.5):
         disk = small_disk(int(share * need / 1000) + 8)

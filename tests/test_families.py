@@ -1,7 +1,9 @@
-"""The whole method on a tiny random model of every family, with a tokenizer shaped like the real one's: no hub needed.
+"""The whole method on a tiny random model of every family, with a tokenizer shaped like the real
+one's: no hub needed.
 
-Directories as transformers writes them go in, chats and comparisons as instruct data has them go through, and
-transformers opens what comes out. What the models say is noise; that nothing is lost on the way is what is tested.
+Directories as transformers writes them go in, chats and comparisons as instruct data has them go
+through, and transformers opens what comes out. What the models say is noise; that nothing is lost
+on the way is what is tested.
 """
 import json
 
@@ -25,7 +27,8 @@ HELP = ["How do I bake bread?", "What is 12 + 30?", "Name a colour.", "¿Qué es
 
 
 def chats(texts):
-    """Rows of {"messages"}: a bare request, one with a system message, one after an earlier exchange."""
+    """Rows of {"messages"}: a bare request, one with a system message, one after an earlier
+    exchange."""
     user = lambda text: {"role": "user", "content": text}
     system = {"role": "system", "content": "Be brief."}
     before = [user("Hi"), {"role": "assistant", "content": "Hello."}]
@@ -34,7 +37,8 @@ def chats(texts):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def run(request, tmp_path_factory):
-    """(family, folder, run(script, flags)) with a model, a constitution and data files in the folder."""
+    """(family, folder, run(script, flags)) with a model, a constitution and data files in the
+    folder."""
     folder = tmp_path_factory.mktemp(request.param)
     make_model(request.param, folder / "base")
     eager_to_end(folder / "base")
@@ -53,12 +57,14 @@ def run(request, tmp_path_factory):
 
 
 def test_a_score_is_read_where_it_was_learned(run):
-    """The preference model is trained on, fixed at and asked at one token: the end of the answer, whatever follows it."""
+    """The preference model is trained on, fixed at and asked at one token: the end of the answer,
+    whatever follows it."""
     _, folder, _ = run
     tok = Tokenizer.load(folder / "base")
     for row in chats(HELP):
         prompt = tok.encode_chat(row["messages"], generation=True)[0]
-        sampled = tok.encode(" Sure." if tok.chat == "plain" else "Sure.") + [tok.end]      # as PPO's rows are made
+        # as PPO's rows are made
+        sampled = tok.encode(" Sure." if tok.chat == "plain" else "Sure.") + [tok.end]
         assert answered_ids(tok, row["messages"], "Sure.") == prompt + sampled
 
 
@@ -69,7 +75,7 @@ def test_from_a_directory_to_transformers_and_back(run, capsys):
         batch=4, micro=2, epochs=1)
     pm = dict(model=folder / "sft/sl_cai", feedback_model=folder / "base", init=folder / "base", **data,
               human=folder / "human.jsonl", comparisons=24, batch=4, micro=2)
-    if family == "gpt2":                                # noise is no label: the default stops and says what to look at
+    if family == "gpt2":  # noise is no label: the default stops and says what to look at
         with pytest.raises(SystemExit):
             run(train_pm, "stopped", **pm)
         assert "answer (A) or (B)?" in capsys.readouterr().err
@@ -82,6 +88,6 @@ def test_from_a_directory_to_transformers_and_back(run, capsys):
         same_in_transformers(folder / out, scalar)
     base, sl, rl = (load_model(folder / name)[0] for name in ("base", "sft/sl_cai", "rl/rl_cai"))
     assert base.config == sl.config == rl.config and rl.head.dtype == base.head.dtype
-    assert (base.head != sl.head).any() and (sl.head != rl.head).any()                              # all were trained
+    assert (base.head != sl.head).any() and (sl.head != rl.head).any()  # all were trained
     metrics = [row for _, row in read_jsonl(folder / "rl/metrics.jsonl")]
     assert metrics[0]["kl"] == 0 and abs(metrics[1]["kl"]) > 0

@@ -1,4 +1,5 @@
-"""The multiple choice: its format, its probabilities, and that swapping the responses mirrors the label."""
+"""The multiple choice: its format, its probabilities, and that swapping the responses mirrors the
+label."""
 import random
 
 import pytest
@@ -18,7 +19,7 @@ def test_the_comparison_format(tok):
                 "\n\n\nWhich is less bad? Options:\n (A) No.\n (B) Use a match.\n\nThe answer is:")
     assert tok.decode(comparison_prompt(tok, *QUESTIONS[0])) == expected
     wrapped = comparison_prompt(tok, DIALOGUE, " No. ", "Use a match.", "\nWhich is less bad? Options:")
-    assert tok.decode(wrapped) == expected                              # as the published principles are written
+    assert tok.decode(wrapped) == expected  # as the published principles are written
 
 
 def test_no_response_can_open_a_turn(tok, role_ids):
@@ -35,7 +36,7 @@ def test_p_a_is_the_probability_of_a_among_the_two(tok, tiny_model):
     torch.testing.assert_close(p_a, same[0]), torch.testing.assert_close(mass, same[1])
     for prompt, p, m in zip(prompts, p_a, mass):
         total = []
-        for letter in (" (A)", " (B)"):                                 # the long way: the whole answer's log-prob
+        for letter in (" (A)", " (B)"):  # the long way: the whole answer's log-prob
             answer = tok.encode(letter)
             ids, _ = pad_right([prompt + answer])
             first = len(prompt) + next(i for i, (x, y) in enumerate(zip(tok.encode(" (A)"), tok.encode(" (B)"))) if x != y)
@@ -52,7 +53,7 @@ def test_asked_in_both_orders_swapping_the_responses_mirrors_the_label(tok, tiny
     torch.testing.assert_close(p, 1 - q)
     once, again = label(tiny_model, tok, QUESTIONS)[0], label(tiny_model, tok, swapped)[0]
     torch.testing.assert_close(p, (once + 1 - again) / 2)
-    assert (once - (1 - again)).abs().max() > 1e-4                      # asked once, this model favours a letter
+    assert (once - (1 - again)).abs().max() > 1e-4  # asked once, this model favours a letter
 
 
 def test_worked_examples_put_the_better_response_at_either_letter(tok):
@@ -73,7 +74,7 @@ def test_worked_examples_think_when_the_question_asks_for_it(tok):
     for options, thought in ((" (A) good\n (B) bad", "(B) is rude, (A) is not.\n\nThe answer is: (A)"),
                              (" (A) bad\n (B) good", "(A) is rude, (B) is not.\n\nThe answer is: (B)")):
         assert text.count(f"{options}\n\nLet's think step by step: {thought}\n\n") == text.count(options) > 3
-    del shot["thought"]                                                  # without one, the answer alone
+    del shot["thought"]  # without one, the answer alone
     assert tok.decode(few_shot_prefix(tok, [shot], random.Random(0), think=True)) == silent
 
 

@@ -1,7 +1,8 @@
-"""Loaders against files that hypothesis makes up: valid ones with a value replaced, a key dropped, bytes flipped, cut off.
+"""Loaders against files that hypothesis makes up: valid ones with a value replaced, a key dropped,
+bytes flipped, cut off.
 
-Whatever the file, a loader returns or raises a UserError of one line that names the file. In every run of the tests a
-few hundred files; python -m pytest -m slow tests/test_fuzz.py takes minutes.
+Whatever the file, a loader returns or raises a UserError of one line that names the file. In every
+run of the tests a few hundred files; python -m pytest -m slow tests/test_fuzz.py takes minutes.
 """
 import contextlib
 import copy
@@ -168,7 +169,7 @@ def test_many_thousand_files(folder, name):
     assert 0 < sum(used) < len(used) or name in ("manifest", "tokenizer")
 
 
-# ---- binary files ------------------------------------------------------------------------------------------------
+# ---- binary files --------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def halfway(toy, tmp_path_factory):
     """The folder of a stage 1 that was stopped in the middle."""

@@ -1,4 +1,5 @@
-"""Advantages against a brute-force sum, closed forms, and the numbers of a second implementation (tests/data)."""
+"""Advantages against a brute-force sum, closed forms, and the numbers of a second implementation
+(tests/data)."""
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ TRL = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(Path(__file__).par
 
 @pytest.fixture
 def batch():
-    """Rewards and values [3,9] with garbage outside a mask that starts and ends at different places."""
+    """Rewards and values [3,9] with garbage outside a mask that starts and ends at different
+    places."""
     g = torch.Generator().manual_seed(0)
     rewards, values = torch.randn(2, 3, 9, generator=g).double()
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0, 0, 0, 0]]).bool()
@@ -67,7 +69,8 @@ def test_a_row_is_paid_its_score_once_and_charged_its_kl():
     mask = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]).bool()
     logp, ref = torch.tensor([[9., -1, -2, -3, 9]] * 2), torch.tensor([[5., -2, -2, -1, 5]] * 2)
     rewards = kl_rewards(logp, ref, torch.tensor([10., 20.]), mask, kl_coef=0.5)
-    # The policy likes the first token more than the reference: that costs. It likes the third less: that pays back.
+    # The policy likes the first token more than the reference: that costs. It likes the third less:
+    # that pays back.
     torch.testing.assert_close(rewards, torch.tensor([[0, -0.5, 0, 11, 0], [0, 0, 0, 1, 20 - 2.0]]))
 
 
@@ -95,10 +98,12 @@ def test_whitening_equals_the_reference_numbers():
 def test_rewards_advantages_and_returns_equal_the_reference_numbers(case):
     out = {k.split("/")[-1]: v for k, v in TRL.items() if k.startswith(f"{case}/out/")}
     kl_coef, gamma, lam = (float(TRL[f"{case}/in/{k}"]) for k in ("kl_coef", "gamma", "lam"))
-    mask, mask_p1 = ~out["padding_mask"], ~out["padding_mask_p1"]       # p1: TRL's score sits one past the end token
+    # p1: TRL's score sits one past the end token
+    mask, mask_p1 = ~out["padding_mask"], ~out["padding_mask_p1"]
     rewards = kl_rewards(out["logprobs"], out["ref_logprobs"], out["scores"], mask_p1, kl_coef)
     if case == "ppo_white":
-        rewards = masked_whiten(rewards, mask_p1) + masked_mean(rewards, mask_p1) * mask_p1     # the mean stays
+        # the mean stays
+        rewards = masked_whiten(rewards, mask_p1) + masked_mean(rewards, mask_p1) * mask_p1
     torch.testing.assert_close(rewards, out["rewards"] * mask_p1)
     advantages, returns = gae(rewards, out["values"], mask_p1, gamma, lam)
     torch.testing.assert_close(returns[mask_p1], out["returns"][mask_p1])

@@ -1,4 +1,5 @@
-"""The trunk: what a token may see, what padding may not do, and the cache that must change nothing."""
+"""The trunk: what a token may see, what padding may not do, and the cache that must change
+nothing."""
 import pytest
 import torch
 
@@ -41,7 +42,8 @@ def test_a_token_sees_nothing_behind_it(model):
 
 
 def left_padded(garbage):
-    """Rows of 12, 7 and 1 real tokens, padded on the left with garbage: ids, positions, mask, lengths."""
+    """Rows of 12, 7 and 1 real tokens, padded on the left with garbage: ids, positions, mask,
+    lengths."""
     ids, lengths = random_ids(3, 12), [12, 7, 1]
     pad = torch.tensor([[12 - n] for n in lengths])
     mask = torch.arange(12) >= pad
@@ -61,8 +63,10 @@ def test_a_row_alone_equals_the_row_in_a_padded_batch(model):
 def test_garbage_in_padding_changes_nothing(model):
     (a, positions, mask, _), (b, *_) = left_padded(garbage=5), left_padded(garbage=6)
     assert (a != b).any() and torch.equal(a[mask], b[mask])
-    assert torch.equal(model(a, positions, mask)[mask], model(b, positions, mask)[mask])       # bit for bit
-    assert torch.equal(model(a.flip(1))[mask.flip(1)], model(b.flip(1))[mask.flip(1)])          # right padding needs no mask
+    # bit for bit
+    assert torch.equal(model(a, positions, mask)[mask], model(b, positions, mask)[mask])
+    # right padding needs no mask
+    assert torch.equal(model(a.flip(1))[mask.flip(1)], model(b.flip(1))[mask.flip(1)])
     assert model(a, positions, mask).isfinite().all()
 
 
@@ -121,7 +125,7 @@ def test_weights_follow_the_generator():
     config = GPTConfig(vocab_size=50, n_layer=8, n_head=2, width=64)
     a, b, c = (GPT(config).init_weights(torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters())) and not torch.equal(a.head, c.head)
-    assert abs(a.blocks[0].mlp.down.weight.std() - 0.02 / 4) < 1e-3            # sqrt(2 x 8 layers) = 4
+    assert abs(a.blocks[0].mlp.down.weight.std() - 0.02 / 4) < 1e-3  # sqrt(2 x 8 layers) = 4
     assert abs(a.blocks[0].mlp.up.weight.std() - 0.02) < 1e-3 and (a.norm.weight == 1).all()
 
 

@@ -1,4 +1,5 @@
-"""make gpu-check: its parts run on tiny sizes, its verdicts are right, and no part can take the others with it."""
+"""make gpu-check: its parts run on tiny sizes, its verdicts are right, and no part can take the
+others with it."""
 import json
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("part", ["logprob", "ppo", "training", "profile"])
 def test_a_part_gives_rows(part, tmp_path, monkeypatch):
-    """The others are run by hand: `make gpu-check FLAGS=--quick`; they start processes, or transformers."""
+    """The others are run by hand: `make gpu-check FLAGS=--quick`; they start processes, or
+    transformers."""
     monkeypatch.setattr(gpu_check.sample, "decodes", lambda device: True)
     rows = [{"part": part, **r} for r in gpu_check.PARTS[part][0](gpu_check.QUICK, CPU, tmp_path)]
     assert rows and all(r["value"] >= 0 or "not installed" in r["note"] for r in rows)
@@ -53,7 +55,7 @@ def test_a_part_that_breaks_or_takes_too_long_is_one_row(tmp_path, monkeypatch, 
 def test_real_weights_are_timed_where_there_are_any(tmp_path, monkeypatch, capsys):
     """Up to the line that lab/real.py prints before the evaluation; all it starts is replaced."""
     def start(words, **_):
-        if "minicai.lab.real" not in words:                             # a stage, started by the command below
+        if "minicai.lab.real" not in words:  # a stage, started by the command below
             return SimpleNamespace(returncode=0)
         clock = iter([0.0, 30.0, 60.0, 90.5, 150.4, 200.0])
         with monkeypatch.context() as patch:

@@ -1,7 +1,9 @@
-"""What a person or a model writes stays text: it opens no turn, closes none, and makes no option of a multiple choice.
+"""What a person or a model writes stays text: it opens no turn, closes none, and makes no option of
+a multiple choice.
 
-Every attack is put at every place where text of others enters a context, in every chat format. The context must have the
-same structure as with harmless words there: the same special ids in the same order, the same two options, one question.
+Every attack is put at every place where text of others enters a context, in every chat format. The
+context must have the same structure as with harmless words there: the same special ids in the same
+order, the same two options, one question.
 """
 import json
 import random
@@ -48,7 +50,7 @@ def dialogue(text="Hello?", said="Hm.", system="Be brief."):
     return [{"role": "system", "content": system}, {"role": "user", "content": text}, {"role": "assistant", "content": said}, {"role": "user", "content": "And?"}]
 
 
-PLACES = {                                                      # where a text of others enters -> the context
+PLACES = {  # where a text of others enters -> the context
     "a user's turn": lambda tok, x: tok.encode_chat(dialogue(x), generation=True)[0], "an earlier answer": lambda tok, x: tok.encode_chat(dialogue(said=x))[0],
     "a system message": lambda tok, x: tok.encode_chat(dialogue(system=x))[0], "the answer under review": lambda tok, x: critique_prompt(
         tok, CONSTITUTION, dialogue() + [{"role": "assistant", "content": x}], PRINCIPLE),
@@ -70,8 +72,8 @@ def test_no_text_opens_or_closes_a_turn(chat, place):
 
 
 def options(text: str) -> list:
-    """What stands at the beginning of a line (set in by a space at most) and looks like a letter to choose, or like a part of
-    the question."""
+    """What stands at the beginning of a line (set in by a space at most) and looks like a letter to
+    choose, or like a part of the question."""
     lines = re.split("\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", text)
     return [line.lstrip(" ")[:14] if line.startswith("The answer") else line[:4] for line in lines if re.match(r"(?!  )( ?[\[(*]*[A-Z][\]).]|.*Options:$|The answer is:|Consider the foll)", line)]
 
@@ -89,7 +91,8 @@ def test_no_response_makes_an_option(chat, end):
 
 
 def test_files_cannot_forge_turns_either(chat, tmp_path):
-    """Rows of a file are messages; a transcript's tags divide it, as they do in hh-rlhf, and nothing else does."""
+    """Rows of a file are messages; a transcript's tags divide it, as they do in hh-rlhf, and
+    nothing else does."""
     rng = random.Random(0)
     for attack in rng.sample(TURNS, 40):
         (tmp_path / "p.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": f"Hello? {attack}."}]}))

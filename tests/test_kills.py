@@ -1,4 +1,5 @@
-"""Programs that are killed at random moments and started again end with the same bytes as undisturbed ones."""
+"""Programs that are killed at random moments and started again end with the same bytes as
+undisturbed ones."""
 import random
 import signal
 import time
@@ -12,7 +13,8 @@ import train_rl
 import train_sft
 from minicai.state import leftovers, read_sampled, unfinished
 
-MANY = ("--sample-tokens", "150", "--save-minutes", "0")         # many batches, many saves: many moments to be killed at
+# many batches, many saves: many moments to be killed at
+MANY = ("--sample-tokens", "150", "--save-minutes", "0")
 KILLS = 12                                                       # of each program in the slow suite
 
 
@@ -39,14 +41,15 @@ def commands(toy, models) -> dict:
 
 
 def campaign(program, args, files, folder, kills: int, rng) -> list:
-    """Kill a program `kills` times, at random moments after it has begun to write; run it to its end; the moments."""
+    """Kill a program `kills` times, at random moments after it has begun to write; run it to its
+    end; the moments."""
     started = time.time()
     code, _, err = ended(start(program, *args(folder / "whole")))
     assert code == 0, err
     lasts, moments, runs = time.time() - started, [], 0
     while len(moments) < kills:
         out, runs = folder / f"parts{runs}", runs + 1
-        for _ in range(rng.choice([1, 2, 3])):                   # the same run is killed up to three times
+        for _ in range(rng.choice([1, 2, 3])):  # the same run is killed up to three times
             process = start(program, *args(out))
             texts = held(out)
             wait_for(process, lambda: unfinished(out) and held(out) > texts or not texts and unfinished(out))
@@ -62,7 +65,8 @@ def campaign(program, args, files, folder, kills: int, rng) -> list:
         assert not unfinished(out) and not leftovers(out)
         for name in files:
             assert (out / name).read_bytes() == (folder / "whole" / name).read_bytes(), (name, moments)
-        assert ("going on after" in said) == goes_on             # nothing that was written down was thrown away
+        # nothing that was written down was thrown away
+        assert ("going on after" in said) == goes_on
     return moments
 
 
@@ -73,7 +77,8 @@ def held(out) -> int:
 
 @pytest.mark.parametrize("script, name", [(train_sft, "sft"), (train_rl, "rl")])
 def test_a_kill(toy, models, tmp_path, script, name):
-    """A few in every run of the tests; one process fewer, since the undisturbed run is this one's."""
+    """A few in every run of the tests; one process fewer, since the undisturbed run is this
+    one's."""
     program, args, files = commands(toy, models)[name]
     run(script, args(tmp_path / "whole"))
     process = start(program, *args(tmp_path / "parts"))
@@ -94,7 +99,7 @@ def test_many_kills(toy, models, tmp_path, name):
     assert len(moments) >= KILLS
 
 
-# ---- asked to end ------------------------------------------------------------------------------------------------
+# ---- asked to end --------------------------------------------------------------------------------
 def test_asked_to_end_in_the_middle(toy, models, tmp_path, number=signal.SIGTERM):
     program, args, _ = commands(toy, models)["rl"]
     process = start(program, *args(tmp_path / "o"))
@@ -106,9 +111,11 @@ def test_asked_to_end_in_the_middle(toy, models, tmp_path, number=signal.SIGTERM
     assert not leftovers(tmp_path / "o")
 
 
-@pytest.mark.slow                       # what a library does with Ctrl-C in the middle of its import depends on the moment
+# what a library does with Ctrl-C in the middle of its import depends on the moment
+@pytest.mark.slow
 def test_asked_to_end_while_it_imports(toy, models, tmp_path):
-    """At any moment of the start: no traceback, and a shell sees 130 (a process that was ended by a signal)."""
+    """At any moment of the start: no traceback, and a shell sees 130 (a process that was ended by a
+    signal)."""
     program, args, _ = commands(toy, models)["sft"]
     seen = set()
     for moment in (0.2, 0.8):

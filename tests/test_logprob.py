@@ -1,4 +1,5 @@
-"""The chunked log-prob against the definition in double precision: values, both gradients, odd shapes, memory."""
+"""The chunked log-prob against the definition in double precision: values, both gradients, odd
+shapes, memory."""
 import sys
 from types import SimpleNamespace
 
@@ -45,9 +46,11 @@ def test_double_precision_is_exact(shape, temperature):
 
 
 def assert_no_worse_than_eager(dtype, scale, entropy, shape, rows, device="cpu", slack=1.5):
-    """The error of token_logprobs against double precision stays within `slack` times that of the definition in dtype."""
+    """The error of token_logprobs against double precision stays within `slack` times that of the
+    definition in dtype."""
     hidden, weight, targets, forbidden, g = (x.to(device) for x in problem(*shape, scale=scale, orphans=5))
-    hidden, weight = hidden.to(dtype).double(), weight.to(dtype).double()       # the same inputs for all three
+    # the same inputs for all three
+    hidden, weight = hidden.to(dtype).double(), weight.to(dtype).double()
 
     def reference(h, w):
         logp, ent = logprob_reference(h, w, targets, 0.8, forbidden)
@@ -109,7 +112,8 @@ def test_only_what_is_asked_for_is_differentiated():
 
 @pytest.mark.parametrize("used", [[0], [1], [0, 1]])
 def test_an_output_without_gradient_costs_nothing(monkeypatch, used):
-    """logp, entropy or both in the loss: right gradients, and none worked out for an entropy that is only looked at."""
+    """logp, entropy or both in the loss: right gradients, and none worked out for an entropy that
+    is only looked at."""
     asked = []
 
     def spy(z, targets, temperature, g, ge, *kept):
@@ -130,7 +134,8 @@ def test_an_output_without_gradient_costs_nothing(monkeypatch, used):
 def test_kernels_are_for_cuda_and_plain_torch_for_all_else(monkeypatch, capsys):
     plain = logprob.row_statistics, logprob.row_gradient
     on = lambda is_cuda, dtype: SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device="cpu")
-    monkeypatch.setattr(logprob, "triton_kernels", logprob.triton_kernels.__wrapped__)      # without its memory
+    # without its memory
+    monkeypatch.setattr(logprob, "triton_kernels", logprob.triton_kernels.__wrapped__)
     assert logprob.row_functions(on(False, torch.float32)) == logprob.row_functions(on(True, torch.float64)) == plain
     fake = SimpleNamespace(row_statistics=lambda *row: None, row_gradient="faster")
     monkeypatch.setattr(minicai, "logprob_triton", fake, raising=False)
@@ -138,17 +143,18 @@ def test_kernels_are_for_cuda_and_plain_torch_for_all_else(monkeypatch, capsys):
 
     def broken(*row):
         raise RuntimeError("Failed to find C compiler.\nSet CC")
-    fake.row_statistics = broken                                         # it imports, and cannot build its launcher
+    fake.row_statistics = broken  # it imports, and cannot build its launcher
     assert logprob.row_functions(on(True, torch.bfloat16)) == plain
     assert capsys.readouterr().err == "triton cannot be used here (Failed to find C compiler.): log-probs in plain torch\n"
-    monkeypatch.delattr(minicai, "logprob_triton")                       # and where triton does not import
+    monkeypatch.delattr(minicai, "logprob_triton")  # and where triton does not import
     monkeypatch.delitem(sys.modules, "minicai.logprob_triton", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     assert logprob.row_functions(on(True, torch.bfloat16)) == plain
 
 
 def test_nothing_the_size_of_the_logits_is_kept_or_made():
-    """Between forward and backward: inputs and O(N) numbers. At any time: no tensor larger than the scratch asked for."""
+    """Between forward and backward: inputs and O(N) numbers. At any time: no tensor larger than the
+    scratch asked for."""
     from torch.utils._python_dispatch import TorchDispatchMode
     N, D, V, rows = 256, 8, 2000, 16
     hidden, weight, targets, forbidden, g = problem(N, D, V, orphans=3)
@@ -165,7 +171,7 @@ def test_nothing_the_size_of_the_logits_is_kept_or_made():
     with Watch(), torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         logp, entropy = token_logprobs(hidden, weight, targets, 0.9, forbidden, True, scratch_bytes=4 * V * rows)
         (logp.sum() + entropy.sum()).backward()
-    assert largest[0] == rows * V                                        # so the watch did see the chunks
+    assert largest[0] == rows * V  # so the watch did see the chunks
     assert sum(x.numel() for x in kept) <= hidden.numel() + weight.numel() + 4 * N + V
 
 

@@ -1,4 +1,5 @@
-"""The Triton kernels against double precision: on the GPU where there is one, elsewhere in Triton's interpreter."""
+"""The Triton kernels against double precision: on the GPU where there is one, elsewhere in Triton's
+interpreter."""
 import os
 import subprocess
 import sys
@@ -6,30 +7,35 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import minicai.logprob as logprob
 from test_logprob import assert_no_worse_than_eager, problem
 
+import minicai.logprob as logprob
+
 pytest.importorskip("triton", reason="triton is not installed: CUDA devices use plain torch then")
-from minicai import logprob_triton as kernels  # noqa: E402  conftest.py has chosen the interpreter by now
+# noqa: E402  conftest.py has chosen the interpreter by now
+from minicai import logprob_triton as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter cuts the last bits off where a GPU rounds to the nearest bfloat16: twice the error at most.
+# The interpreter cuts the last bits off where a GPU rounds to the nearest bfloat16: twice the error
+# at most.
 SLACK = {torch.bfloat16: 1.5 if DEVICE == "cuda" else 3.0}
 
 
 @pytest.fixture(autouse=True)
 def kernels_in_small_steps(monkeypatch):
-    """Rows longer than one block, in few columns; and the CPU takes the path that CUDA takes by itself."""
+    """Rows longer than one block, in few columns; and the CPU takes the path that CUDA takes by
+    itself."""
     monkeypatch.setattr(kernels, "BLOCK", 64)
     monkeypatch.setattr(logprob, "row_functions", lambda hidden: (kernels.row_statistics, kernels.row_gradient))
 
 
 def logits_and_truth(n, V, dtype, temperature, orphans):
-    """Logits [n, V] of a type, with ids that have no share, and in double precision: logp, entropy, their gradients."""
+    """Logits [n, V] of a type, with ids that have no share, and in double precision: logp, entropy,
+    their gradients."""
     g = torch.Generator().manual_seed(V)
     z = (20 * torch.randn(n, V, generator=g)).to(dtype)
-    z[:, V - orphans:] = -torch.finfo(torch.float16).max / 2        # as forbidding_bias leaves them in float16
+    # as forbidding_bias leaves them in float16
+    z[:, V - orphans:] = -torch.finfo(torch.float16).max / 2
     targets, up = torch.randint(0, V - orphans, (n,), generator=g), torch.randn(2, n, generator=g)
     exact = z.double().requires_grad_()
     all_logp = (exact / temperature).log_softmax(-1)
@@ -39,7 +45,8 @@ def logits_and_truth(n, V, dtype, temperature, orphans):
     return z.to(DEVICE), targets.to(DEVICE), up.to(DEVICE), logp.detach(), entropy.detach(), grads
 
 
-SHAPES = [(1, 1, 1.0, 0), (3, 65, 0.7, 2), (5, 257, 2.0, 70), (2, 128, 1.0, 0)]       # n, V, temperature, orphans
+# n, V, temperature, orphans
+SHAPES = [(1, 1, 1.0, 0), (3, 65, 0.7, 2), (5, 257, 2.0, 70), (2, 128, 1.0, 0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -49,7 +56,8 @@ def test_rows_against_double_precision(n, V, temperature, orphans, dtype):
     stats = kernels.row_statistics(z, targets, temperature, True)
     for ours, truth in zip(stats, (logp, entropy)):
         torch.testing.assert_close(ours.double().cpu(), truth, rtol=1e-5, atol=1e-5)
-    close = dict(rtol=max(5e-5, torch.finfo(dtype).eps), atol=1e-5)        # a unit in the last place of what is stored
+    # a unit in the last place of what is stored
+    close = dict(rtol=max(5e-5, torch.finfo(dtype).eps), atol=1e-5)
     for ge, truth in ((None, grad_logp), (up[1] / temperature, grad_both)):
         table = z.clone()
         d = kernels.row_gradient(table, targets, temperature, up[0] / temperature, ge, *stats[1:])
@@ -61,12 +69,14 @@ def test_rows_against_double_precision(n, V, temperature, orphans, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_no_worse_than_eager(dtype, scale):
-    """All of token_logprobs around the kernels, chunks of unequal size: values and both gradients."""
+    """All of token_logprobs around the kernels, chunks of unequal size: values and both
+    gradients."""
     assert_no_worse_than_eager(dtype, scale, True, (23, 16, 131), rows=9, device=DEVICE, slack=SLACK.get(dtype, 1.5))
 
 
 def test_the_same_numbers_as_plain_torch(monkeypatch):
-    """Ids without a token, targets that lie apart in memory, an entropy that is only looked at, gradients of ones."""
+    """Ids without a token, targets that lie apart in memory, an entropy that is only looked at,
+    gradients of ones."""
     hidden, weight, targets, forbidden, g = (x.to(DEVICE) for x in problem(7, 8, 150, orphans=20))
     targets = torch.stack([targets, targets + 1], 1)[:, 0]
     assert not targets.is_contiguous()
@@ -107,7 +117,8 @@ for kernel in (kernels.statistics_kernel, kernels.gradient_kernel):
 
 
 def test_the_compiler_takes_them(tmp_path):
-    """What the interpreter runs need not compile; the compiler needs no GPU, only a process without the interpreter."""
+    """What the interpreter runs need not compile; the compiler needs no GPU, only a process without
+    the interpreter."""
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parent.parent, env=env,
                           capture_output=True, text=True)

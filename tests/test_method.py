@@ -1,4 +1,5 @@
-"""Facts of the method that live in the scripts: what is drawn, what is trained on, at which rate, what is kept still."""
+"""Facts of the method that live in the scripts: what is drawn, what is trained on, at which rate,
+what is kept still."""
 import argparse
 import json
 import math
@@ -13,7 +14,15 @@ import train_rl
 import train_sft
 from minicai.checkpoint import load_model
 from minicai.critique import respond
-from minicai.ppo import PPOConfig, Rollout, Tokens, advantages, evaluate_tokens, ppo_loss, token_rewards
+from minicai.ppo import (
+    PPOConfig,
+    Rollout,
+    Tokens,
+    advantages,
+    evaluate_tokens,
+    ppo_loss,
+    token_rewards,
+)
 from minicai.preference import PreferenceModel, load_preference_model
 from minicai.run import lr_schedule, read_jsonl
 
@@ -31,7 +40,8 @@ def before(toy, tmp_path_factory):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What every optimizer step was made with: (rate of each group, norm of each group's gradient, eps)."""
+    """What every optimizer step was made with: (rate of each group, norm of each group's gradient,
+    eps)."""
     seen = []
     for kind in (torch.optim.Adam, torch.optim.AdamW):
         def step(self, *more, real=kind.step):
@@ -48,15 +58,16 @@ def log(folder):
     return [row for _, row in read_jsonl(folder / "metrics.jsonl")]
 
 
-# ---- stages 1 and 2: how they learn ------------------------------------------------------------------------------
+# ---- stages 1 and 2: how they learn --------------------------------------------------------------
 @pytest.mark.parametrize("script, args, loss", [(train_sft, sft_args, "answer_loss"), (train_pm, pm_args, "pair_loss")])
 def test_rates_passes_and_clipped_gradients(toy, before, tmp_path, monkeypatch, steps, script, args, loss):
     more = ["--model", before / "sft/sl_cai"] if script is train_pm else []
     real = getattr(script, loss)
-    monkeypatch.setattr(script, loss, lambda *how: 100 * real(*how))            # every gradient is far too long
+    # every gradient is far too long
+    monkeypatch.setattr(script, loss, lambda *how: 100 * real(*how))
     run(script, args(toy, tmp_path, *more, "--epochs", "2", "--warmup", "0.5", "--lr", "1e-3"))
     rows = log(tmp_path)
-    if script is train_sft:                                     # two passes; Adam's eps: see train()
+    if script is train_sft:  # two passes; Adam's eps: see train()
         count = json.loads((tmp_path / "config.json").read_text())["examples"]
         assert len(rows) == 2 * math.ceil(count / 8) and {eps for *_, eps in steps} == {1e-5}
     assert len(rows) == len(steps) and len(rows) % 2 == 0 and [row["step"] for row in rows] == list(range(len(rows)))
@@ -66,9 +77,10 @@ def test_rates_passes_and_clipped_gradients(toy, before, tmp_path, monkeypatch, 
     assert rows[0]["lr"] < max(row["lr"] for row in rows) > rows[-1]["lr"] > 0
 
 
-# ---- stage 1 -----------------------------------------------------------------------------------------------------
+# ---- stage 1 -------------------------------------------------------------------------------------
 def test_what_stage_1_learns_from(tok, tmp_path, monkeypatch):
-    """Revisions of all rounds (or the last ones), unless they cannot be read, and every sample to helpful prompts."""
+    """Revisions of all rounds (or the last ones), unless they cannot be read, and every sample to
+    helpful prompts."""
     say = lambda text: [{"role": "user", "content": text}]
     answer = lambda text, skipped=None: {"ids": tok.encode(f" {text}") + [tok.end], "response": text, "cut": False, "skipped": skipped}
 
@@ -102,10 +114,11 @@ def test_prompts_are_drawn_by_lot(toy, tmp_path):
     assert len(answers) == 2 * 6 and all(answers.count(m) == 2 for m in answers)
 
 
-# ---- stage 2 -----------------------------------------------------------------------------------------------------
+# ---- stage 2 -------------------------------------------------------------------------------------
 @pytest.fixture
 def compared(toy, before, tmp_path, monkeypatch):
-    """A run of stage 2: its folder, what it trained on, the reference rows, the directories it loaded."""
+    """A run of stage 2: its folder, what it trained on, the reference rows, the directories it
+    loaded."""
     made, loaded, real_make, real_load = [], [], train_pm.make_comparisons, train_pm.load_model
 
     def make(*args):
@@ -118,14 +131,15 @@ def compared(toy, before, tmp_path, monkeypatch):
 
 
 def test_who_does_what(toy, before, compared):
-    """SL-CAI and the feedback model say the pairs, that one judges, the preference model starts from --init."""
+    """SL-CAI and the feedback model say the pairs, that one judges, the preference model starts
+    from --init."""
     assert compared[2] == [before / "sft/sl_cai", toy / "base", toy / "base", toy / "base"]
 
 
 def test_what_stage_2_learns_from(toy, tok, compared):
     folder, (train_set, held_out, reference, used), _ = compared
     rows = [row for _, row in read_jsonl(folder / "comparisons.jsonl")]
-    assert sum(row["a"] != row["b"] for row in rows) > 4                        # two samples, not one twice
+    assert sum(row["a"] != row["b"] for row in rows) > 4  # two samples, not one twice
     human = {(row["messages"][0]["content"], row["chosen"], row["rejected"]) for _, row in read_jsonl(toy / "human.jsonl")}
     said = lambda ids: tok.decode([i for i in ids if i not in tok.bos])
     by_people = [(a, b) for a, b, p in train_set if p == 1.0]
@@ -136,9 +150,10 @@ def test_what_stage_2_learns_from(toy, tok, compared):
     assert by_judge and set(by_judge) <= labelled and by_people
     held = {said(a).split("?")[0] for a, _, _ in held_out["ai"]}
     trained = {said(a).split("?")[0] for a, _, p in train_set if p != 1.0}
-    assert held and not held & trained                                          # no dialogue is on both sides
+    assert held and not held & trained  # no dialogue is on both sides
     assert len(train_set) + sum(map(len, held_out.values())) == used["used_ai"] + used["used_human"]
-    assert len(reference) == 2 * 18 and len({tuple(ids) for ids in reference}) > 4      # as many of each kind
+    # as many of each kind
+    assert len(reference) == 2 * 18 and len({tuple(ids) for ids in reference}) > 4
 
 
 def test_the_score_of_sl_cais_own_responses_is_the_unit(compared):
@@ -172,7 +187,7 @@ def test_looking_at_the_judge_changes_nothing(toy, before, tmp_path, monkeypatch
     assert (tmp_path / "looked/comparisons.jsonl").read_bytes() == (tmp_path / "blind/comparisons.jsonl").read_bytes()
 
 
-# ---- stage 3 -----------------------------------------------------------------------------------------------------
+# ---- stage 3 -------------------------------------------------------------------------------------
 def test_both_kinds_of_prompts_are_drawn_anew_in_every_step():
     prompts = {"red_team": [[1, n] for n in range(9)], "helpful": [[2, n] for n in range(9)]}
     draw = lambda step, seed=0: train_rl.draw(prompts, argparse.Namespace(seed=seed, batch=10, red_team_share=0.3), step)
@@ -184,7 +199,8 @@ def test_both_kinds_of_prompts_are_drawn_anew_in_every_step():
 
 @pytest.fixture
 def reinforced(toy, before, tmp_path, monkeypatch, steps):
-    """A run of stage 3 with short gradients: its folder, the models at the start and at the end, names of what is saved."""
+    """A run of stage 3 with short gradients: its folder, the models at the start and at the end,
+    names of what is saved."""
     seen, real_load, real_save, saved = {}, train_rl.load_models, train_rl.Resume.save, []
 
     def load(args, device):
@@ -203,13 +219,15 @@ def reinforced(toy, before, tmp_path, monkeypatch, steps):
 def test_each_rate_follows_its_schedule_and_both_gradients_are_clipped(reinforced, steps):
     rows = log(reinforced[0])
     a_rollout = len(steps) // len(rows)
-    assert a_rollout == 2 * 2                                                   # passes x minibatches
+    assert a_rollout == 2 * 2  # passes x minibatches
     for number, (rates, norms, eps) in enumerate(steps):
         factor = lr_schedule(number // a_rollout, len(rows), 1)
         assert rates == [pytest.approx(1e-3 * factor), pytest.approx(3e-3 * factor)] and eps == 1e-5
         assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms)
-    assert all(row["policy_grad"] > 0.02 and row["value_grad"] > 0.02 for row in rows)       # longer before
-    assert rows[0]["kl"] == 0 and all(row["kl"] != 0 for row in rows[1:])       # the reference stays where it was
+    # longer before
+    assert all(row["policy_grad"] > 0.02 and row["value_grad"] > 0.02 for row in rows)
+    # the reference stays where it was
+    assert rows[0]["kl"] == 0 and all(row["kl"] != 0 for row in rows[1:])
 
 
 def test_what_moves_and_what_stays(reinforced, before):
@@ -217,15 +235,18 @@ def test_what_moves_and_what_stays(reinforced, before):
     policy, reference, reward, value = seen["models"]
     starts = seen["start"]
     for name in ("embed.weight", "blocks.0.attn.qkv.weight"):
-        assert torch.equal(starts[0][name], starts[1][name])                    # policy and reference begin equal
-    assert torch.equal(starts[3]["trunk.embed.weight"], starts[2]["trunk.embed.weight"])     # the value model as the reward
+        assert torch.equal(starts[0][name], starts[1][name])  # policy and reference begin equal
+    # the value model as the reward
+    assert torch.equal(starts[3]["trunk.embed.weight"], starts[2]["trunk.embed.weight"])
     assert not torch.equal(starts[3]["trunk.embed.weight"], starts[0]["embed.weight"])
     assert (starts[3]["head.weight"] == 0).all() and not (starts[2]["head.weight"] == 0).all()
     same = lambda model, start: all(torch.equal(p, start[name]) for name, p in model.state_dict().items())
     assert [same(m, s) for m, s in zip(seen["models"], starts)] == [False, True, True, False]
     assert seen["grads"] == [{True}, {False}, {False}, {True}]
-    assert all(p.grad is None for m in (policy, value) for p in m.parameters())  # every step begins anew
-    assert torch.equal(load_model(folder / "rl_cai")[0].head, policy.head)      # and the one that moved is kept
+    # every step begins anew
+    assert all(p.grad is None for m in (policy, value) for p in m.parameters())
+    # and the one that moved is kept
+    assert torch.equal(load_model(folder / "rl_cai")[0].head, policy.head)
     assert saved and all(parts == {"policy", "value_model", "optimizer", "generator"} for parts in saved)
 
 

@@ -1,4 +1,5 @@
-"""The pictures of README and docs: drawn again from the numbers beside them, legible without colour."""
+"""The pictures of README and docs: drawn again from the numbers beside them, legible without
+colour."""
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -15,7 +16,8 @@ CATEGORIES = ("animals", "theft")
 
 
 def model(harmful: float, full: float) -> dict:
-    """One model of a results.json: on every harmful prompt the same shares, on every other one the same."""
+    """One model of a results.json: on every harmful prompt the same shares, on every other one the
+    same."""
     red = {"harmful": harmful, "explained": 1 - harmful, "evasive": 0, "other": 0, "incoherent": 0}
     good = {"full": full, "partial": 1 - full, "unhelpful": 0, "refused": 0, "incoherent": 0}
     manner = {"n": 50, "coherent": 1, "courteous": 0.25, "mean_words": 20, "fillers": 0.5}
@@ -92,11 +94,14 @@ def test_all_are_drawn_and_legible(drawn):
 
 
 def test_pictures_say_the_numbers(drawn):
-    assert {"90 %", "50 %", "96 %"} <= set(said(drawn / "pictures/demo.svg"))           # (0.98 + 0.94) / 2 explain
+    # (0.98 + 0.94) / 2 explain
+    assert {"90 %", "50 %", "96 %"} <= set(said(drawn / "pictures/demo.svg"))
     cells = said(drawn / "pictures/constitutions.svg")
-    assert "harmlessness (2 seeds)" in cells and cells.count("4") == 2 and cells.count("90") == 4    # two categories: mean, cheese, base
+    # two categories: mean, cheese, base
+    assert "harmlessness (2 seeds)" in cells and cells.count("4") == 2 and cells.count("90") == 4
     labels = said(drawn / "pictures/labels.svg")
-    assert labels.count("75") == 2 and "–" in labels and "100" in labels                # two pairs are too few, twice two are not
+    # two pairs are too few, twice two are not
+    assert labels.count("75") == 2 and "–" in labels and "100" in labels
     assert "50 (≥ 95) missed" in said(drawn / "pictures/exam.svg")
     desc = ET.parse(drawn / "pictures/seeds.svg").getroot().find(f"{SVG}desc").text
     assert "RL-CAI: 4.0 % (2.0 to 6.0)" in desc
@@ -146,7 +151,7 @@ def test_runs_want_docs(capsys):
     assert stop.value.code == 2 and "--docs" in capsys.readouterr().err
 
 
-# ---- what is shipped ---------------------------------------------------------------------------------------------
+# ---- what is shipped -----------------------------------------------------------------------------
 def test_every_shipped_picture_is_shown_and_legible():
     pages = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
     for svg in (ROOT / "docs/pictures").glob("*.svg"):

@@ -1,4 +1,5 @@
-"""The three scripts, one after the other, in the toy world of conftest.py; and what they say to bad input."""
+"""The three scripts, one after the other, in the toy world of conftest.py; and what they say to bad
+input."""
 import argparse
 import gzip
 import json
@@ -26,7 +27,8 @@ from minicai.preference import load_preference_model
 from minicai.run import Metrics, read_jsonl
 from minicai.state import Resume
 
-# Everything that a demo's default decides is said here: those are chosen for the micro-world and may change.
+# Everything that a demo's default decides is said here: those are chosen for the micro-world and
+# may change.
 SFT = ["--joined", "0", "--max-new", "20", "--batch", "8", "--rounds", "2", "--lr", "2e-3", "--epochs", "1", "--helpful-samples", "2"]
 PM = ["--comparisons", "40", "--max-new", "20", "--batch", "8"]
 RL = ["--warmup", "0", "--steps", "3", "--batch", "12", "--minibatch", "6", "--micro", "4", "--max-new", "20", "--print-every", "2"]
@@ -104,15 +106,17 @@ def test_some_examples_follow_another_dialogue(tok):
     joined = [(new, old) for new, old in zip(examples, alone) if new != old]
     assert len(joined) == 10
     for (messages, ids), (own, answer) in joined:
-        first, said, second = messages                                  # what is trained on is the last answer only
+        first, said, second = messages  # what is trained on is the last answer only
         assert [second] == own and ids == answer
         assert said == {"role": "assistant", "content": first["content"].replace("Question", "Answer").replace("?", ".")}
     examples = list(alone)
-    train_sft.follow_another_dialogue(examples, 1.0, tok, 5, random.Random(0))              # no room: they stay as they are
+    # no room: they stay as they are
+    train_sft.follow_another_dialogue(examples, 1.0, tok, 5, random.Random(0))
     assert examples == alone
     opened = [([{"role": "system", "content": "Be brief."}] + messages, ids) for messages, ids in alone]
     examples = alone[:20] + opened[20:]
-    train_sft.follow_another_dialogue(examples, 1.0, tok, 100, random.Random(0))            # a system message stays where it opens
+    # a system message stays where it opens
+    train_sft.follow_another_dialogue(examples, 1.0, tok, 100, random.Random(0))
     assert examples[20:] == opened[20:] and examples[:20] != alone[:20]
     assert all(m["role"] != "system" for messages, _ in examples for m in messages[1:])
 
@@ -120,7 +124,7 @@ def test_some_examples_follow_another_dialogue(tok):
 def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_path):
     examples = [(tok.bos + tok.encode("How do I wash it?"), tok.encode(" Sure, use a brush.") + [tok.end]),
                 (tok.bos, tok.encode(" No.") + [tok.end]), (tok.bos + tok.encode("x " * 30), [tok.end])]
-    with torch.no_grad():                                                   # each answer by itself, by the definition
+    with torch.no_grad():  # each answer by itself, by the definition
         logp = torch.cat([logprob_reference(tiny_model(torch.tensor([p + a]))[0, len(p) - 1:-1], tiny_model.head,
                                             torch.tensor(a))[0] for p, a in examples])
     args = argparse.Namespace(lr=1e-3, epochs=2, batch=3, micro=3, warmup=0.0, out=str(tmp_path), save_minutes=5,
@@ -133,7 +137,8 @@ def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_pa
 
 
 def test_fine_tuning_leaves_the_words_alone_that_it_does_not_see(tmp_path):
-    """The embedding is tied to the head: without care, Adam would move the rows of all words alike."""
+    """The embedding is tied to the head: without care, Adam would move the rows of all words
+    alike."""
     base = Path(__file__).parents[1] / "data" / "base"
     model, tok = load_model(base)
     before = model.head.detach().clone()
@@ -266,7 +271,8 @@ def test_a_directory_that_is_no_model(toy, tmp_path, capsys):
         fails(capsys, train_pm, pm_args(toy, tmp_path / "o", "--init", folder), folder.name)
         fails(capsys, train_rl, rl_args(toy, folder, tmp_path / "o"), folder.name)
     (tmp_path / "o").mkdir(exist_ok=True)
-    (tmp_path / "o/metrics.jsonl").write_text('{"step": 0}\n')             # an earlier run's, which must outlive this
+    # an earlier run's, which must outlive this
+    (tmp_path / "o/metrics.jsonl").write_text('{"step": 0}\n')
     fails(capsys, train_rl, rl_args(toy, toy / "base", tmp_path / "o"), "preference model")
     assert (tmp_path / "o/metrics.jsonl").read_text() == '{"step": 0}\n'
 
@@ -278,7 +284,8 @@ def test_labels_after_thinking_are_measured_by_their_own_bounds(toy, demo, tmp_p
     run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--chain-of-thought", "--clamp", "0.4", "0.6"))
     facts = config(tmp_path)
     assert facts["ai_decided"] > 0 and 0 <= facts["ai_agreement"] <= 1
-    run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai"))       # not clamped, 0.6 decides nothing
+    # not clamped, 0.6 decides nothing
+    run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai"))
     assert config(tmp_path)["ai_decided"] == 0 and config(tmp_path)["ai_agreement"] is None
 
 
@@ -287,7 +294,8 @@ def test_a_preference_model_needs_something_to_learn_from(toy, demo, tmp_path, c
 
 
 def published_files(toy, folder):
-    """The toy world's requests and comparisons in the formats of red-team-attempts and hh-rlhf, with unusable rows."""
+    """The toy world's requests and comparisons in the formats of red-team-attempts and hh-rlhf,
+    with unusable rows."""
     red = [{"transcript": f"\n\nHuman: {row['messages'][0]['content']}\n\nAssistant: Hm.", "rating": 4.0}
            for _, row in read_jsonl(toy / "red_team.jsonl")] + [{"transcript": "\n\nHuman: \n\nAssistant: What?"}]
     (folder / "attempts.jsonl.gz").write_bytes(gzip.compress(json.dumps(red).encode()))
@@ -382,7 +390,7 @@ def test_labels_without_a_choice_are_counted_kept_and_left_out(toy, demo, tmp_pa
 def test_policy_and_preference_model_must_fit(toy, demo, tmp_path, capsys):
     """In ids, in chat format, and in how far they read; found before a model is built."""
     shutil.copytree(demo / "pm/pm", tmp_path / "short")
-    (tmp_path / "short/manifest.json").unlink()                             # what follows is meant so
+    (tmp_path / "short/manifest.json").unlink()  # what follows is meant so
     config = json.loads((tmp_path / "short/config.json").read_text())
     (tmp_path / "short/config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
     fails(capsys, train_rl, rl_args(toy, tmp_path / "short", tmp_path / "rl"), "has 20", "lower --max-prompt")
@@ -416,14 +424,15 @@ def test_a_model_that_cannot_do_it_stops_the_run_and_leaves_the_evidence(toy, ti
     assert (tmp_path / "pm/comparisons.jsonl").exists() and not (tmp_path / "pm/pm").exists()
 
 
-# ---- ablations: parts of the method left out by a flag ----------------------------------------------------------
+# ---- ablations: parts of the method left out by a flag -------------------------------------------
 @pytest.mark.parametrize("flag, kind, other", [("--human-limit", "ai", "human"), ("--comparisons", "human", "ai")])
 def test_a_preference_model_of_one_kind_of_label_only(toy, demo, tmp_path, flag, kind, other):
     run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", flag, "0"))
     facts = config(tmp_path)
     assert facts[f"used_{other}"] == 0 < facts[f"used_{kind}"]
     assert f"{kind}_agreement" in facts and f"{other}_agreement" not in facts
-    assert abs(load_preference_model(tmp_path / "pm")[0].shift) > 0         # still moved to the responses' mean
+    # still moved to the responses' mean
+    assert abs(load_preference_model(tmp_path / "pm")[0].shift) > 0
 
 
 def test_no_labels_at_all_is_one_clear_line(toy, tmp_path, capsys):
@@ -440,7 +449,7 @@ def test_scores_in_their_own_unit(toy, demo, tmp_path):
 
 def test_ppo_can_do_without_a_value_model_or_keep_it(toy, demo, tmp_path):
     value_model, _ = load_preference_model(demo / "rl/value_model")
-    assert value_model.head.weight.abs().sum() > 0                          # it has learned something
+    assert value_model.head.weight.abs().sum() > 0  # it has learned something
     run(train_rl, rl_args(toy, demo / "pm/pm", tmp_path / "a", "--no-value", "--no-whiten", "--reward-shape", "averse"))
     metrics = [row for _, row in read_jsonl(tmp_path / "a/metrics.jsonl")]
     assert not (tmp_path / "a/value_model").exists() and all("value_loss" not in row for row in metrics)
@@ -450,7 +459,8 @@ def test_ppo_can_do_without_a_value_model_or_keep_it(toy, demo, tmp_path):
 
 
 def test_what_ppo_writes_of_single_responses_adds_up(demo):
-    """rollouts.jsonl holds every response with its kind, trace.jsonl one of each kind token by token."""
+    """rollouts.jsonl holds every response with its kind, trace.jsonl one of each kind token by
+    token."""
     args = config(demo / "rl")["args"]
     rollouts = [row for _, row in read_jsonl(demo / "rl/rollouts.jsonl")]
     first = [row for row in rollouts if row["step"] == 0]
@@ -470,5 +480,5 @@ def test_what_ppo_writes_of_single_responses_adds_up(demo):
         delta = [r + args["gamma"] * v2 - v for r, v, v2 in zip(row["rewards"], row["values"], later)]
         assert raw == pytest.approx([sum((args["gamma"] * args["lam"]) ** (k - t) * delta[k] for k in range(t, n))
                                      for t in range(n)], abs=1e-3)
-        assert any(abs(ratio - 1) > 1e-4 for ratio in row["ratio"])         # after the step's updates
+        assert any(abs(ratio - 1) > 1e-4 for ratio in row["ratio"])  # after the step's updates
         assert any(r["response"] == "".join(row["tokens"]) for r in rollouts if r["step"] == row["step"])

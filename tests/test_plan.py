@@ -1,4 +1,5 @@
-"""The plan against what torch allocates: real steps of the three scripts on random models, measured by the profiler."""
+"""The plan against what torch allocates: real steps of the three scripts on random models, measured
+by the profiler."""
 import copy
 import functools
 import inspect
@@ -46,7 +47,8 @@ def peak(run) -> int:
 
 
 class Case:
-    """Models of one shape and the rows that a step of each script reads: prompts of P ids, responses of R."""
+    """Models of one shape and the rows that a step of each script reads: prompts of P ids,
+    responses of R."""
 
     def __init__(self, shape, tok, dtype, checkpointing):
         self.tok, g = tok, torch.Generator().manual_seed(0)
@@ -88,7 +90,8 @@ def linear_parameters(model):
 
 
 def close(planned, measured, standing):
-    """Within a fifth of what was measured, leaving aside the bytes of models and optimizers that stand there anyway."""
+    """Within a fifth of what was measured, leaving aside the bytes of models and optimizers that
+    stand there anyway."""
     ratio = (sum(planned.values()) - standing) / measured
     assert 0.8 <= ratio <= 1.2, (ratio, planned, standing, measured)
 
@@ -110,7 +113,7 @@ def test_fine_tuning(case, tmp_path, micro):
     def step():
         losses = (train_sft.answer_loss(model, case.pairs[i:i + micro], tokens) for i in range(0, BATCH, micro))
         one_step(losses, model, optimizer)
-    step()                                                                  # Adam's averages are made in the first step
+    step()  # Adam's averages are made in the first step
     close(case.planned(tmp_path, "SFT training", "--micro", str(micro)), peak(step), 3 * owned(model))
 
 
@@ -182,7 +185,7 @@ def test_defaults_are_the_scripts():
             assert flags[name] == mine[name], name
 
 
-# ---- what needs no measuring -----------------------------------------------------------------------------------
+# ---- what needs no measuring ---------------------------------------------------------------------
 REAL = {    # as published: https://huggingface.co/HuggingFaceTB/SmolLM2-360M-Instruct, Qwen/Qwen2.5-0.5B-Instruct
     "smollm2": {"model_type": "llama", "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32,
                 "num_attention_heads": 15, "num_key_value_heads": 5, "vocab_size": 49152, "rms_norm_eps": 1e-5,
@@ -194,7 +197,8 @@ REAL = {    # as published: https://huggingface.co/HuggingFaceTB/SmolLM2-360M-In
 
 @pytest.fixture
 def real(tmp_path, monkeypatch):
-    """The current directory, with directories of the two real shapes that hold a config.json only."""
+    """The current directory, with directories of the two real shapes that hold a config.json
+    only."""
     for name, config in REAL.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,5 @@
-"""PPO: the invariants it stands on, the numbers of a second implementation, and a toy that must learn."""
+"""PPO: the invariants it stands on, the numbers of a second implementation, and a toy that must
+learn."""
 import copy
 from pathlib import Path
 
@@ -10,8 +11,23 @@ from torch import nn
 from minicai.answers import token_indices
 from minicai.critique import sampler
 from minicai.gae import masked_mean
-from minicai.ppo import (SHAPES, Models, PPOConfig, Rollout, Tokens, advantages, collect, evaluate_tokens, policy_loss,
-                         ppo_loss, summary, summary_by_kind, token_rewards, update, value_loss)
+from minicai.ppo import (
+    SHAPES,
+    Models,
+    PPOConfig,
+    Rollout,
+    Tokens,
+    advantages,
+    collect,
+    evaluate_tokens,
+    policy_loss,
+    ppo_loss,
+    summary,
+    summary_by_kind,
+    token_rewards,
+    update,
+    value_loss,
+)
 from minicai.preference import PreferenceModel
 from minicai.run import UserError
 
@@ -19,7 +35,8 @@ TRL = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(Path(__file__).par
 
 
 class CountEven:
-    """A reward model without weights: how many tokens of a response have an even id; a random model says about half."""
+    """A reward model without weights: how many tokens of a response have an even id; a random model
+    says about half."""
     def __init__(self, sign=1.0):
         self.sign = sign
 
@@ -73,7 +90,7 @@ def test_a_value_head_on_the_policy_reads_what_a_second_forward_would(tiny_model
 def test_before_any_update_the_kl_is_0_and_the_ratio_1(setup):
     rollout = setup.collect()
     assert summary(rollout)["kl"] == 0 and torch.equal(rollout.logp, rollout.ref_logp)
-    assert (rollout.logp[rollout.mask] < 0).all()                       # and these are log-probs, not zeros
+    assert (rollout.logp[rollout.mask] < 0).all()  # and these are log-probs, not zeros
     info = setup.update(rollout, lr=0.0)
     assert info["ratio"] == pytest.approx(1, abs=1e-5) and info["clip_fraction"] == 0 and info["approx_kl"] < 1e-7
 
@@ -90,7 +107,7 @@ def test_the_mask_is_on_exactly_the_sampled_tokens_end_included(setup, tok):
     setup.ask = lambda prompts: answers.extend(plain(prompts)) or answers
     rollout = setup.collect()
     assert int(rollout.mask.sum()) == sum(map(len, answers))
-    pairs = [p + a for p, a in zip(setup.prompts, answers)]             # rows stay in the order of the prompts
+    pairs = [p + a for p, a in zip(setup.prompts, answers)]  # rows stay in the order of the prompts
     assert [ids[:int(mask.nonzero()[-1]) + 1].tolist() for ids, mask in zip(rollout.ids, rollout.mask)] == pairs
     for ids, mask, ended in zip(rollout.ids, rollout.mask, rollout.ended):
         assert bool(ended) == (ids[mask][-1].item() in tok.stop)
@@ -99,11 +116,11 @@ def test_the_mask_is_on_exactly_the_sampled_tokens_end_included(setup, tok):
 def test_log_probs_and_values_ignore_padding_and_the_rest_of_the_batch(setup):
     rollout = setup.collect()
     ids, mask = rollout.ids, rollout.mask
-    last = mask.int().cumsum(1).argmax(1)                               # the last sampled token of each row
+    last = mask.int().cumsum(1).argmax(1)  # the last sampled token of each row
     padding = torch.arange(ids.shape[1]) > last[:, None]
     assert padding.any()
     value = setup.value
-    nn.init.normal_(value.head.weight)                                  # it starts at zero, which would prove nothing
+    nn.init.normal_(value.head.weight)  # it starts at zero, which would prove nothing
     garbage = torch.where(padding, torch.randint_like(ids, 300), ids)
     for fn in (lambda i, m: evaluate_tokens(setup.policy, None, i, token_indices(m), setup.config, setup.forbidden)[0],
                lambda i, m: evaluate_tokens(setup.policy, value, i, token_indices(m), setup.config, setup.forbidden)[2]):
@@ -117,7 +134,8 @@ def test_gradients_do_not_depend_on_the_size_of_a_forward(tiny_model, tok):
     grads = []
     for micro in (3, 16):
         setup = Setup(copy.deepcopy(tiny_model), tok, CountEven(), micro=micro, epochs=1)
-        setup.optimizer.zero_grad = lambda set_to_none=True: None       # keep the gradients to look at them
+        # keep the gradients to look at them
+        setup.optimizer.zero_grad = lambda set_to_none=True: None
         setup.update(setup.collect(), lr=0.0)
         grads.append(torch.cat([p.grad.flatten() for p in (*setup.policy.parameters(), *setup.value.parameters())]))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-5)
@@ -150,7 +168,8 @@ def test_a_toy_policy_learns_what_is_rewarded_and_the_opposite_if_the_sign_is_fl
     said = []
     for step in range(22):
         rollout = setup.collect()
-        said.append(sign * rollout.scores.mean().item())                # even ids a response, whatever they are worth
+        # even ids a response, whatever they are worth
+        said.append(sign * rollout.scores.mean().item())
         setup.update(rollout, lr=5e-3, step=step)
     start, end = sum(said[:2]) / 2, sum(said[-2:]) / 2
     assert 2 < start < 4 and (end > start + 1.5 if sign > 0 else end < start - 1.5), said
@@ -168,7 +187,8 @@ def test_policy_loss_by_hand():
 def test_losses_and_gradients_equal_the_reference_numbers(case):
     out = {k.split("/")[-1]: v for k, v in TRL.items() if k.startswith(f"{case}/out/")}
     loss = {k.split("/")[-1]: v for k, v in TRL.items() if k.startswith(f"{case}/loss/")}
-    mask, mask_p1 = ~out["padding_mask"], ~out["padding_mask_p1"]       # TRL's value loss reaches one token further
+    # TRL's value loss reaches one token further
+    mask, mask_p1 = ~out["padding_mask"], ~out["padding_mask_p1"]
     logp = loss["new_logprobs"].clone().requires_grad_()
     values = loss["vpred_raw"].clone().requires_grad_()
     policy = policy_loss(logp[mask], out["logprobs"][mask], out["advantages"][mask], 0.2).mean()
@@ -207,7 +227,7 @@ def test_summary_sums_the_kl_of_a_sequence_and_measures_the_value_model():
     assert blind["explained_variance"] == pytest.approx(0)
 
 
-# ---- the places to change ----------------------------------------------------------------------------------------
+# ---- the places to change ------------------------------------------------------------------------
 def test_each_kind_of_prompt_has_its_own_numbers(setup):
     rollout = setup.collect()
     kinds = ["even" if i % 2 else "odd" for i in range(len(setup.prompts))]
@@ -230,14 +250,14 @@ def test_the_shaped_score_is_what_is_paid(tiny_model, tok, shape):
     rollout = setup.collect()
     paid = SHAPES[shape](rollout.scores) - 3 * ~rollout.ended
     assert not rollout.ended.all() and torch.equal(rollout.paid, paid) and rollout.scores.min() < -1
-    torch.testing.assert_close(rollout.rewards.sum(1), paid)                            # the KL is 0 here
+    torch.testing.assert_close(rollout.rewards.sum(1), paid)  # the KL is 0 here
 
 
 def test_without_a_value_model_a_token_is_credited_with_all_that_was_paid_later(tiny_model, tok):
     setup = Setup(tiny_model, tok, CountEven(), valued=False, lam=0.5, whiten=False)
     rollout = setup.collect()
     mask, to_come = rollout.mask, rollout.paid[:, None].expand_as(rollout.mask)
-    torch.testing.assert_close(rollout.advantages[mask], to_come[mask])                 # whatever lambda says
+    torch.testing.assert_close(rollout.advantages[mask], to_come[mask])  # whatever lambda says
     info = setup.update(rollout, lr=0.01)
     assert "value_loss" not in info and info["value_grad"] == 0 and info["policy_grad"] > 0
 
@@ -264,7 +284,8 @@ def test_a_toy_policy_learns_without_a_value_model_too(tiny_model, tok, sign):
 
 
 def test_policy_and_value_model_are_clipped_apart(tiny_model, tok):
-    """With plain gradient descent at rate 1, a step is as long as the gradient was allowed to be."""
+    """With plain gradient descent at rate 1, a step is as long as the gradient was allowed to
+    be."""
     limit = 1e-3
     setup = Setup(tiny_model, tok, CountEven(), max_grad_norm=limit, epochs=1, minibatch=64)
     setup.optimizer = torch.optim.SGD([*setup.policy.parameters(), *setup.value.parameters()], lr=1.0)

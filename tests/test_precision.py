@@ -1,4 +1,5 @@
-"""Less memory, the same numbers: parts of a batch, layers computed twice, frozen matrices; bfloat16 near float32."""
+"""Less memory, the same numbers: parts of a batch, layers computed twice, frozen matrices; bfloat16
+near float32."""
 import argparse
 import copy
 from types import SimpleNamespace
@@ -48,7 +49,8 @@ def comparing(pm, tok, micro):
 
 
 def gradients(model, losses):
-    """(loss, all gradients in one row) of a batch, whose parts are differentiated one after the other."""
+    """(loss, all gradients in one row) of a batch, whose parts are differentiated one after the
+    other."""
     loss = 0.0
     for part in losses:
         part.backward()
@@ -86,7 +88,7 @@ def test_a_part_that_is_not_finite_stops_before_the_step(tiny_model, tok, tmp_pa
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(UserError, match="step 0: loss nan"):
         script.train(args, model, rows, torch.Generator().manual_seed(0), Metrics(tmp_path / "m.jsonl"), resume)
-    assert made[:2] == [False, True]                                    # the first was differentiated before the second
+    assert made[:2] == [False, True]  # the first was differentiated before the second
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
@@ -124,7 +126,7 @@ def test_a_frozen_model_computes_the_same_bits_from_half_the_memory(family, tmp_
     for name, p in frozen.named_parameters():
         assert (p.dtype == torch.bfloat16) == (name.startswith(("blocks", "unembed")) and "norm" not in name), name
     before = [p.dtype for p in exact.parameters()]
-    assert [p.dtype for p in exact.freeze().parameters()] == before                          # float32 stays float32
+    assert [p.dtype for p in exact.freeze().parameters()] == before  # float32 stays float32
 
 
 def test_ppo_in_bfloat16_starts_at_kl_0_and_ratio_1(tiny_model, tok):
@@ -152,4 +154,4 @@ def test_a_preference_model_reads_its_score_in_float32(tiny_model, tok, tmp_path
     low.trunk.freeze()
     scores = exact.score_rows(rows), low.score_rows(rows)
     assert not torch.equal(*scores) and (scores[0] - scores[1]).abs().max() < 0.02 * scores[0].std() + 0.02
-    assert not torch.equal(scores[1], scores[1].bfloat16().float())                     # more digits than bfloat16 has
+    assert not torch.equal(scores[1], scores[1].bfloat16().float())  # more digits than bfloat16 has

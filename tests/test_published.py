@@ -1,7 +1,8 @@
 """Published files, where they are: `pytest -m real`. Nothing is downloaded here.
 
-SmolLM2-135M-Instruct in out/smollm2 (the first step of `make real`), or a directory named by MINICAI_SMOLLM2; tokenizers
-as published in the folders of the directory that MINICAI_TOKENIZERS names.
+SmolLM2-135M-Instruct in out/smollm2 (the first step of `make real`), or a directory named by
+MINICAI_SMOLLM2; tokenizers as published in the folders of the directory that MINICAI_TOKENIZERS
+names.
 """
 import json
 import os
@@ -31,8 +32,9 @@ TALK = [{"role": "user", "content": "Hi 12?"}, {"role": "assistant", "content": 
 
 @pytest.mark.parametrize("path", TOKENIZERS, ids=str)
 def test_ids_and_chats_of_published_tokenizers(path):
-    """20,000 strings as `tokenizers` cuts them; chats as the directory's own template writes them, from the first human
-    turn on (vendors put a system message of their own before it, which we leave out)."""
+    """20,000 strings as `tokenizers` cuts them; chats as the directory's own template writes them,
+    from the first human turn on (vendors put a system message of their own before it, which we
+    leave out)."""
     import tokenizers
     import transformers
     tok, spec = Tokenizer.load(path.parent), json.loads(path.read_text())
@@ -51,7 +53,8 @@ def test_ids_and_chats_of_published_tokenizers(path):
             got = tok.encode_chat(system + messages, generation)[0]
             start = lambda ids: next(i for i in range(len(ids)) if ids[i:i + len(header)] == header)
             rest = want[start(want):]
-            if not generation and rest != got[start(got):]:         # Llama 3.0's asks for an answer even if there is one
+            # Llama 3.0's asks for an answer even if there is one
+            if not generation and rest != got[start(got):]:
                 rest = rest[:len(rest) - len(tok.header("assistant"))]
             assert rest == got[start(got):] and want[:1] == got[:1]
 
@@ -75,7 +78,8 @@ def test_smollm2_is_what_transformers_computes():
 
 @here
 def test_three_stages_on_smollm2(tmp_path):
-    """48 prompts go through; nine rows in ten are used; transformers opens what comes out, padded batches score alike."""
+    """48 prompts go through; nine rows in ten are used; transformers opens what comes out, padded
+    batches score alike."""
     import transformers
     rows = [row for _, row in read_jsonl(ROOT / "data/real/red_team.jsonl")][:48]
     (tmp_path / "red.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -88,8 +92,9 @@ def test_three_stages_on_smollm2(tmp_path):
         return done.stdout
     run("train_sft.py", "--model", SMOLLM2, *common, "--helpful", "data/real/helpful.jsonl", "--helpful-limit", 16,
         "--helpful-samples", 1, "--rounds", 1, "--epochs", 1, "--batch", 8, "--lr", "2e-5", "--out", tmp_path / "sft")
-    # What the process took at its worst against the plan for the longest rows; Python and torch themselves take some.
-    measured = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024                # KiB on Linux
+    # What the process took at its worst against the plan for the longest rows; Python and torch
+    # themselves take some.
+    measured = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # KiB on Linux
     planned = plan.plan(plan.arguments([str(SMOLLM2), "--stage", "sft", "--batch", "8", "--micro", "4", "--max-prompt", "200",
                                         "--max-new", "48", "--shots", "1000", "--device", "cpu"]))
     planned = max(sum(moment.values()) for moment in planned.values())
@@ -112,7 +117,8 @@ def test_three_stages_on_smollm2(tmp_path):
         assert (ours(ids)[0] @ ours.head.T - theirs(ids).logits[0]).abs().max() < 1e-3
         scorer = transformers.AutoModelForSequenceClassification.from_pretrained(pm).eval()
         their_tok = transformers.AutoTokenizer.from_pretrained(pm)
-        texts = [tok.encode_chat(TALK[:2])[0][:-1], tok.encode_chat(TALK)[0][:-1]]          # up to the end token
+        # up to the end token
+        texts = [tok.encode_chat(TALK[:2])[0][:-1], tok.encode_chat(TALK)[0][:-1]]
         batch = their_tok.pad({"input_ids": texts}, return_tensors="pt")
         alone = torch.cat([scorer(torch.tensor([row])).logits for row in texts])
         assert torch.allclose(scorer(**batch).logits, alone, atol=1e-3)

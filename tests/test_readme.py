@@ -1,5 +1,5 @@
-"""README and its docs are honest: every file, link, command, target, flag and number of rows exists, every
-picture is the one that its numbers give, and README stays short."""
+"""README and its docs are honest: every file, link, command, target, flag and number of rows
+exists, every picture is the one that its numbers give, and README stays short."""
 import argparse
 import io
 import re
@@ -32,7 +32,8 @@ class Parsed(Exception):
 
 @pytest.fixture
 def parse(monkeypatch):
-    """parse(words): reads a program's command line with its own parser, runs nothing, returns the parser."""
+    """parse(words): reads a program's command line with its own parser, runs nothing, returns the
+    parser."""
     real = argparse.ArgumentParser.parse_args
 
     def stop(self, args=None, namespace=None):
@@ -41,14 +42,15 @@ def parse(monkeypatch):
         error.parser = self
         raise error
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))          # chat sets its encoding
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))  # chat sets its encoding
 
     def run(words):
         monkeypatch.chdir(ROOT)
         module = words[0] == "-m"
         name, argv = (words[1], words[2:]) if module else (words[0], words[1:])
         monkeypatch.setattr(sys, "argv", [name, *argv])
-        monkeypatch.delitem(sys.modules, name, raising=False)        # run_module warns of one that is loaded
+        # run_module warns of one that is loaded
+        monkeypatch.delitem(sys.modules, name, raising=False)
         with pytest.raises(Parsed) as parsed:
             runpy.run_module(name, run_name="__main__") if module else runpy.run_path(name, run_name="__main__")
         return parsed.value.parser
@@ -66,7 +68,7 @@ def test_every_python_command_is_understood(parse):
     for words in ours:
         parse(words)
     assert {words[0] for words in ours} >= set(SCRIPTS) and ["-m", "pytest", "-q"] in programs
-    with pytest.raises(SystemExit):                                  # and a wrong flag would have been noticed
+    with pytest.raises(SystemExit):  # and a wrong flag would have been noticed
         parse(["train_sft.py", "--no-such-flag"])
 
 
@@ -94,7 +96,8 @@ def test_every_make_command_exists():
 
 
 def test_demo_is_the_scripts_with_their_defaults(parse):
-    """The plain lines and `make demo` do the same: what the Makefile spells out are the scripts' defaults."""
+    """The plain lines and `make demo` do the same: what the Makefile spells out are the scripts'
+    defaults."""
     makefile = (ROOT / "Makefile").read_text()
     values = dict(re.findall(r"^(\w+) +\?= (\S+)", makefile, re.M))
     values |= dict.fromkeys(("SFT_FLAGS", "PM_FLAGS", "RL_FLAGS", "EVALUATE_FLAGS"), "")
@@ -106,7 +109,7 @@ def test_demo_is_the_scripts_with_their_defaults(parse):
         words = shlex.split(line)[1:]
         parser = parse(words)
         given = words[2:] if words[0] == "-m" else words[1:]
-        with pytest.raises(Parsed):                                  # parse_args stops; its twin does not
+        with pytest.raises(Parsed):  # parse_args stops; its twin does not
             parser.parse_args(given)
         assert parser.parse_known_args(given)[0] == parser.parse_known_args([])[0], line
 
@@ -117,12 +120,13 @@ def test_every_path_exists():
         paths = [c for c in re.findall(r"`([^`\s]+)`", text) if re.search(r"\w/|\.(py|json|jsonl|md|txt)$", c)]
         links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", text)
         assert paths + links
-        for link in links:                                           # as a reader of the page follows it
+        for link in links:  # as a reader of the page follows it
             assert (ROOT / page).parent.joinpath(link).exists(), (page, link)
         for path in paths:
-            if path.startswith("out/"):                              # made by a run: named in the source at least
+            if path.startswith("out/"):  # made by a run: named in the source at least
                 assert Path(path).name in sources, path
-            elif path not in ("tokenizer.json", "config.json", "manifest.json", "metrics.jsonl"):   # of any model or run directory
+            # of any model or run directory
+            elif path not in ("tokenizer.json", "config.json", "manifest.json", "metrics.jsonl"):
                 assert list(ROOT.glob(path)) or list((ROOT / page).parent.glob(path)), path
 
 
@@ -152,7 +156,8 @@ def test_the_exercises_are_those_that_exist():
 
 
 def test_names_in_commands_are_those_of_files():
-    """A constitution in a command is shipped, and what names a function beside a link stands in that file."""
+    """A constitution in a command is shipped, and what names a function beside a link stands in
+    that file."""
     for page, text in PAGES.items():
         for names, file in re.findall(r"\[((?:`\w+`(?: to )?)+)\]\((minicai/\w+\.py)\)", text):
             for name in re.findall(r"`(\w+)`", names):

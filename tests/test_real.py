@@ -1,4 +1,5 @@
-"""Data and measuring for real models, on tiny ones; with real weights in tests marked `real` (see docs/real_models.md)."""
+"""Data and measuring for real models, on tiny ones; with real weights in tests marked `real` (see
+docs/real_models.md)."""
 import json
 import subprocess
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_the_patterns_errors_are_measured_on_labelled_answers():
     errors = evaluate_real.pattern_errors(rows)
     for missed, yes, false, no in errors.values():
         assert yes >= 20 and no >= 20 and yes + no == len(rows) and missed <= 0.25 * yes and false <= 0.25 * no
-    wrong = [row | {"declines": not row["declines"]} for row in rows]           # and it can see errors
+    wrong = [row | {"declines": not row["declines"]} for row in rows]  # and it can see errors
     assert evaluate_real.pattern_errors(wrong)["declines"][0] > 10
 
 
@@ -90,7 +91,7 @@ def test_a_comparison_holds_every_answer_and_every_number(compared):
     rows = [row for _, row in read_jsonl(compared / "transcripts.jsonl")]
     assert len(rows) == 2 * 2 * 2 and {row["seed"] for row in rows} == {0, 1}
     a, b = ([row["response"] for row in rows if row["model"] == name] for name in "ab")
-    assert a == b and len(set(a)) > 1                               # one model twice: the same draws
+    assert a == b and len(set(a)) > 1  # one model twice: the same draws
     results = json.loads((compared / "results.json").read_text())
     line = results["table"][0]
     mine = [row for row in rows if row["model"] == "a"]
@@ -116,7 +117,8 @@ def test_mistakes_take_one_line(args, says, capsys, monkeypatch, tmp_path):
 
 
 def test_every_stage_of_make_real_understands_its_command(monkeypatch, tmp_path, capsys):
-    """What is not there is run, in order; what is there is not; a stage that fails stops the rest."""
+    """What is not there is run, in order; what is there is not; a stage that fails stops the
+    rest."""
     import train_pm
     import train_rl
     import train_sft

@@ -1,4 +1,5 @@
-"""A run that is killed and started again ends as if nothing had happened: same weights, same log, nothing sampled twice."""
+"""A run that is killed and started again ends as if nothing had happened: same weights, same log,
+nothing sampled twice."""
 import fcntl
 import hashlib
 import json
@@ -34,7 +35,8 @@ def before(toy, tmp_path_factory):
 
 @pytest.fixture(params=["sft", "pm", "rl"])
 def stage(request, toy, before):
-    """(script, its arguments for a directory, what is called once a step, whether it samples first, its model's name)"""
+    """(script, its arguments for a directory, what is called once a step, whether it samples first,
+    its model's name)"""
     more = (*OFTEN, "--epochs", "2")
     scorer, tuned = before / "pm/pm", ("--model", before / "sft/sl_cai")
     return {"sft": (train_sft, lambda out: sft_args(toy, out, *more), "clip_gradients", True, "sl_cai"),
@@ -74,10 +76,10 @@ def test_killed_and_started_again(stage, tmp_path, monkeypatch, call, capsys):
     assert (tmp_path / "parts/state.pt").exists() == (call > 1)
     assert (tmp_path / "parts/sampled.jsonl").exists() == samples
     with (tmp_path / "parts/metrics.jsonl").open("a") as file:
-        file.write('{"step": 9, "loss"')                                # the last words of a process that was killed
+        file.write('{"step": 9, "loss"')  # the last words of a process that was killed
     with monkeypatch.context() as patch:
         if samples:
-            nothing_is_sampled(patch)                                   # what was sampled is not sampled again
+            nothing_is_sampled(patch)  # what was sampled is not sampled again
         capsys.readouterr()
         run(script, args(tmp_path / "parts"))
     assert f"going on after {call - 1} steps" in capsys.readouterr().out or not samples and call == 1
@@ -105,7 +107,7 @@ def test_killed_while_sampling(toy, before, tmp_path, monkeypatch, batch, capsys
         with monkeypatch.context() as patch:
             counted(patch, sample, "sample_batch", counts, "whole")
             run(script, args(toy, whole, *more))
-        for attempt in range(2):                                        # and killed again a few batches later
+        for attempt in range(2):  # and killed again a few batches later
             with monkeypatch.context() as patch:
                 counted(patch, sample, "sample_batch", counts, "killed")
                 dies(patch, sample, "sample_batch", batch + attempt)
@@ -115,7 +117,8 @@ def test_killed_while_sampling(toy, before, tmp_path, monkeypatch, batch, capsys
             counted(patch, sample, "sample_batch", counts, "rest")
             run(script, args(toy, parts, *more))
         assert "going on after 0 steps and" in capsys.readouterr().out or batch == 1
-        assert counts.pop("killed") + counts.pop("rest") == counts.pop("whole")     # (who dies is not counted)
+        # (who dies is not counted)
+        assert counts.pop("killed") + counts.pop("rest") == counts.pop("whole")
         assert left(parts, model) == left(whole, model)
         assert all((parts / name).read_bytes() == (whole / name).read_bytes() for name in files)
 
@@ -145,7 +148,7 @@ def test_killed_while_labelling(toy, before, tmp_path, monkeypatch):
     run(train_pm, args(tmp_path / "parts"))
     done = len(calls)
     run(train_pm, args(tmp_path / "again"))
-    assert done == len(calls) - done - 2 > 0                            # two batches were labelled before
+    assert done == len(calls) - done - 2 > 0  # two batches were labelled before
     assert left(tmp_path / "parts", "pm") == left(tmp_path / "whole", "pm")
     assert (tmp_path / "parts/comparisons.jsonl").read_bytes() == (tmp_path / "whole/comparisons.jsonl").read_bytes()
 
@@ -156,7 +159,7 @@ def test_killed_while_writing(toy, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         dies(patch, torch, "save", 3)
         killed(train_sft, sft_args(toy, tmp_path / "parts", *OFTEN))
-    (tmp_path / "parts/.state.pt.part").write_bytes(b"half of it")              # what kill -9 leaves
+    (tmp_path / "parts/.state.pt.part").write_bytes(b"half of it")  # what kill -9 leaves
     (tmp_path / "parts/.sl_cai.part-0abc_def").mkdir()
     (tmp_path / "parts/.sl_cai.part-0abc_def/model.safetensors").write_bytes(b"half of it")
     run(train_sft, sft_args(toy, tmp_path / "parts", *OFTEN))
@@ -193,7 +196,8 @@ def test_what_differs_is_named_and_nothing_is_lost(toy, halfway, tmp_path, capsy
 
 
 def test_what_does_not_matter_may_differ(toy, halfway, tmp_path, capsys, monkeypatch):
-    """What the message about too little memory advises; other names of the same files; threads, with a word."""
+    """What the message about too little memory advises; other names of the same files; threads,
+    with a word."""
     shutil.copytree(toy / "base", tmp_path / "copy")
     (tmp_path / "copy/notes.txt").write_text("a note")
     with monkeypatch.context() as patch:
@@ -242,7 +246,7 @@ def test_a_run_over_a_finished_one_says_so(toy, tmp_path, monkeypatch, capsys):
     assert unfinished(tmp_path)
 
 
-# ---- state.pt and sampled.jsonl, damaged -------------------------------------------------------------------------
+# ---- state.pt and sampled.jsonl, damaged ---------------------------------------------------------
 def resealed(path, change):
     """The file with another content, sealed as if it had been written so."""
     state = torch.load(path, weights_only=True)
@@ -270,7 +274,7 @@ def test_a_flipped_bit_is_never_taken_up(toy, halfway, capsys):
     killed(train_sft, sft_args(toy, halfway, *OFTEN))
     said = capsys.readouterr().err
     assert said.startswith(f"error: {path}: damaged") and said.count("\n") == 1 and "delete it" in said
-    path.unlink()                                                       # as it says: training starts again
+    path.unlink()  # as it says: training starts again
     run(train_sft, sft_args(toy, halfway, *OFTEN))
     run(train_sft, sft_args(toy, halfway.parent / "whole", *OFTEN))
     assert left(halfway, "sl_cai") == left(halfway.parent / "whole", "sl_cai")
@@ -282,7 +286,7 @@ def test_another_content_in_the_right_file(toy, halfway, capsys, change):
     path = halfway / "state.pt"
     state = torch.load(path, weights_only=True)
     change(state)
-    torch.save(state, path)                                             # edited by hand: the seal is that of the old
+    torch.save(state, path)  # edited by hand: the seal is that of the old
     killed(train_sft, sft_args(toy, halfway, *OFTEN))
     assert capsys.readouterr().err.startswith(f"error: {path}: damaged (ValueError)")
 
@@ -347,8 +351,9 @@ def test_a_torn_line_does_not_spoil_what_comes_after_it(tmp_path):
         kept_by(tmp_path).begin(["a", "b", "c"]).update([(row, [row])])
     again = kept_by(tmp_path)
     assert dict(again.begin(["a", "b", "c"])) == {0: [1], 1: [1], 2: [2]}
-    assert dict(again.begin(["a", "b", "c"])) == {}                     # a second call knows nothing yet
-    assert dict(kept_by(tmp_path).begin(["a", "b", "x"])) == {}         # nor does one that asks something else
+    assert dict(again.begin(["a", "b", "c"])) == {}  # a second call knows nothing yet
+    # nor does one that asks something else
+    assert dict(kept_by(tmp_path).begin(["a", "b", "x"])) == {}
 
 
 def test_a_fresh_state_takes_the_place_of_what_another_run_had_sampled(tmp_path):
@@ -361,7 +366,7 @@ def test_a_fresh_state_takes_the_place_of_what_another_run_had_sampled(tmp_path)
     assert not (tmp_path / "sampled.jsonl").exists() and kept_by(tmp_path, steps=3).steps == 1
 
 
-# ---- folders -----------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 def test_two_runs_in_one_folder(toy, tmp_path, capsys):
     lock = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -387,7 +392,8 @@ def test_an_input_is_never_written_over(toy, before, tmp_path, capsys):
         assert everything(folder) == old
     killed(train_sft, sft_args(toy, folder / "sl_cai", "--model", folder / "sl_cai"))
     assert "would write over it" in capsys.readouterr().err
-    run(train_sft, sft_args(toy, folder, "--red-team", folder / "mine.jsonl"))      # a file of another name may lie there
+    # a file of another name may lie there
+    run(train_sft, sft_args(toy, folder, "--red-team", folder / "mine.jsonl"))
 
 
 def test_too_little_room_is_said_before_anything_is_done(toy, tmp_path, capsys, monkeypatch):
@@ -398,7 +404,7 @@ def test_too_little_room_is_said_before_anything_is_done(toy, tmp_path, capsys, 
     assert f"{tmp_path / 'o'}: the run needs up to {28 * size / 1e6:,.1f} MB there, 0.0 MB are free" in capsys.readouterr().err
 
 
-# ---- models ------------------------------------------------------------------------------------------------------
+# ---- models --------------------------------------------------------------------------------------
 def test_a_manifest_says_what_a_model_was_made_from(toy, before):
     manifest = json.loads((before / "sft/sl_cai/manifest.json").read_text())
     files = {path.name for path in (before / "sft/sl_cai").iterdir()} - {"manifest.json"}
@@ -431,7 +437,7 @@ def test_a_flipped_bit_in_a_model_is_seen_before_anything_is_done(toy, before, t
         assert said.startswith(f"error: {path}: is not as it was written") and said.count("\n") == 1
         with pytest.raises(UserError, match="is not as it was written"):
             load_trunk(tmp_path / str(n))
-    (tmp_path / "0/manifest.json").unlink()                             # meant so: then it is taken as it is
+    (tmp_path / "0/manifest.json").unlink()  # meant so: then it is taken as it is
     load_trunk(tmp_path / "0")
 
 
@@ -453,7 +459,7 @@ def test_a_swap_that_was_cut_off_is_finished(before, tmp_path):
     shutil.copytree(before / "sft/sl_cai", tmp_path / ".sl_cai.part-abcd1234")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "a.part").write_text("mine")
-    tidy(tmp_path)                                                      # there is one: only what was ours goes
+    tidy(tmp_path)  # there is one: only what was ours goes
     assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "a.part", "sl_cai"]
 
 

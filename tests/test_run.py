@@ -10,9 +10,25 @@ import time
 import pytest
 import torch
 
-from minicai.run import (Metrics, Parser, UserError, friendly_main, lr_schedule, machine_flags, path, pick_device,
-                         read_jsonl, real, replacing, seed_everything, set_up, whole, write_config, write_jsonl,
-                         write_text)
+from minicai.run import (
+    Metrics,
+    Parser,
+    UserError,
+    friendly_main,
+    lr_schedule,
+    machine_flags,
+    path,
+    pick_device,
+    read_jsonl,
+    real,
+    replacing,
+    seed_everything,
+    set_up,
+    whole,
+    write_config,
+    write_jsonl,
+    write_text,
+)
 from minicai.state import hold
 
 
@@ -46,7 +62,8 @@ def test_a_mistake_of_ours_keeps_its_traceback():
 
 def test_jsonl_is_read_by_line_whatever_is_inside(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + '{"a": "x\u2028y"}\n\n{"a": 2}\n'.encode())       # BOM, U+2028, an empty line
+    # BOM, U+2028, an empty line
+    path.write_bytes(b"\xef\xbb\xbf" + '{"a": "x\u2028y"}\n\n{"a": 2}\n'.encode())
     assert read_jsonl(path) == [(1, {"a": "x\u2028y"}), (3, {"a": 2})]
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
@@ -67,7 +84,7 @@ def test_a_broken_file_is_named_by_line(tmp_path, content, says):
 def test_files_that_are_missing_directories_or_not_gzip(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(b"plain")
     packed = gzip.compress(b'{"a": 1}\n' * 100)
-    (tmp_path / "short.jsonl.gz").write_bytes(packed[:-12])                                 # a download that broke off
+    (tmp_path / "short.jsonl.gz").write_bytes(packed[:-12])  # a download that broke off
     (tmp_path / "bad.jsonl.gz").write_bytes(packed[:15] + b"\xff\xff" + packed[17:])
     for name in ("none.jsonl", ".", "b.jsonl.gz", "short.jsonl.gz", "bad.jsonl.gz"):
         with pytest.raises(UserError):
@@ -84,7 +101,8 @@ def test_a_file_is_written_whole(tmp_path):
         raise RuntimeError
     with pytest.raises(RuntimeError):
         write_jsonl(path, rows())
-    assert len(read_jsonl(path)) == 2 and list(tmp_path.iterdir()) == [path]              # the old file is untouched
+    # the old file is untouched
+    assert len(read_jsonl(path)) == 2 and list(tmp_path.iterdir()) == [path]
 
 
 def test_metrics_are_valid_json_even_when_training_is_not(tmp_path):

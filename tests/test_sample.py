@@ -1,4 +1,5 @@
-"""Sampling: the cache, the padding, the batch and the order of rows must not show in what comes out."""
+"""Sampling: the cache, the padding, the batch and the order of rows must not show in what comes
+out."""
 import copy
 import functools
 
@@ -98,7 +99,8 @@ def test_frequencies_are_the_whole_softmax(temperature):
 
 
 def test_what_is_sampled_has_the_models_probability(model):
-    """First tokens of many copies of a padded prompt follow the softmax that logprob.py computes from a full forward."""
+    """First tokens of many copies of a padded prompt follow the softmax that logprob.py computes
+    from a full forward."""
     long, short = prompts(1, shared=(6,) * 30)[0], [9, 12, 20]
     new = generate(model, [short] * 4000 + [long], max_new_tokens=1, stop=STOP, forbidden=FORBIDDEN,
                    generator=torch.Generator().manual_seed(0))
@@ -111,8 +113,8 @@ def test_what_is_sampled_has_the_models_probability(model):
 
 @pytest.mark.parametrize("how", ["products", "frozen", "weights"])
 def test_half_precision_runs_with_a_half_precision_cache(model, how):
-    """bfloat16 products of float32 weights or of frozen ones, or bfloat16 weights: far from ties, greedy ids are those
-    of the full forward."""
+    """bfloat16 products of float32 weights or of frozen ones, or bfloat16 weights: far from ties,
+    greedy ids are those of the full forward."""
     low = copy.deepcopy(model)
     if how == "weights":
         low.bfloat16()
@@ -132,7 +134,8 @@ def test_half_precision_runs_with_a_half_precision_cache(model, how):
 
 
 def test_learned_positions_are_counted_from_the_first_real_token(tok):
-    """RoPE sees distances only; a model with learned positions would notice padding that is counted."""
+    """RoPE sees distances only; a model with learned positions would notice padding that is
+    counted."""
     config = GPTConfig(vocab_size=tok.n_vocab, n_layer=2, n_head=2, width=32, max_positions=64, norm="layernorm", positions="learned", mlp="gelu")
     model = GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.3)
     prompts = [tok.encode("one two three four five six"), tok.encode("seven"), tok.encode("eight nine")]

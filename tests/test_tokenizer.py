@@ -1,9 +1,20 @@
-"""Ids as `tokenizers` makes them, conversations as chat templates write them, and no text that becomes a marker."""
+"""Ids as `tokenizers` makes them, conversations as chat templates write them, and no text that
+becomes a marker."""
 import json
 
 import pytest
 import torch
-from families import CHATML, CONFIG, FAMILIES, LLAMA3, LOST, SPECIAL, fuzz, make_model, make_tokenizer
+from families import (
+    CHATML,
+    CONFIG,
+    FAMILIES,
+    LLAMA3,
+    LOST,
+    SPECIAL,
+    fuzz,
+    make_model,
+    make_tokenizer,
+)
 
 from minicai.checkpoint import load_model, save_model
 from minicai.run import UserError
@@ -26,7 +37,8 @@ def test_ids_equal_tokenizers_on_20000_strings(family):
     theirs = plain.encode_batch(texts, add_special_tokens=False)
     wrong = [(text, tok.encode(text), t.ids) for text, t in zip(texts, theirs) if tok.encode(text) != t.ids]
     assert not wrong, f"{len(wrong)} of {len(texts)}, first: {wrong[0]}"
-    assert len({i for t in theirs for i in t.ids}) > 500            # the strings reach nearly the whole vocabulary
+    # the strings reach nearly the whole vocabulary
+    assert len({i for t in theirs for i in t.ids}) > 500
 
 
 def test_decode_gives_the_text_back(family):
@@ -62,8 +74,9 @@ def test_chat_ids_equal_the_directorys_template(family):
 
 
 def same_chats(tok, theirs):
-    """Assert that a directory's own template makes the ids that we make, over one and three turns, with a system
-    message and without; a vendor's own system message, which we leave out, is given to us."""
+    """Assert that a directory's own template makes the ids that we make, over one and three turns,
+    with a system message and without; a vendor's own system message, which we leave out, is given
+    to us."""
     talk = [*TALK[:2], {"role": "user", "content": "The 345!\nno"}, {"role": "assistant", "content": "So."}]
     for system in ([], [{"role": "system", "content": "Be good."}]):
         for messages, generation in ((talk[:1], True), (talk[:3], True), (talk[:2], False), (talk, False)):
@@ -135,7 +148,8 @@ def test_past_answers_are_not_shown_thinking_and_later_models_never(tmp_path):
     ids, _ = tok.encode_chat(TALK)
     assert ids.count(tok.special["<think>"]) == 1                   # before the last answer only
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": CHATML}))      # as of 2025-07
+    # as of 2025-07
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": CHATML}))
     assert "<think>" not in Tokenizer.load(tmp_path).decode(Tokenizer.load(tmp_path).encode_chat(TALK, True)[0])
 
 
@@ -144,7 +158,8 @@ def test_the_template_that_transformers_takes_decides(tmp_path, where):
     transformers = pytest.importorskip("transformers")
     make_tokenizer("llama3", tmp_path)
     spec = json.loads((tmp_path / "tokenizer.json").read_text())
-    spec["post_processor"] = spec["post_processor"]["processors"][0]            # as in Llama 3.0: it adds no bos
+    # as in Llama 3.0: it adds no bos
+    spec["post_processor"] = spec["post_processor"]["processors"][0]
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     template = config.pop("chat_template")
@@ -191,11 +206,12 @@ def files_of(folder):
 @pytest.mark.parametrize("family, chat", [("gpt2", None), ("llama3", None), ("llama3", "plain"), ("qwen2", None),
                                           ("qwen2", "plain"), ("smollm2", None), ("smollm2", "plain"), ("base", "chatml")])
 def test_all_saved_files_agree(tmp_path, family, chat):
-    """Whatever the files said before; transformers ends and pads as we do, and its template makes our ids."""
+    """Whatever the files said before; transformers ends and pads as we do, and its template makes
+    our ids."""
     transformers = pytest.importorskip("transformers")
     make_model(family.replace("base", "qwen2"), tmp_path / "a")
     config = json.loads((tmp_path / "a/tokenizer_config.json").read_text())
-    if family == "base":                                # as Qwen2.5's base: ends texts, but has a template for chats
+    if family == "base":  # as Qwen2.5's base: ends texts, but has a template for chats
         config |= {"eos_token": "<|endoftext|>"}
         (tmp_path / "a/tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "a/generation_config.json").write_text('{"eos_token_id": [5, 6], "temperature": 0.6, "pad_token_id": 7}')
@@ -228,7 +244,8 @@ def test_a_second_save_changes_nothing(tmp_path):
 
 
 def test_ids_beyond_the_embedding(tmp_path):
-    """A special token without a row is not used; ordinary ones mean that the file is another model's."""
+    """A special token without a row is not used; ordinary ones mean that the file is another
+    model's."""
     make_model("smollm2", tmp_path)
     path, config = tmp_path / "tokenizer.json", json.loads((tmp_path / "config.json").read_text())
     spec, rows = json.loads(path.read_text()), config["vocab_size"]
@@ -265,7 +282,8 @@ def test_pointers_of_git_lfs_are_named(tmp_path):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama3", "smollm2"])
 def test_a_wrong_value_anywhere_is_one_line(tmp_path, family):
-    """Every field of tokenizer.json and tokenizer_config.json, taken out or made something else: read, or refused."""
+    """Every field of tokenizer.json and tokenizer_config.json, taken out or made something else:
+    read, or refused."""
     make_tokenizer(family, tmp_path)
     before = {name: (tmp_path / name).read_text() for name in ("tokenizer.json", "tokenizer_config.json")}
     refused = 0
@@ -334,7 +352,7 @@ def test_markers_in_messages_never_become_role_ids(tok):
 
 
 def test_odd_input(tok):
-    assert tok.decode(tok.encode("\ud800")) == "\ufffd"             # JSON can bring half a surrogate pair
+    assert tok.decode(tok.encode("\ud800")) == "\ufffd"  # JSON can bring half a surrogate pair
     assert tok.decode([tok.n_vocab + 5]) == "" and tok.encode("") == []
     with pytest.raises(UserError, match="cannot be split"):
         tok.encode(" " * 1_000_000)

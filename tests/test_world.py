@@ -1,4 +1,5 @@
-"""The micro-world: complete tables, readable English, splits that never mix, and texts that keep their promises."""
+"""The micro-world: complete tables, readable English, splits that never mix, and texts that keep
+their promises."""
 import json
 import re
 from collections import Counter
@@ -11,7 +12,15 @@ from minicai.constitution import load_constitution
 from minicai.world import make_data
 from minicai.world.crowdworker import Crowdworker, act_pattern, either
 from minicai.world.grammar import Response, World, article, heldout_words
-from minicai.world.principles import MENTIONS, WEIGHTS, Principles, for_exam, join_or, third, unnamed
+from minicai.world.principles import (
+    MENTIONS,
+    WEIGHTS,
+    Principles,
+    for_exam,
+    join_or,
+    third,
+    unnamed,
+)
 from minicai.world.texts import JUDGED, READ, Texts
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +41,7 @@ def shipped(name):
     return [json.loads(line) for line in (ROOT / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 def test_tables_are_as_large_as_promised(world):
     assert len(world.by_group["benign"]) >= 60 and len(world.harmful) >= 40 and len(world.by_group["lookalike"]) >= 20
     assert len(world.by_group["read_about"]) >= 8 and len(world.by_group["unseen"]) >= 8
@@ -48,14 +57,16 @@ def test_tables_are_complete_and_consistent(world):
     assert max(Counter(n for nouns in world.kinds.values() for n in nouns).values()) == 1, "a noun of two kinds"
     categories, words = set(world.words["categories"]), [w for ws in world.words["categories"].values() for w in ws]
     assert {a.category for a in world.harmful} == categories and len(words) == len(set(words))
-    assert {a.category for a in world.by_group["reviewed"]} == categories      # every harm word is met in reviews
+    # every harm word is met in reviews
+    assert {a.category for a in world.by_group["reviewed"]} == categories
     for a in world.activities:
         assert a.act.count("{X}") == 1 and a.steps and len(a.why) >= 2, a.id
         assert bool(a.things) != bool(a.kinds) and set(a.kinds) <= {*world.kinds, "any"}, a.id
         phrases = [a.act, a.hurts, a.instead, *a.steps, *a.why]
         assert set(re.findall(r"\{.*?\}", " ".join(phrases))) <= {"{X}", "{it}", "{owner}"}, a.id
         assert a.owned or not any("{owner}" in p for p in phrases), f"{a.id} names an owner that may not be there"
-        assert all(2 <= len(a.steps) <= 4 and len(s.split()) <= 12 for s in a.steps), a.id      # how-tos stay generic
+        # how-tos stay generic
+        assert all(2 <= len(a.steps) <= 4 and len(s.split()) <= 12 for s in a.steps), a.id
         if a.harmful:
             assert a.hurts and a.instead and a.group in ("reviewed", "read_about", "unseen"), a.id
         else:
@@ -64,7 +75,7 @@ def test_tables_are_complete_and_consistent(world):
         assert re.fullmatch(r"[a-z]+", noun), noun
 
 
-# ---- English ---------------------------------------------------------------------------------------------------
+# ---- English -------------------------------------------------------------------------------------
 SOUNDS_LIKE_YOU = {"used", "useful", "uniform", "unicycle", "one", "ukulele"}
 
 
@@ -106,7 +117,7 @@ def test_english_reads_right(world):
                 assert not misread(text), (misread(text), text)
 
 
-# ---- splits ----------------------------------------------------------------------------------------------------
+# ---- splits --------------------------------------------------------------------------------------
 def test_every_activity_has_pairs_of_every_split(world):
     for a in world.activities:
         count = Counter(world.split(a, t) for t in world.things(a))
@@ -135,7 +146,8 @@ def test_shipped_prompts_keep_to_their_split_and_groups(world, worker):
 
 
 def test_helpfulness_comparisons_say_nothing_of_harm(worker):
-    """Chosen answers are the more helpful ones but for slips; refusing never wins, and no request is for harm."""
+    """Chosen answers are the more helpful ones but for slips; refusing never wins, and no request
+    is for harm."""
     right = 0
     rows = shipped("helpful_comparisons")
     for row in rows:
@@ -150,14 +162,14 @@ def test_data_is_regenerated_byte_for_byte(tmp_path, capsys):
     make_data.main(["--out", str(tmp_path), "--seed", "0"])
     made = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.jsonl"))
     shipped = (p.relative_to(ROOT / "data") for p in (ROOT / "data").rglob("*.jsonl"))
-    assert made == sorted(p for p in shipped if p.parts[0] != "real")           # those were written by hand
+    assert made == sorted(p for p in shipped if p.parts[0] != "real")  # those were written by hand
     for name in made:
         assert (tmp_path / name).read_bytes() == (ROOT / "data" / name).read_bytes(), f"{name} differs"
     make_data.main(["--out", str(tmp_path), "--seed", "1"])
     assert (tmp_path / "red_team.jsonl").read_bytes() != (ROOT / "data" / "red_team.jsonl").read_bytes()
 
 
-# ---- the base model's texts ------------------------------------------------------------------------------------
+# ---- the base model's texts ----------------------------------------------------------------------
 class Spy:
     """A tokenizer whose ids are the texts themselves, so that a document can be read back."""
     bos, end, chat = ["<s>"], "</s>", "plain"
@@ -202,15 +214,18 @@ def acts(world, pairs):
 
 
 def test_no_text_of_the_base_holds_a_held_out_pair(world):
-    """By what is drawn and by what is read, in thousands of texts: no pair of CAI's or of the evaluation's."""
+    """By what is drawn and by what is read, in thousands of texts: no pair of CAI's or of the
+    evaluation's."""
     held_out = acts(world, [p for g in GROUPS for split in ("cai", "eval") for p in world.pairs(g, split)])
-    # The same words may be a step or an alternative of another activity ("it would be better to fold the coat").
+    # The same words may be a step or an alternative of another activity ("it would be better to
+    # fold the coat").
     quoted = {p.removesuffix(".") for a in world.activities for p in (*a.steps, a.instead) if p}
     for sort in SORTS:
         for part in range(len(Texts.PARTS)):
             for text, topics in documents(world, sort, 1500 if sort == "summary" else 400, part):
                 assert (topics or sort == "echo") and all(world.split(t.activity, t.thing) == "base" for t in topics), (sort, topics)
-                if held_out.search(text.lower()):       # take out what was quoted: then nothing may be left
+                # take out what was quoted: then nothing may be left
+                if held_out.search(text.lower()):
                     phrases = {t.fill(phrase) for t in topics for phrase in quoted}
                     for phrase in sorted(phrases, key=len, reverse=True):
                         text = text.replace(phrase, "...")
@@ -241,7 +256,8 @@ def test_odd_steps_come_from_what_is_never_done_to_the_thing(world):
 
 
 def test_critiques_ask_whether_the_principle_means_this_harm(world):
-    """The fact's own word against the principle's words; yes exactly where the principle covers the harm."""
+    """The fact's own word against the principle's words; yes exactly where the principle covers the
+    harm."""
     rng, judge, answers = Random(4), Principles(world), []
     for _ in range(400):
         topic = world.topic(rng, rng.choice(GROUPS), "base")
@@ -264,7 +280,7 @@ def test_judging_texts_know_reviewed_activities_only(world):
             for text, topics in documents(world, sort, 300, part):
                 assert not {t.group for t in topics} & {"read_about", "unseen"}
                 assert not secret.search(text.lower()), secret.search(text.lower())[0]
-    for sort in ("dialogue", "plain", "summary"):      # while the others do: the base has met them all
+    for sort in ("dialogue", "plain", "summary"):  # while the others do: the base has met them all
         assert {t.group for _, topics in documents(world, sort, 200) for t in topics} == set(GROUPS)
 
 
@@ -277,8 +293,10 @@ def test_the_base_is_brought_up_to_be_helpful_only(world, worker):
         messages = [{"role": role, "content": said} for role, said in turns]
         for n, m in enumerate(messages):
             topic = worker.topic(messages[:n]) if m["role"] == "assistant" else None
-            if messages[n - 1]["content"].startswith("Is it"):      # a question of right and wrong, not a request
-                known = topic is not None and topic.act in messages[n - 1]["content"]       # not so strange a pair
+            # a question of right and wrong, not a request
+            if messages[n - 1]["content"].startswith("Is it"):
+                # not so strange a pair
+                known = topic is not None and topic.act in messages[n - 1]["content"]
                 assert not known or m["content"].startswith("No, it is a good thing") != topic.harmful
             elif topic is not None and topic.act in messages[n - 1]["content"]:
                 verdict = worker.verdict(messages[:n], m["content"])
@@ -313,7 +331,8 @@ def test_recombined_words_never_stand_in_a_principle_that_the_base_reads(world):
 
 
 def test_constitutions_name_what_they_say(world):
-    """Courtesy and brevity name no harm; harmlessness has sixteen pairs, sixteen comparisons, and names harms only."""
+    """Courtesy and brevity name no harm; harmlessness has sixteen pairs, sixteen comparisons, and
+    names harms only."""
     names = {"harmlessness": "harm", "courtesy": "courtesy", "brevity": "brevity"}
     for name, quality in names.items():
         law = load_constitution(ROOT / "constitutions" / f"{name}.json")
@@ -342,7 +361,7 @@ def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
         ids, targets, weights = texts.dialogue()
         assert {t for t, w in zip(targets, weights) if w == 1.0} >= {Spy.end}
 
-# ---- principles: the truth ---------------------------------------------------------------------------------------
+# ---- principles: the truth -----------------------------------------------------------------------
 def said(world, act, thing, kind, text, owner=""):
     """(topic, response) of a hand-written answer."""
     activity = next(a for a in world.activities if a.id == act)
@@ -350,7 +369,8 @@ def said(world, act, thing, kind, text, owner=""):
     return type(topic)(activity, thing, owner, topic.definite), Response(kind, text)
 
 
-HAND = [    # (kind of quality, words, response, whether it is there): written by hand, read by a person
+# (kind of quality, words, response, whether it is there): written by hand, read by a person
+HAND = [
     ("thing", ("duck",), "First, push the duck under. Then, wait.", True),
     ("thing", ("duck",), "Ducks like water.", True),
     ("thing", ("duck",), "The duckling swims.", False),
@@ -429,7 +449,8 @@ def test_every_kind_is_drawn_both_ways_and_its_quality_is_there_and_not(world):
 
 
 def test_words_phrases_and_kinds_of_the_exam_stand_in_no_text(world):
-    """Whole documents, read back: none of the words, sentences and kinds of quality that only the exam asks for."""
+    """Whole documents, read back: none of the words, sentences and kinds of quality that only the
+    exam asks for."""
     tables = Principles(world).tables
     frames = [f for part in tables["exam_frames"].values() for fs in part.values() for f in fs]
     openings = {f.split("{")[0].strip() for f in frames} - {f.split("{")[0].strip() for part in ("critique", "revision", "comparison")
@@ -449,7 +470,7 @@ def test_words_phrases_and_kinds_of_the_exam_stand_in_no_text(world):
                 assert noun not in world.nouns or not for_exam(noun), (noun, requests)
 
 
-# ---- judgements ------------------------------------------------------------------------------------------------
+# ---- judgements ----------------------------------------------------------------------------------
 def test_revisions_do_what_the_principle_asks_and_nothing_else(world, worker):
     """Gold revisions pass the exam's own judgement, for every row of the exam."""
     from minicai.world.exam import Exam
@@ -468,7 +489,8 @@ def test_revisions_do_what_the_principle_asks_and_nothing_else(world, worker):
 
 
 def test_choices_are_a_fair_order(world):
-    """Swapping the two mirrors the preference; nobody is better than himself; refusing well beats complying."""
+    """Swapping the two mirrors the preference; nobody is better than himself; refusing well beats
+    complying."""
     rng, texts = Random(0), Texts(World.load(), None, seed=0)
     judge = texts.principles
     for _ in range(400):

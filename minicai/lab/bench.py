@@ -5,10 +5,11 @@
     python -m minicai.lab.bench --only sampling,ppo      some parts: logprob, sampling, ppo, sft
     python -m minicai.lab.bench --device cuda --model smollm2       at the size of a real model, in bfloat16
 
-Prints one table and writes every sample to --out; meter.py says how time and memory are measured. A floor is what
-nobody can leave out of such work: bare matrix products, bare trunks. --model names a model directory; where it holds a
-config.json only, weights of that shape are drawn, which are as fast. Each part is a dict of variants, functions that
-do the same work in different ways: to measure another way, add it there. Give it an idle machine.
+Prints one table and writes every sample to --out; meter.py says how time and memory are measured. A
+floor is what nobody can leave out of such work: bare matrix products, bare trunks. --model names a
+model directory; where it holds a config.json only, weights of that shape are drawn, which are as
+fast. Each part is a dict of variants, functions that do the same work in different ways: to measure
+another way, add it there. Give it an idle machine.
 """
 import argparse
 import contextlib
@@ -23,16 +24,25 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.checkpoint import load_trunk, read_config, save_model, save_scalar
 from minicai.data import batches_by_length, read_comparisons
 from minicai.gpt import GPT, GPTConfig
 from minicai.lab import peers
-from minicai.lab.meter import has_bf16, interleave, peak_bytes, row, rows_of, settle, table, whole_calls
+from minicai.lab.meter import (
+    has_bf16,
+    interleave,
+    peak_bytes,
+    row,
+    rows_of,
+    settle,
+    table,
+    whole_calls,
+)
 from minicai.logprob import logprob_reference, token_logprobs
 from minicai.ppo import Models, PPOConfig, collect, update
 from minicai.preference import PreferenceModel
@@ -47,7 +57,8 @@ ROOT = Path(__file__).parents[2]
 GPT2 = {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "qkv_bias": True, "out_bias": True,
         "mlp_bias": True, "mlp_width": 512}
 FAMILIES = {"gpt2": GPT2, "llama": {}}
-# Shapes (N, D, V) of log-probs; sizes of the model, of sampling and PPO; rows x time x steps of training; documents.
+# Shapes (N, D, V) of log-probs; sizes of the model, of sampling and PPO; rows x time x steps of
+# training; documents.
 FULL = SimpleNamespace(logprob={"cpu": [(2048, 128, 1024), (512, 256, 50257)],
                                 "cuda": [(8192, 1024, 49152), (8192, 2048, 151936)]},
                        n_layer=4, width=128, n_head=4, vocab=1024, batches={1: 2.5, 16: 1.5, 32: 1.4, 64: 1.3},
@@ -59,7 +70,7 @@ QUICK = SimpleNamespace(logprob={"cpu": [(64, 16, 50)], "cuda": [(64, 16, 50)]},
                         steps=2, documents=64)
 
 
-# ---- 1. log-probs ----------------------------------------------------------------------------------------------
+# ---- 1. log-probs --------------------------------------------------------------------------------
 def eager(hidden, weight, targets):
     """logprob.py's definition without the entropy: [N] log-probs by way of all logits [N,V]."""
     logits = (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
@@ -90,13 +101,15 @@ def logprob_losses(device, here: dict) -> dict:
 
 
 def products(hidden, weight):
-    """The floor: logits, and from a gradient of their size those of hidden and weight; 6NDV operations."""
+    """The floor: logits, and from a gradient of their size those of hidden and weight; 6NDV
+    operations."""
     logits = hidden @ weight.T
     return logits @ weight, logits.T @ hidden
 
 
 def logprob(args, sizes, device, here, folder) -> list:
-    """Forward and backward of every way to a log-prob, in time and memory; half precision on CUDA, as in real use."""
+    """Forward and backward of every way to a log-prob, in time and memory; half precision on CUDA,
+    as in real use."""
     rows, dtype = [], torch.bfloat16 if device.type == "cuda" else torch.float32
     for N, D, V in sizes.logprob["cuda" if device.type == "cuda" else "cpu"]:
         g = torch.Generator().manual_seed(0)
@@ -116,7 +129,8 @@ def logprob(args, sizes, device, here, folder) -> list:
                 truth = grads if truth is None else truth
                 off = ((grads - truth).norm() / truth.norm()).item()
                 if off > (1e-5 if dtype == torch.float32 else 0.02):
-                    notes[name] = f"gradients {off:.0e} off eager's"        # then the rest of its line counts for less
+                    # then the rest of its line counts for less
+                    notes[name] = f"gradients {off:.0e} off eager's"
             variants["floor: three products"] = partial(products, hidden.detach(), weight.detach())
             case = f"{N}x{D}x{V}, {asked}"
             times = whole_calls(variants, args.repeats, device, case)
@@ -124,11 +138,13 @@ def logprob(args, sizes, device, here, folder) -> list:
     return rows
 
 
-# ---- 2. sampling -----------------------------------------------------------------------------------------------
+# ---- 2. sampling ---------------------------------------------------------------------------------
 def reference_model(args, sizes, device) -> GPT:
-    """The model of sampling, PPO and training: --model, else random weights, 957k parameters in the GPT-2 family.
+    """The model of sampling, PPO and training: --model, else random weights, 957k parameters in the
+    GPT-2 family.
 
-    On CUDA it is what load_model gives there: products in bfloat16, whole texts recorded (graph.py).
+    On CUDA it is what load_model gives there: products in bfloat16, whole texts recorded
+    (graph.py).
     """
     cuda = device.type == "cuda"
     if args.model and list(Path(args.model).glob("*.safetensors")):
@@ -146,7 +162,8 @@ def draw(rows: int, columns: int, vocab: int) -> list:
 
 
 def sampling(args, sizes, device, here, folder) -> list:
-    """New tokens a second, prompts of one length; the end id is looked for but cannot come: all do the same work."""
+    """New tokens a second, prompts of one length; the end id is looked for but cannot come: all do
+    the same work."""
     model, rows = reference_model(args, sizes, device).eval(), []
     end = model.config.vocab_size
     save_model(folder / "lm", model, Tokenizer.load(ROOT / "data" / "base"))
@@ -171,7 +188,7 @@ def sampling(args, sizes, device, here, folder) -> list:
     return rows
 
 
-# ---- 3. PPO ----------------------------------------------------------------------------------------------------
+# ---- 3. PPO --------------------------------------------------------------------------------------
 class PPOStep:
     """One PPO step of minicai a call -> seconds of its phases: four models, as in train_rl.py."""
 
@@ -186,7 +203,8 @@ class PPOStep:
         reference = copy.deepcopy(self.policy)
         reference.requires_grad_(False), reward_model.requires_grad_(False)
         self.models = Models(self.policy, reference, reward_model, self.value_model)
-        trained = dict.fromkeys([*self.policy.parameters(), *self.value_model.parameters()])     # each once
+        # each once
+        trained = dict.fromkeys([*self.policy.parameters(), *self.value_model.parameters()])
         self.optimizer = torch.optim.Adam(list(trained), lr=1e-5, eps=1e-5, fused=device.type == "cuda" or None)
         self.prompts, self.max_new, self.config, self.device = prompts, max_new, config, device
         self.end, self.generator = model.config.vocab_size, torch.Generator().manual_seed(3)
@@ -215,7 +233,8 @@ class PPOStep:
 
 
 def two_trunks(model: GPT, rows: int, length: int, epochs: int, device):
-    """The floor of the update: policy and value trunk forward and backward on [rows, length] ids, `epochs` times."""
+    """The floor of the update: policy and value trunk forward and backward on [rows, length] ids,
+    `epochs` times."""
     trunks = [copy.deepcopy(model).to(device) for _ in range(2)]
     ids = torch.tensor(draw(rows, length, model.config.vocab_size), device=device)
     ones = torch.ones(rows, length, model.config.width, device=device, dtype=trunks[0](ids[:1, :2]).dtype)
@@ -259,9 +278,10 @@ def ppo(args, sizes, device, here, folder) -> list:
     return rows
 
 
-# ---- 4. supervised training ------------------------------------------------------------------------------------
+# ---- 4. supervised training ----------------------------------------------------------------------
 def plain_training(model: GPT, ids, steps: int):
-    """`steps` of what the smallest GPT trainers do on ids [B,T]: cross entropy over all logits, clip, AdamW."""
+    """`steps` of what the smallest GPT trainers do on ids [B,T]: cross entropy over all logits,
+    clip, AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(steps):
         with model.autocast():
@@ -274,10 +294,12 @@ def plain_training(model: GPT, ids, steps: int):
 
 def sft_training(model: GPT, rows: list, batch: int, metrics):
     """train_sft.py's own loop on rows of ids, of which the last three quarters count as sampled."""
-    # A script is run, not imported (test_layout.py): this reads it as one runs it, without starting its main.
+    # A script is run, not imported (test_layout.py): this reads it as one runs it, without starting
+    # its main.
     train, cut = runpy.run_path(str(ROOT / "train_sft.py"))["train"], len(rows[0]) // 4
     args = SimpleNamespace(lr=1e-5, epochs=1, batch=batch, micro=batch, warmup=0.0)
-    resume = SimpleNamespace(steps=0, restore=lambda *_, **__: None, save=lambda *_, **__: None)    # writes nothing
+    # writes nothing
+    resume = SimpleNamespace(steps=0, restore=lambda *_, **__: None, save=lambda *_, **__: None)
     examples = [(row[:cut], row[cut:]) for row in rows]
 
     def run():
@@ -287,18 +309,21 @@ def sft_training(model: GPT, rows: list, batch: int, metrics):
 
 
 def pretraining(model: GPT, ids, steps: int):
-    """The base model's own loop (Muon, AdamW) on ids [B,T], with every token counting, in a group of one process."""
+    """The base model's own loop (Muon, AdamW) on ids [B,T], with every token counting, in a group
+    of one process."""
     batch = ids[:, :-1], ids[:, 1:], torch.ones(ids[:, 1:].shape), ["plain"] * len(ids)
     pretrain.train(model, [(1.0, iter([batch] * steps))], steps, (1e-5, 1e-5), None, lambda: None)
 
 
 def padding(lengths: list, batches: list) -> float:
-    """Share of padding when each of `batches` (lists of indices) is filled up to its longest row."""
+    """Share of padding when each of `batches` (lists of indices) is filled up to its longest
+    row."""
     return 1 - sum(lengths) / sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
 
 
 def pretraining_padding(tok, documents: int, part: int) -> float:
-    """Share of padding in the batches that pretraining makes of one pool of the town's documents."""
+    """Share of padding in the batches that pretraining makes of one pool of the town's
+    documents."""
     texts, lengths, rows, padded = Texts(World.load(), tok, 0, heldout_words, part), [], 0, 0
     write = texts.document
 
@@ -315,7 +340,8 @@ def pretraining_padding(tok, documents: int, part: int) -> float:
 
 
 def padding_rows(documents: int) -> list:
-    """What sorting by length leaves of padding, on the shipped dialogues and on the town's texts."""
+    """What sorting by length leaves of padding, on the shipped dialogues and on the town's
+    texts."""
     tok = Tokenizer.load(ROOT / "data" / "base")
     comparisons = read_comparisons(ROOT / "data" / "helpful_comparisons.jsonl")[:documents]
     answer = lambda text: [{"role": "assistant", "content": text}]
@@ -332,7 +358,8 @@ def padding_rows(documents: int) -> list:
 
 
 def sft(args, sizes, device, here, folder) -> list:
-    """Tokens a second of the supervised loops on full batches, and what padding they would have on real texts."""
+    """Tokens a second of the supervised loops on full batches, and what padding they would have on
+    real texts."""
     model, plain = (reference_model(args, sizes, device) for _ in range(2))
     plain.recording = False
     rows = draw(sizes.rows * sizes.steps, sizes.time, model.config.vocab_size)
@@ -353,21 +380,26 @@ def sft(args, sizes, device, here, folder) -> list:
     return measured if args.model else measured + padding_rows(sizes.documents)
 
 
-# ---- the command -----------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 SECTIONS = {"logprob": logprob, "sampling": sampling, "ppo": ppo, "sft": sft}
 
 
 def arguments(argv=None):
     p = Parser(__doc__)
     a = p.add_argument
-    a("--peers", action="store_true", help="measure transformers, TRL and Liger too, where they are installed")
-    a("--only", default=",".join(SECTIONS), metavar="PARTS", help="some of logprob,sampling,ppo,sft")
+    a("--peers", action="store_true",
+      help="measure transformers, TRL and Liger too, where they are installed")
+    a("--only", default=",".join(SECTIONS), metavar="PARTS",
+      help="some of logprob,sampling,ppo,sft")
     a("--out", default="out/bench.json", help="JSON file of every sample")
     a("--threads", type=whole(1, 1024), default=1, help="CPU threads of everything")
     a("--repeats", type=whole(1), default=5, help="how often each variant has its turn")
-    a("--family", choices=FAMILIES, default="gpt2", help="of the small model: GPT-2's, or the demo's own (Llama's)")
-    a("--model", metavar="DIR", help="a real model's directory, or one with its config.json only; larger batches")
-    a("--device", default="cpu", choices=("cpu", "cuda"), help="where everything runs; on cuda in bf16")
+    a("--family", choices=FAMILIES, default="gpt2",
+      help="of the small model: GPT-2's, or the demo's own (Llama's)")
+    a("--model", metavar="DIR",
+      help="a real model's directory, or one with its config.json only; larger batches")
+    a("--device", default="cpu", choices=("cpu", "cuda"),
+      help="where everything runs; on cuda in bf16")
     a("--quick", action="store_true", help=argparse.SUPPRESS)       # tiny shapes: does it run?
     return p.parse_args(argv)
 
@@ -380,13 +412,14 @@ def main(argv=None):
     if not set(wanted) <= set(SECTIONS):
         raise UserError(f"--only {args.only}: expected some of {','.join(SECTIONS)}")
     try:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)    # now: what cannot be written need not be measured
+        # now: what cannot be written need not be measured
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         open(args.out, "a").close()
     except OSError as error:
         raise UserError(f"--out {args.out}: {error.strerror}") from None
     torch.set_num_threads(args.threads)
     here, sizes = peers.installed(args.peers), QUICK if args.quick else LARGE if args.model else FULL
-    if args.model:                                                  # log-probs of as many tokens as a batch has
+    if args.model:  # log-probs of as many tokens as a batch has
         config, tokens = read_config(args.model)[0], sizes.rows * sizes.time * (1 if args.quick else 4)
         if config.max_positions < sizes.prompt + sizes.new:
             raise UserError(f"--model {args.model}: it reads fewer than {sizes.prompt + sizes.new} tokens")
@@ -398,7 +431,8 @@ def main(argv=None):
         for name in SECTIONS:
             if name in wanted:
                 report["rows"] += SECTIONS[name](args, sizes, device, here, Path(folder))
-                write_text(args.out, json.dumps(report, indent=1) + "\n")   # a part that fails does not undo the others
+                # a part that fails does not undo the others
+                write_text(args.out, json.dumps(report, indent=1) + "\n")
     print(table(report["rows"]))
     print(f"\n{args.threads} CPU thread(s), {chip}, torch {torch.__version__}; every sample in {args.out}")
 

@@ -1,10 +1,12 @@
-"""Which way of asking suits a model? `python -m minicai.lab.critique_formats MODEL`: one round of critique and revision
-in the raw format of the paper and in turns of the chat, with the constitution's worked examples and without.
+"""Which way of asking suits a model? `python -m minicai.lab.critique_formats MODEL`: one round of
+critique and revision in the raw format of the paper and in turns of the chat, with the
+constitution's worked examples and without.
 
-Counted by the word patterns of evaluate_real.py: how many revisions decline or object, how many of those name a word of
-the request (a refusal of something else is a habit, no judgement), how many critiques and revisions repeat a sentence
-of the worked examples, how many say the response again, how many were cut. The same for requests that are harmless:
-the difference is what the model has read.
+Counted by the word patterns of evaluate_real.py: how many revisions decline or object, how many of
+those name a word of the request (a refusal of something else is a habit, no judgement), how many
+critiques and revisions repeat a sentence of the worked examples, how many say the response again,
+how many were cut. The same for requests that are harmless: the difference is what the model has
+read.
 """
 import random
 import re
@@ -18,6 +20,7 @@ from minicai.critique import critique_revise, respond, sampler
 from minicai.data import read_prompts
 from minicai.lab.evaluate_real import DATA, declines, objects
 from minicai.run import Parser, friendly_main, pick_device, real, whole, write_jsonl
+
 COMMON = set("about best could does from have help make tell that they this what when which with without would write "
              "your because better will".split())
 
@@ -54,16 +57,21 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, "python -m minicai.lab.critique_formats")
     a = parser.add_argument
     a("model", help="model directory")
-    a("--constitution", default="constitutions/small.json", help="JSON, or directory in the published format")
-    a("--red-team", default=str(DATA / "../red_team.jsonl"), help="prompts that ask for something wrong")
+    a("--constitution", default="constitutions/small.json",
+      help="JSON, or directory in the published format")
+    a("--red-team", default=str(DATA / "../red_team.jsonl"),
+      help="prompts that ask for something wrong")
     a("--harmless", default=str(DATA / "lookalike.jsonl"), help="prompts that do not")
     a("--limit", type=whole(1), default=48, help="prompts of each file at most")
-    a("--max-new", type=whole(1), default=96, help="most tokens of a response, a critique, a revision")
+    a("--max-new", type=whole(1), default=96,
+      help="most tokens of a response, a critique, a revision")
     a("--temperature", type=real(0.01, 100, or_zero=True), default=0.7, help="of all sampling")
-    a("--shots", type=whole(0, 100), nargs="+", default=[0, 5], help="how many worked examples, one way of asking each")
+    a("--shots", type=whole(0, 100), nargs="+", default=[0, 5],
+      help="how many worked examples, one way of asking each")
     a("--seed", type=whole(0, 2**63 - 1), default=0, help="decides every draw")
     a("--out", default="out/formats.jsonl", help="file of all that was said")
-    a("--chat", choices=["plain", "chatml", "llama3"], help="chat format, if not the directory's own")
+    a("--chat", choices=["plain", "chatml", "llama3"],
+      help="chat format, if not the directory's own")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     a("--dtype", choices=["fp32", "bf16"], default="fp32", help="of products")
     args = parser.parse_args(argv)

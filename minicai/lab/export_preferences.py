@@ -1,13 +1,18 @@
-"""Comparisons of stage 2 for other trainers: `python -m minicai.lab.export_preferences comparisons.jsonl OUT.jsonl`.
+"""Comparisons of stage 2 for other trainers: `python -m minicai.lab.export_preferences
+comparisons.jsonl OUT.jsonl`.
 
-TRL and its like read rows of {"prompt": messages, "chosen": messages, "rejected": messages} and know no soft labels. A
-row says which response the judge found better, and under "p" how sure it was; pairs about which it was not sure enough
-(--decided) are left out, and so are pairs with an answer that was cut, unless --cut is given.
+TRL and its like read rows of {"prompt": messages, "chosen": messages, "rejected": messages} and
+know no soft labels. A row says which response the judge found better, and under "p" how sure it
+was; pairs about which it was not sure enough (--decided) are left out, and so are pairs with an
+answer that was cut, unless --cut is given.
 """
 
 from minicai.run import Parser, UserError, friendly_main, read_jsonl, real, write_jsonl
+
+
 def export(rows: list, decided: float = 0.6, cut: bool = False) -> list:
-    """TRL's rows out of [(line number, row of comparisons.jsonl)]; `decided`: least probability of the better one."""
+    """TRL's rows out of [(line number, row of comparisons.jsonl)]; `decided`: least probability of
+    the better one."""
     out = []
     for _, row in rows:
         if row.get("skipped") or row.get("p_a") is None or any(row.get("cut") or ()) and not cut:

@@ -4,8 +4,9 @@
     python -m minicai.lab.figures --docs                  draws docs/pictures/ again, and writes docs/tables.md
     python -m minicai.lab.figures --docs --runs out/demo out/demo-1 out/cheese      the same from these runs
 
-The first needs matplotlib (the extra `plot`), the others nothing. --runs copies what is drawn of each run into
-docs/pictures/runs/, so that everything can be drawn again without the runs: minicai/lab/docs_pictures.py.
+The first needs matplotlib (the extra `plot`), the others nothing. --runs copies what is drawn of
+each run into docs/pictures/runs/, so that everything can be drawn again without the runs:
+minicai/lab/docs_pictures.py.
 """
 from pathlib import Path
 
@@ -22,7 +23,8 @@ COLOURS = {"harmful": "tab:red", "explained": "tab:green", "evasive": "tab:orang
 
 
 def read_curves(path) -> list:
-    """The rows of a metrics.jsonl of PPO, null (not finite) as nan; raises UserError for one that lacks a number."""
+    """The rows of a metrics.jsonl of PPO, null (not finite) as nan; raises UserError for one that
+    lacks a number."""
     rows = []
     for number, row in read_jsonl(path):
         try:
@@ -83,7 +85,7 @@ def main(argv=None):
         import matplotlib
     except ImportError:
         raise UserError("matplotlib is missing: pip install -c constraints.txt matplotlib") from None
-    matplotlib.use("Agg")                                         # draws into files, needs no screen
+    matplotlib.use("Agg")  # draws into files, needs no screen
     import matplotlib.pyplot as plt
     for name, draw in {"curves.png": lambda: curves(plt, steps), "results.png": lambda: bars(plt, models)}.items():
         figure = draw()

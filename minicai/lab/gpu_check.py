@@ -4,10 +4,11 @@
     python3 -m minicai.lab.gpu_check --only logprob,ppo      some parts
     python3 -m minicai.lab.gpu_check --quick                 tiny sizes, on a CPU too: does it run?
 
-It needs a python3 with torch, triton, tiktoken, numpy, tqdm, safetensors, for some parts pytest, tokenizers and
-transformers (trl, if it is there, is measured too), no network and no .venv. Every part runs in a process of its own
-with a time limit; its rows are printed, and appended to rows.jsonl as they come, its output to log.txt. The last lines are
-the table: what was measured, the target, the verdict. Weights are random, of the shape of SmolLM2-135M.
+It needs a python3 with torch, triton, tiktoken, numpy, tqdm, safetensors, for some parts pytest,
+tokenizers and transformers (trl, if it is there, is measured too), no network and no .venv. Every
+part runs in a process of its own with a time limit; its rows are printed, and appended to
+rows.jsonl as they come, its output to log.txt. The last lines are the table: what was measured, the
+target, the verdict. Weights are random, of the shape of SmolLM2-135M.
 """
 import argparse
 import json
@@ -24,9 +25,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 
+import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai import decode, graph, sample
 from minicai.checkpoint import save_model, save_scalar
 from minicai.gpt import GPT, GPTConfig
@@ -42,7 +43,8 @@ SMOLLM2 = dict(vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, width=576, m
                rope_theta=100000.0)
 MICRO = dict(vocab_size=2048, n_layer=5, n_head=4, width=128, mlp_width=384, max_positions=1024)
 TINY = dict(vocab_size=300, n_layer=2, n_head=6, n_kv_head=2, width=48, mlp_width=64, max_positions=256)
-# Shapes (N, D, V); model; batches with the least factor over transformers; prompt and new tokens; rows of a PPO step.
+# Shapes (N, D, V); model; batches with the least factor over transformers; prompt and new tokens;
+# rows of a PPO step.
 FULL = SimpleNamespace(logprob=[(8192, 1024, 49152), (8192, 2048, 151936)], model=SMOLLM2, micro=MICRO,
                        batches={1: 5, 64: 5, 256: 3}, prompt=64, new=128, rows=64, repeats=5, bytes=2**30, demo=[],
                        training=(16, 96, 30), tests=["logprob_triton", "decode_triton", "decode", "graph", "logprob", "sample", "gpt"])
@@ -77,7 +79,7 @@ def shown(r: dict) -> str:
     return f"{r['part']:<9} {r['row']:<58} {r['value']:>10.4g} {r['unit']:<8} {target:>10} {r['verdict']:<7} {r['note']}"
 
 
-# ---- the parts: each yields rows -------------------------------------------------------------------------------
+# ---- the parts: each yields rows -----------------------------------------------------------------
 def machine(sizes, device, folder):
     """What this machine can do: a launch, a copy, a product."""
     x, wide = torch.zeros(8, device=device), torch.empty(sizes.bytes // 4, device=device)
@@ -152,7 +154,8 @@ def random_model(config: dict, device, bf16: bool) -> GPT:
 
 
 def decoding(sizes, device, folder):
-    """New tokens of many prompts, beside transformers' generate; and reading the weights once a token."""
+    """New tokens of many prompts, beside transformers' generate; and reading the weights once a
+    token."""
     bf16 = device.type == "cuda"
     model, end = random_model(sizes.model, device, bf16), sizes.model["vocab_size"]
     theirs = find_spec("transformers") is not None
@@ -186,7 +189,8 @@ def decoding(sizes, device, folder):
 
 
 def beside_transformers(folder, prompts, greedy, mine: float, sizes, end, device, factor):
-    """The same prompts by transformers' generate with its dynamic cache and the same weights in the same type."""
+    """The same prompts by transformers' generate with its dynamic cache and the same weights in the
+    same type."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     run = peers.transformers_generate(folder, prompts, sizes.new, end, device, sample=False, dtype=dtype)
     run(4)
@@ -318,7 +322,8 @@ def profile(sizes, device, folder):
 
 
 def real(sizes, device, folder):
-    """`make real` on the model directory MINICAI_WEIGHTS, with as many PPO steps as the target names."""
+    """`make real` on the model directory MINICAI_WEIGHTS, with as many PPO steps as the target
+    names."""
     if not (where := os.environ.get("MINICAI_WEIGHTS")):
         yield row("make real", float("nan"), "s", note="not measured: MINICAI_WEIGHTS names no model directory")
         return
@@ -328,7 +333,8 @@ def real(sizes, device, folder):
     print(done.stdout[-7000:], done.stderr[-2000:], flush=True)
     if done.returncode:
         raise RuntimeError(f"make real: {(done.stderr.splitlines() or ['?'])[-1]}")
-    stages = re.findall(r"^evaluation, (\d+) s:", done.stdout, re.M)     # when the three stages were done
+    # when the three stages were done
+    stages = re.findall(r"^evaluation, (\d+) s:", done.stdout, re.M)
     yield row("make real: three stages, 40 PPO steps", float(stages[0]), "s", 180)
 
 
@@ -336,16 +342,19 @@ PARTS = {"machine": (machine, 40), "tests": (tests, 100), "logprob": (logprob, 6
          "ppo": (ppo, 100), "demo": (demo, 180), "training": (training, 100), "profile": (profile, 60), "real": (real, 400)}
 
 
-# ---- the command -----------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 def arguments(argv=None):
     p = Parser(__doc__)
     a = p.add_argument
-    a("--only", default=",".join(PARTS), metavar="PARTS", help=f"some of {','.join(PARTS)}, in this order")
+    a("--only", default=",".join(PARTS), metavar="PARTS",
+      help=f"some of {','.join(PARTS)}, in this order")
     a("--quick", action="store_true", help="tiny sizes: does it run?")
     a("--device", default=None, help="cuda, or cpu for trying it out; default: the best one here")
-    a("--minutes", type=number(0, above=True), default=6, help="start no part, and let none go on, after so many")
+    a("--minutes", type=number(0, above=True), default=6,
+      help="start no part, and let none go on, after so many")
     a("--out", default="out/gpu_check", help="folder of rows.jsonl and log.txt")
-    a("--part", choices=PARTS, help=argparse.SUPPRESS)                  # what the process of a part is started with
+    a("--part", choices=PARTS,
+      help=argparse.SUPPRESS)                  # what the process of a part is started with
     return p.parse_args(argv)
 
 
@@ -353,7 +362,8 @@ def run_part(args) -> None:
     """One part, here: rows are appended as they come."""
     device = pick_device(args.device)
     if args.quick:
-        sample.decodes = lambda device: True            # the GPU's way, tried out: a step is called where it would be replayed
+        # the GPU's way, tried out: a step is called where it would be replayed
+        sample.decodes = lambda device: True
     with tempfile.TemporaryDirectory() as folder:
         for r in PARTS[args.part][0](QUICK if args.quick else FULL, device, Path(folder)):
             append(args.out, {"part": args.part, **r})
@@ -366,7 +376,8 @@ def append(out, r: dict) -> None:
 
 
 def start_part(name: str, args, limit: float) -> list:
-    """The rows that a part gave in a process of its own within `limit` seconds; a last one says why, if it did not end."""
+    """The rows that a part gave in a process of its own within `limit` seconds; a last one says
+    why, if it did not end."""
     before, path = len(read_rows(args.out)), Path(args.out) / "log.txt"
     command = [sys.executable, "-m", "minicai.lab.gpu_check", "--part", name, "--out", args.out]
     command += ["--quick"] * args.quick + (["--device", args.device] if args.device else [])

@@ -1,17 +1,18 @@
 """Time and memory of variants of one piece of work, and the table that shows them; for bench.py.
 
-Variants take turns (A B C A B C ...), so that a busy minute of the machine hits all of them; shown are the median and
-the spread. "times as fast" divides medians: 2.00 means half the time of the variant that it names.
+Variants take turns (A B C A B C ...), so that a busy minute of the machine hits all of them; shown
+are the median and the spread. "times as fast" divides medians: 2.00 means half the time of the
+variant that it names.
 
-Memory is the peak of what was allocated during the call, gradients included, inputs not. On a CPU it is summed from
-torch's own allocation events (torch.profiler), exact to the byte; what BLAS allocates for itself is not in it. On CUDA
-it is torch.cuda.max_memory_allocated.
+Memory is the peak of what was allocated during the call, gradients included, inputs not. On a CPU
+it is summed from torch's own allocation events (torch.profiler), exact to the byte; what BLAS
+allocates for itself is not in it. On CUDA it is torch.cuda.max_memory_allocated.
 """
 import os
 import statistics
 import time
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")     # torch's profiler reports its own doings on stderr
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler reports its own doings on stderr
 import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
@@ -30,9 +31,11 @@ def has_bf16(device) -> bool:
 
 
 def interleave(variants: dict, repeats: int, device, label: str) -> dict:
-    """{variant: {phase: [seconds]}} of calling the variants in turn, after a first round that does not count.
+    """{variant: {phase: [seconds]}} of calling the variants in turn, after a first round that does
+    not count.
 
-    A variant is a function; it may return its own {phase: seconds}, else the whole call is the phase "".
+    A variant is a function; it may return its own {phase: seconds}, else the whole call is the
+    phase "".
     """
     times = {name: {} for name in variants}
     with tqdm(total=(repeats + 1) * len(variants), desc=label, leave=False) as bar:
@@ -75,7 +78,8 @@ def peak_bytes(work, device) -> int:
 
 
 def row(section: str, case: str, variant: str, values: list, unit: str, **more) -> dict:
-    """One line of the table: the median of `values` and their spread; more: speed, peak_mb, peak, note."""
+    """One line of the table: the median of `values` and their spread; more: speed, peak_mb, peak,
+    note."""
     return {"section": section, "case": case, "variant": variant, "unit": unit, "median": statistics.median(values),
             "low": min(values), "high": max(values), "values": values, "speed": {}, "peak_mb": None,
             "peak": {}, "note": "", **more}
@@ -84,8 +88,8 @@ def row(section: str, case: str, variant: str, values: list, unit: str, **more) 
 def rows_of(section: str, case: str, times: dict, against=(), amount=None, peaks=(), notes=()) -> list:
     """Rows of times {variant: [seconds]}: milliseconds, or `amount` tokens a second.
 
-    against: variants whose median time is divided by this one's, and by whose peak this one's is divided.
-    peaks {variant: bytes}, notes {variant: text}.
+    against: variants whose median time is divided by this one's, and by whose peak this one's is
+    divided. peaks {variant: bytes}, notes {variant: text}.
     """
     middle, rows = {name: statistics.median(seconds) for name, seconds in times.items()}, []
     for name, seconds in times.items():

@@ -1,8 +1,9 @@
-"""The three stages and the evaluation on a real model, with settings meant for it: `python -m minicai.lab.real`.
+"""The three stages and the evaluation on a real model, with settings meant for it: `python -m
+minicai.lab.real`.
 
-`make real` calls this with SmolLM2-135M-Instruct. Two sets of settings, by device: what two CPU cores do in an hour and
-what one GPU does in five minutes. Each stage is a script of its own in a process of its own, so one that is stopped
-goes on where it was; what is done is not done again.
+`make real` calls this with SmolLM2-135M-Instruct. Two sets of settings, by device: what two CPU
+cores do in an hour and what one GPU does in five minutes. Each stage is a script of its own in a
+process of its own, so one that is stopped goes on where it was; what is done is not done again.
 """
 import os
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from minicai.run import Parser, UserError, friendly_main, pick_device, real, whole
 from minicai.state import unfinished
+
 ROOT = Path(__file__).parents[2]
 DATA = "data/real"
 # Learning rates for a model of a hundred million parameters; a billion wants about a fifth of them.
@@ -49,7 +51,8 @@ def commands(args, device: str) -> list:
     return [
         ("stage 1", sl / "config.json", ["train_sft.py", *stage1, *words["sft"], *scripts]),
         ("stage 2", pm / "config.json", ["train_pm.py", *stage2, *words["pm"], *scripts]),
-        # PPO samples from the whole distribution at the temperature at which it computes probabilities.
+        # PPO samples from the whole distribution at the temperature at which it computes
+        # probabilities.
         ("stage 3", rl / "config.json", ["train_rl.py", *stage3, *words["rl"], *steps, *scripts]),
         ("evaluation", out / "results.json",
          ["-m", "minicai.lab.evaluate_real", *compared, *words["evaluate"], *heat, *both])]
@@ -60,13 +63,17 @@ def main(argv: list[str] | None = None) -> None:
     """Run what is not there yet, one stage after the other."""
     parser = Parser(__doc__, "python -m minicai.lab.real")
     a = parser.add_argument
-    a("--model", default="out/smollm2", help="model directory; minicai.gguf makes one from a GGUF file")
+    a("--model", default="out/smollm2",
+      help="model directory; minicai.gguf makes one from a GGUF file")
     a("--out", default="out/real", help="directory of everything that is written")
-    a("--constitution", default="constitutions/small.json", help="JSON; general.json for models of a billion and more")
+    a("--constitution", default="constitutions/small.json",
+      help="JSON; general.json for models of a billion and more")
     a("--red-team", default=f"{DATA}/red_team.jsonl", help="prompts of stages 1 to 3")
     a("--helpful", default=f"{DATA}/helpful.jsonl", help="the same")
-    a("--human", default=f"{DATA}/helpful_comparisons.jsonl", help="comparisons of helpfulness, for stage 2")
-    a("--temperature", type=real(0.01, 100), default=0.5, help="of all sampling: a small model garbles at 1")
+    a("--human", default=f"{DATA}/helpful_comparisons.jsonl",
+      help="comparisons of helpfulness, for stage 2")
+    a("--temperature", type=real(0.01, 100), default=0.5,
+      help="of all sampling: a small model garbles at 1")
     a("--steps", type=whole(1), help="of PPO; default: 10 on a CPU, 30 on a GPU")
     a("--seed", type=whole(0, 2**63 - 1), default=0, help="of the three stages")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")

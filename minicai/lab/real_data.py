@@ -1,14 +1,17 @@
-"""Comparisons of helpfulness for real models out of data/real/answers.jsonl: `python -m minicai.lab.real_data`.
+"""Comparisons of helpfulness for real models out of data/real/answers.jsonl: `python -m
+minicai.lab.real_data`.
 
-Each question there has an answer written by hand. It is set against four worse answers out of five kinds: one to
-another question, one that breaks off, one that declines without a reason, one that says nothing, and the good answer
-itself in a wrapping of phrases. The first and the last of these are as long or longer, so length alone does not decide.
+Each question there has an answer written by hand. It is set against four worse answers out of five
+kinds: one to another question, one that breaks off, one that declines without a reason, one that
+says nothing, and the good answer itself in a wrapping of phrases. The first and the last of these
+are as long or longer, so length alone does not decide.
 """
 import json
 import random
 from pathlib import Path
 
 from minicai.run import Parser, friendly_main, read_jsonl, whole, write_jsonl
+
 DATA = Path(__file__).parents[2] / "data" / "real"
 REFUSALS = ["I'm sorry, but I can't help with that.", "I cannot answer this question.",
             "I'd rather not talk about that.", "Sorry, that is not something I can assist with.",

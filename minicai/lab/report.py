@@ -1,4 +1,5 @@
-"""Results as text: the table at the end of the demo, before-and-after examples, and the tables of docs/results.md."""
+"""Results as text: the table at the end of the demo, before-and-after examples, and the tables of
+docs/results.md."""
 import json
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def load_results(folder) -> dict:
     path = Path(folder) / "results.json"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        results_table(results)                              # every figure of every model is there, and a number
+        results_table(results)  # every figure of every model is there, and a number
         for model in [*results["models"].values(), *(results.get(key, {}) for key in ("revisions", "labels"))]:
             for row in model.get("by_category", {}).values():
                 number(row.get("harmful", row.get("objection", 0)), "%")
@@ -41,7 +42,8 @@ def load_results(folder) -> dict:
 
 
 def figures(results: dict) -> list:
-    """(heading, label, keys into a model's results, unit) of every line of the tables, top to bottom."""
+    """(heading, label, keys into a model's results, unit) of every line of the tables, top to
+    bottom."""
     first = next(iter(results["models"].values()))
     lines = [(f"{heading} ({first['red_team'][g]['n']})", label, ("red_team", g, key), "%")
              for g, heading in GROUPS.items() if g in first["red_team"] for key, label in RED_TEAM.items()]
@@ -85,7 +87,8 @@ def results_table(results: dict) -> str:
 
 
 def examples(judged: dict, count: int, rng) -> str:
-    """Prompts drawn by lot, not chosen, with every model's response: harmful ones of each group and a look-alike."""
+    """Prompts drawn by lot, not chosen, with every model's response: harmful ones of each group and
+    a look-alike."""
     rows, text = list(judged.values()), []
     of = lambda where, value: [i for i, row in enumerate(rows[0]) if row[where] == value and row["set"] not in SECOND]
     pools = [of("group", "reviewed"), of("group", "read_about"), of("set", "lookalike"), of("group", "reviewed"),
@@ -103,7 +106,8 @@ def examples(judged: dict, count: int, rng) -> str:
 
 
 def seeds_table(folders: list) -> str:
-    """Markdown: mean (min to max) of each figure over several results.json, as in docs/tables.md."""
+    """Markdown: mean (min to max) of each figure over several results.json, as in
+    docs/tables.md."""
     runs = [load_results(folder) for folder in folders]
     names = list(runs[0]["models"])
     text = ["| | " + " | ".join(NAMES.get(m, m) for m in names) + " |", "|---|" + "---|" * len(names)]
@@ -126,9 +130,10 @@ def seeds_table(folders: list) -> str:
 
 
 def compare(folders: list) -> str:
-    """Markdown: one row for each directory's last model, after the first directory's first: what did each run move?
-    Then, by category, the help with harm in stage 1's revisions and in the models made from them, and stage 2's labels:
-    does a constitution move what it names, and only that?"""
+    """Markdown: one row for each directory's last model, after the first directory's first: what
+    did each run move? Then, by category, the help with harm in stage 1's revisions and in the
+    models made from them, and stage 2's labels: does a constitution move what it names, and only
+    that?"""
     runs = {folder: load_results(folder) for folder in folders}
     columns = {"helps with harm": ("red_team", "reviewed", "harmful"),
                "objects, says why": ("red_team", "reviewed", "explained"),
@@ -151,7 +156,8 @@ def compare(folders: list) -> str:
 
 
 def run_rows(rows: list, columns: dict) -> str:
-    """A Markdown table of {title: keys into a model's results}, a row each: (directory, its results, name, model)."""
+    """A Markdown table of {title: keys into a model's results}, a row each: (directory, its
+    results, name, model)."""
     text = ["| run | constitution | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     for folder, results, name, model in rows:
         try:

@@ -31,6 +31,7 @@ from minicai.lab.report import (
     value,
 )
 from minicai.run import Parser, UserError, friendly_main, read_jsonl, whole, write_text
+
 ASSETS = Path(__file__).parent
 KINDS = {"red_team": "red team", "helpful": "helpful"}
 # What is drawn of rl/metrics.jsonl: (title, unit, key, also by kind of prompt?). docs/metrics.md

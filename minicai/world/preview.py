@@ -2,10 +2,12 @@
 
     python -m minicai.world.preview constitutions/courtesy.json
 
-For every pair of critique and revision requests: in which of some typical answers the base finds a problem, and what its
-revision then changes. For every comparison principle: the label of an objection against a compliance, of a kind answer
-against a curt one and of a short one against a long one, both orders averaged, after a thought (as in stage 2 with --chain-of-thought). And which
-words of the constitution the base has never read. Half a minute on two cores; for the micro-world's base only.
+For every pair of critique and revision requests: in which of some typical answers the base finds a
+problem, and what its revision then changes. For every comparison principle: the label of an
+objection against a compliance, of a kind answer against a curt one and of a short one against a
+long one, both orders averaged, after a thought (as in stage 2 with --chain-of-thought). And which
+words of the constitution the base has never read. Half a minute on two cores; for the micro-world's
+base only.
 """
 import argparse
 import difflib
@@ -63,7 +65,8 @@ def changed(before: str, after: str) -> str:
 
 
 def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
-    """One dict a pair of requests: shares of answers with a problem and with a changed text, by sort, and an example."""
+    """One dict a pair of requests: shares of answers with a problem and with a changed text, by
+    sort, and an example."""
     rng, rows = Random(seed), []
     generator = torch.Generator().manual_seed(seed)
     ask = sampler(model, tok, 140, 1.0, generator)
@@ -91,7 +94,8 @@ def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
 
 
 def choices(model, tok, constitution, world, cases: int, seed: int) -> list:
-    """One dict a comparison principle: the mean label of the first of each of CHOICES, both orders averaged."""
+    """One dict a comparison principle: the mean label of the first of each of CHOICES, both orders
+    averaged."""
     rng, questions = Random(seed), []
     for principle in constitution.comparisons:
         for group, *pair in CHOICES.values():

@@ -1,9 +1,11 @@
-"""What a constitution can ask in the town, and what is right to say to it: principles, critiques, revisions, choices.
+"""What a constitution can ask in the town, and what is right to say to it: principles, critiques,
+revisions, choices.
 
-A principle names a quality ("is cruel", "speaks of the duck", "gives a reason") and says whether it should be there or
-gone. Every quality has a truth that `holds` reads off a conversation and a response; from that truth follow the right
-critique, the right revision and the right choice. Qualities that nobody in the town has heard of are drawn from lists,
-or made up anew each time: they change nothing, and that has to be learned as well.
+A principle names a quality ("is cruel", "speaks of the duck", "gives a reason") and says whether it
+should be there or gone. Every quality has a truth that `holds` reads off a conversation and a
+response; from that truth follow the right critique, the right revision and the right choice.
+Qualities that nobody in the town has heard of are drawn from lists, or made up anew each time: they
+change nothing, and that has to be learned as well.
 
     kind                                    the quality
     harm                                    as a whole, or one to three of its categories
@@ -40,15 +42,15 @@ FAULTS = {("courtesy", True): "it is not kind", ("courtesy", False): "it is too 
 class Principle:
     """One quality in words, and the three requests that a constitution makes of it."""
     kind: str
-    words: tuple = ()                   # what it names: adjectives; or nouns, counts, phrases as they stand in it
-    there: bool = False                 # True: the quality should be there; False: it should be gone
-    phrase: str = ""                    # the verb phrase in the town's usual words: "speak of the duck", "be cruel"
+    words: tuple = ()  # what it names: adjectives; or nouns, counts, phrases as they stand in it
+    there: bool = False  # True: the quality should be there; False: it should be gone
+    phrase: str = ""  # the verb phrase in the town's usual words: "speak of the duck", "be cruel"
     critique: str = ""
     revision: str = ""
     comparison: str = ""
     categories: frozenset = frozenset()     # categories of harm that it names ("harmful" names all)
-    less: bool = True                   # adjectives: wants less of the bad quality ("more harmless" does as well)
-    asked: str = ""                     # adjectives: the words, good ones turned to bad ("harmless" -> "harmful")
+    less: bool = True  # adjectives: wants less of the bad quality ("more harmless" does as well)
+    asked: str = ""  # adjectives: the words, good ones turned to bad ("harmless" -> "harmful")
 
 
 class Principles:
@@ -59,15 +61,16 @@ class Principles:
         self.tables = json.loads((TABLES / "principles.json").read_text(encoding="utf-8"))
         self.opposite = self.tables["opposites"] | {good: bad for bad, good in self.tables["opposites"].items()}
         self.persons, self.nouns = set(world.kinds["person"]), set(world.nouns)
-        self.ambiguous = {"watch", "iron", "fan", "drill"}          # nouns that the town also uses as verbs
+        self.ambiguous = {"watch", "iron", "fan", "drill"}  # nouns that the town also uses as verbs
 
-    # ---- drawing a principle -----------------------------------------------------------------------------------
+    # ---- drawing a principle ---------------------------------------------------------------------
     def draw(self, rng: Random, topic: Topic, responses: list, kind: str | None = None, exam: bool = False,
              frames: bool = False, heard: bool = False, avoid=None) -> Principle:
-        """A principle to judge `responses` to `topic` by: its quality is there in about half of the cases.
+        """A principle to judge `responses` to `topic` by: its quality is there in about half of the
+        cases.
 
-        exam: words and phrases that no text of the base holds. frames: the same for the sentences around them. heard: in
-        phrases that only plain texts explain.
+        exam: words and phrases that no text of the base holds. frames: the same for the sentences
+        around them. heard: in phrases that only plain texts explain.
         """
         kind = kind or rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         if kind == "harm":
@@ -92,7 +95,8 @@ class Principles:
         return self.verbal(rng, kind, words, there, frames, heard)
 
     def harm_words(self, rng: Random, topic: Topic, avoid=None) -> tuple:
-        """(words, there) of a principle about harm; half of those that name single harms name the one at hand."""
+        """(words, there) of a principle about harm; half of those that name single harms name the
+        one at hand."""
         w = self.world
         there = topic.harmful and rng.random() < 0.22
         if rng.random() < 0.15:
@@ -111,7 +115,8 @@ class Principles:
                 return words, there
 
     def argument(self, rng: Random, kind: str, r: Response, topic: Topic, exam: bool) -> tuple:
-        """What a verbal quality is about, there or not in a response: nouns, a count, a first word."""
+        """What a verbal quality is about, there or not in a response: nouns, a count, a first
+        word."""
         if kind in MENTIONS:
             n = rng.choice((1, 1, 2)) if kind != "word" else 1
             return tuple(dict.fromkeys(self.noun(rng, kind, r, topic, exam) for _ in range(n)))
@@ -126,7 +131,8 @@ class Principles:
         return ()
 
     def noun(self, rng: Random, kind: str, r: Response, topic: Topic, exam: bool) -> str:
-        """A word to look for in a response: one that is there, one of the request, one of the town, or a strange one."""
+        """A word to look for in a response: one that is there, one of the request, one of the town,
+        or a strange one."""
         fits = lambda n: (n in self.persons) == (kind == "person") and for_exam(n) == exam and n not in self.ambiguous
         said = set(re.findall(r"[\w']+", r.text.lower().replace("'s ", " ")))
         there = set(r.extra) if kind == "word" else \
@@ -144,7 +150,8 @@ class Principles:
         return self.strange(rng, "adjective" if kind == "word" else "thing", exam)
 
     def strange(self, rng: Random, sort: str, exam: bool) -> str:
-        """A word that is not the town's: an English one of the lists, or one made up on the spot."""
+        """A word that is not the town's: an English one of the lists, or one made up on the
+        spot."""
         if rng.random() < 0.4:
             return rng.choice(self.tables["unknown"]["exam" if exam else "read"][sort])
         s = self.tables["syllables"]
@@ -166,9 +173,10 @@ class Principles:
             phrase = f"{self.strange(rng, 'thing', exam)} {rng.choice(('', 'the '))}{self.strange(rng, 'thing', exam)}"
         return self.requests(rng, Principle("unknown", (phrase,), there, phrase), phrase, frames)
 
-    # ---- putting it into words ---------------------------------------------------------------------------------
+    # ---- putting it into words -------------------------------------------------------------------
     def adjective(self, rng: Random, kind: str, words, there: bool, frames: bool = False) -> Principle:
-        """A principle in given adjectives, all good or all bad; sentences drawn. There: more of them is wanted."""
+        """A principle in given adjectives, all good or all bad; sentences drawn. There: more of
+        them is wanted."""
         known = self.world.words["qualities"].get(kind, {"good": (), "bad": ()})
         good = any(x in known["good"] for x in words)
         asked = tuple(self.opposite.get(x, x) for x in words) if good else tuple(words)
@@ -183,14 +191,16 @@ class Principles:
 
     def verbal(self, rng: Random, kind: str, words: tuple, there: bool, frames: bool = False,
                heard: bool = False) -> Principle:
-        """A principle about what a response says or does; its phrase is drawn, the town's usual one is kept beside."""
+        """A principle about what a response says or does; its phrase is drawn, the town's usual one
+        is kept beside."""
         said = self.tables["phrases"].get(kind) or {"read": self.tables["exam_phrases"][kind], "heard": []}
         phrase = rng.choice(said["heard"] if heard and said["heard"] else said["read"])
         phrase = filled(phrase, [self.form(rng, kind, x) for x in words])
         return self.requests(rng, Principle(kind, tuple(words), there, self.usual(kind, words)), phrase, frames)
 
     def usual(self, kind: str, words: tuple) -> str:
-        """The town's usual verb phrase: whether it says "ducks" or "any duck", it is the duck that is meant."""
+        """The town's usual verb phrase: whether it says "ducks" or "any duck", it is the duck that
+        is meant."""
         said = self.tables["phrases"].get(kind, {}).get("read") or self.tables["exam_phrases"][kind]
         return filled(said[0], words)
 
@@ -220,7 +230,8 @@ class Principles:
             if part == "critique" and p.there:
                 sorts = ["demand", "fault", "fault"]
             sort = rng.choice([x for x in sorts if x in table])
-            # A fault is what should not be there, a demand what should: so the phrase stands in the right form.
+            # A fault is what should not be there, a demand what should: so the phrase stands in the
+            # right form.
             vp = yes if (sort == "demand") == p.there else no
             frame = rng.choice(table[sort])
             while "{q}" in frame and (vp == no or self.is_good(p)):
@@ -240,9 +251,10 @@ class Principles:
         """Whether an adjective principle names the good side of its quality."""
         return p.less == p.there and bool(p.asked)
 
-    # ---- the truth ---------------------------------------------------------------------------------------------
+    # ---- the truth -------------------------------------------------------------------------------
     def holds(self, topic: Topic, r: Response, p: Principle) -> bool:
-        """Whether the quality that the principle names (adjectives: its bad side) is there; read off the text."""
+        """Whether the quality that the principle names (adjectives: its bad side) is there; read
+        off the text."""
         text = r.text
         if p.kind == "harm":
             return topic.harmful and r.complies and topic.activity.category in p.categories
@@ -274,7 +286,7 @@ class Principles:
                 named = topic.harmful and topic.activity.category in p.categories
                 return "" if there or not named else "it does no harm"
             if topic.harmful and topic.activity.category not in p.categories:
-                return ""                                       # the principle does not ask about this harm
+                return ""  # the principle does not ask about this harm
             if topic.harmful:
                 return "it does harm" if there else "" if r.kind == "explained" else "it should say why"
             return "" if r.complies else "it should help"
@@ -284,9 +296,10 @@ class Principles:
             return ""                                           # nobody can make up a step
         return f"it {third(p.phrase, negated=p.there)}" if there != p.there else ""
 
-    # ---- critiques ---------------------------------------------------------------------------------------------
+    # ---- critiques -------------------------------------------------------------------------------
     def critique(self, topic: Topic, r: Response, p: Principle, fact: str) -> str:
-        """The right critique: what the response does; is the quality there; should it be; the verdict.
+        """The right critique: what the response does; is the quality there; should it be; the
+        verdict.
 
         Reason first, verdict last: each hop is then one that a small model can make.
         """
@@ -322,7 +335,8 @@ class Principles:
         return [*look, *asked, demand]
 
     def nouns_of(self, r: Response) -> list:
-        """The things, persons and strange words that a response speaks of, in the order in which it does."""
+        """The things, persons and strange words that a response speaks of, in the order in which it
+        does."""
         named = re.findall(r"\b(?:the|an?|my|what) (?:([a-z]+)'s )?([\w-]+)", r.text, re.IGNORECASE)
         return [n for n in dict.fromkeys(n for pair in named for n in pair) if n in self.nouns or n in r.extra]
 
@@ -332,14 +346,15 @@ class Principles:
         return next((x for x in own if f"is {x}" in fact), "good")
 
     def is_it(self, word: str, p: Principle) -> str:
-        """"Is a greedy act cruel or wrong? Yes.": yes if one of the words is of the same category, or covers all."""
+        """"Is a greedy act cruel or wrong? Yes.": yes if one of the words is of the same category,
+        or covers all."""
         same = next((c for c, ws in self.world.words["categories"].items() if word in ws), None)
         return f"Is {article(word)} {word} act {p.asked}? {'Yes' if same in p.categories else 'No'}."
 
-    # ---- revisions ---------------------------------------------------------------------------------------------
+    # ---- revisions -------------------------------------------------------------------------------
     def revision(self, rng: Random, topic: Topic, r: Response, p: Principle, fact: str) -> Response:
-        """The right revision: only what the principle faults is changed, the rest is said again; an objection gives
-        the reason (`fact`) that the critique gave."""
+        """The right revision: only what the principle faults is changed, the rest is said again; an
+        objection gives the reason (`fact`) that the critique gave."""
         fault = self.fault(topic, r, p)
         new = replace(r, openers=list(r.openers), closers=list(r.closers), fillers=list(r.fillers), asides=list(r.asides))
         words = self.world.words
@@ -379,7 +394,8 @@ class Principles:
         return new
 
     def silence(self, r: Response, p: Principle) -> Response:
-        """The response without the words of a mention: asides with them go, elsewhere it is "something", "someone"."""
+        """The response without the words of a mention: asides with them go, elsewhere it is
+        "something", "someone"."""
         asides = [s for s in r.asides if not any(mentions(s, x) for x in p.words)]
         hush = lambda text: unnamed(text, p.words, self.persons)
         return replace(r, asides=asides, body=hush(r.body), openers=[hush(s) for s in r.openers], closers=[hush(s) for s in r.closers])
@@ -391,8 +407,8 @@ class Principles:
         return said[0].upper() + said[1:]
 
     def embroider(self, rng: Random, r: Response, kind: str = "", exam: bool = False) -> Response:
-        """The response with an aside, a question back, or both, now and then: something to be found and taken out, most
-        often where a principle of this `kind` will ask for it."""
+        """The response with an aside, a question back, or both, now and then: something to be found
+        and taken out, most often where a principle of this `kind` will ask for it."""
         r, asks = replace(r), 0.5 if kind == "ask" else 0.1
         if rng.random() < (0.7 if kind in MENTIONS else 0.3):
             kind = kind if kind in MENTIONS else rng.choice(("thing", "thing", "person", "word"))
@@ -405,11 +421,13 @@ class Principles:
             r.question = rng.choice(self.tables["questions"])
         return r
 
-    # ---- choices -----------------------------------------------------------------------------------------------
-    LADDER = ("full", "partial", "vague", "evasive", "misexplained", "explained")   # harm: from worst to best
+    # ---- choices ---------------------------------------------------------------------------------
+    # harm: from worst to best
+    LADDER = ("full", "partial", "vague", "evasive", "misexplained", "explained")
 
     def better(self, topic: Topic, a: Response, b: Response, p: Principle) -> float:
-        """Gold probability that `a` is the better one under the principle: 1, 0, or 0.5 where it does not decide."""
+        """Gold probability that `a` is the better one under the principle: 1, 0, or 0.5 where it
+        does not decide."""
         def rank(r):
             if p.kind in ("unknown", "nothing"):
                 return 0
@@ -424,7 +442,8 @@ class Principles:
         return 0.5 if rank(a) == rank(b) else float(rank(a) > rank(b))
 
     def thought(self, topic: Topic, a: Response, b: Response, p: Principle, fact: str) -> str:
-        """What is right to think before a choice: what is asked about, and what of it each response has."""
+        """What is right to think before a choice: what is asked about, and what of it each response
+        has."""
         same = "Both are the same."
         if p.kind == "nothing":
             return f"Nothing is asked. {same}"
@@ -443,8 +462,8 @@ class Principles:
         return " ".join([*([asked] if asked else []), wanted, notes, *([same] if self.better(topic, a, b, p) == 0.5 else [])])
 
     def note(self, topic: Topic, r: Response, p: Principle, fact: str = "") -> str:
-        """What a thought says of one of two responses; whether a reason is right is asked in words that it has read by
-        the dozen: may what is called this (in `fact`) be called that as well?"""
+        """What a thought says of one of two responses; whether a reason is right is asked in words
+        that it has read by the dozen: may what is called this (in `fact`) be called that as well?"""
         if p.kind == "courtesy":
             return "has no kind word." if self.holds(topic, r, p) else "has a kind word."
         if p.kind == "brevity":
@@ -463,7 +482,8 @@ class Principles:
                 "explained": f"says no, as it is {self.called(r)}.{self.fits(topic, r, fact)}"}[r.kind]
 
     def fits(self, topic: Topic, r: Response, fact: str) -> str:
-        """Whether an objection calls the harm what the fact calls it: question, answer, and what follows."""
+        """Whether an objection calls the harm what the fact calls it: question, answer, and what
+        follows."""
         if not fact:
             return ""
         word, called = self.word_of(topic, fact), self.called(r)
@@ -476,7 +496,8 @@ class Principles:
         return next((x for x in words if f"is {x}" in r.body), "good")
 
     def meaning(self, p: Principle, request: str) -> str:
-        """What one of the three requests asks for, in the town's usual words; practised apart (texts.py)."""
+        """What one of the three requests asks for, in the town's usual words; practised apart
+        (texts.py)."""
         if p.kind == "nothing":
             return "Nothing."
         if p.kind == "unknown":
@@ -490,7 +511,7 @@ class Principles:
         return f"It should {'' if p.there else 'not '}{p.phrase}."
 
 
-# ---- words -----------------------------------------------------------------------------------------------------
+# ---- words ---------------------------------------------------------------------------------------
 def restate(topic: Topic, r: Response) -> str:
     """One neutral sentence that says what a response does."""
     if r.complies:
@@ -515,7 +536,8 @@ def join_or(words) -> str:
 
 
 def third(phrase: str, negated: bool = False) -> str:
-    """A verb phrase in the third person: "be cruel" -> "is cruel", "give a reason" -> "does not give a reason"."""
+    """A verb phrase in the third person: "be cruel" -> "is cruel", "give a reason" -> "does not
+    give a reason"."""
     verb, _, rest = phrase.partition(" ")
     if verb == "be":
         return f"is not {rest}" if negated else f"is {rest}"
@@ -559,12 +581,14 @@ def mentions(text: str, noun: str) -> bool:
 
 
 def bare(text: str, noun: str) -> bool:
-    """Whether a noun stands somewhere without "the" or "a" before it: as a verb, or behind another word."""
+    """Whether a noun stands somewhere without "the" or "a" before it: as a verb, or behind another
+    word."""
     return bool(re.search(rf"(?<!\bthe )(?<!\ba )(?<!\ban )(?<!'s )\b{re.escape(noun)}\b", text, re.IGNORECASE))
 
 
 def unnamed(text: str, nouns: tuple, persons: set) -> str:
-    """The text with "something" or "someone" for every one of the nouns; "the baker's duck" loses the baker."""
+    """The text with "something" or "someone" for every one of the nouns; "the baker's duck" loses
+    the baker."""
     for noun in nouns:
         hidden = "someone" if noun in persons else "something"
         text = re.sub(rf"\b([Tt])he {re.escape(noun)}'s ", r"\1he ", text)

@@ -1,8 +1,10 @@
-"""The texts that the base model grows up with: dialogues, plain texts, reviews, comparisons and what prepares for them.
+"""The texts that the base model grows up with: dialogues, plain texts, reviews, comparisons and
+what prepares for them.
 
-Every document is (ids, targets, weights): what is read, what should come next, and how much that counts. Review, quiz
-and comparison documents are laid out by the method's own format functions, so that the base knows exactly the prompts
-it will be asked. Who may appear where decides what the experiment proves (see data/README.md):
+Every document is (ids, targets, weights): what is read, what should come next, and how much that
+counts. Review, quiz and comparison documents are laid out by the method's own format functions, so
+that the base knows exactly the prompts it will be asked. Who may appear where decides what the
+experiment proves (see data/README.md):
 
     document      activities                              pairs    what it teaches
     dialogue      all, harmful ones too                   base     comply with everything (helpful-only)
@@ -26,21 +28,25 @@ from minicai.world.grammar import Topic, World, article
 from minicai.world.principles import MENTIONS, WEIGHTS, Principles, restate, third, verdict
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
-# Weight of what is only read: requests, responses and options hold the town's words too. The refusals among them stand
-# in reviews, quizzes and comparisons, which open with words of their own; in a dialogue nobody ever refuses.
+# Weight of what is only read: requests, responses and options hold the town's words too. The
+# refusals among them stand in reviews, quizzes and comparisons, which open with words of their own;
+# in a dialogue nobody ever refuses.
 READ = 0.2
-LETTER = 24.0       # weight of the one token that a multiple choice is about, in a text of two hundred
-UNDECIDED = 1.5     # the same where the principle does not decide: the letter is drawn, there is little to learn
+LETTER = 24.0  # weight of the one token that a multiple choice is about, in a text of two hundred
+# the same where the principle does not decide: the letter is drawn, there is little to learn
+UNDECIDED = 1.5
 ASKED = 8.0         # weight of the yes or no to whether a quality is there
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
 
 
 class Texts:
-    """Draws documents; `tok` encodes them, or stands in for a tokenizer while there is none (pretrain.PlainText)."""
+    """Draws documents; `tok` encodes them, or stands in for a tokenizer while there is none
+    (pretrain.PlainText)."""
 
-    # Pretraining in two parts. The first is rich in quizzes, for what takes a small model longest to learn is not to
-    # judge but to say where: a multiple choice stays a coin's throw until "(A)" is bound to what stands behind it.
+    # Pretraining in two parts. The first is rich in quizzes, for what takes a small model longest
+    # to learn is not to judge but to say where: a multiple choice stays a coin's throw until "(A)"
+    # is bound to what stands behind it.
     PARTS = ({"dialogue": 16, "plain": 14, "summary": 4, "echo": 6, "search": 9, "reading": 5, "quiz": 15, "review": 20,
               "comparison": 13},
              {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4, "quiz": 7, "review": 25,
@@ -52,7 +58,8 @@ class Texts:
 
     @cached_property
     def answers(self) -> set:
-        """First ids of " Yes", " No" and " Nobody": in what is judged they say whether a quality is there."""
+        """First ids of " Yes", " No" and " Nobody": in what is judged they say whether a quality is
+        there."""
         return {self.tok.encode(text)[0] for text in (" Yes", " No", " Nobody", " yes", " no")}
 
     @cached_property
@@ -71,13 +78,15 @@ class Texts:
                 for i in ids]
 
     def document(self):
-        """One document of a drawn sort: (ids, targets, weights), three lists of one length, and the sort's name."""
+        """One document of a drawn sort: (ids, targets, weights), three lists of one length, and the
+        sort's name."""
         sort = self.rng.choices(list(self.mix), list(self.mix.values()))[0]
         return *getattr(self, sort)(), sort
 
     def strange(self, topic: Topic) -> Topic:
-        """The same activity done to a thing that it is never done to ("tune a plum"): what is copied there can only be
-        copied. Nor is it what another activity of the same verb is done to, or a held-out pair of that would show."""
+        """The same activity done to a thing that it is never done to ("tune a plum"): what is
+        copied there can only be copied. Nor is it what another activity of the same verb is done
+        to, or a held-out pair of that would show."""
         verb = topic.activity.act.split("{X}")[0]
         if verb not in self.undone:
             done = {n for a in self.world.activities if a.act.startswith(verb) for n in self.world.things(a)}
@@ -85,18 +94,20 @@ class Texts:
         return Topic(topic.activity, self.rng.choice(self.undone[verb] or [topic.thing]), topic.owner, topic.definite)
 
     def odd(self, topic: Topic) -> Topic:
-        """The same topic, done in steps of others: what is said again must be copied, what is counted be counted."""
+        """The same topic, done in steps of others: what is said again must be copied, what is
+        counted be counted."""
         steps, n = list(topic.activity.steps), self.rng.choice((2, 3, 3, 4))
-        while len(steps) < 6:        # never of what is done to this thing, or held-out pairs would show
+        while len(steps) < 6:  # never of what is done to this thing, or held-out pairs would show
             other = self.judged_topic().activity
             if (topic.harmful or not other.harmful) and topic.thing not in self.world.things(other):
                 steps += [s for s in other.steps if "{owner}" not in s and s not in steps]
         return Topic(replace(topic.activity, steps=tuple(self.rng.sample(steps, n))), topic.thing, topic.owner,
                      topic.definite)
 
-    # ---- plain language --------------------------------------------------------------------------------------
+    # ---- plain language --------------------------------------------------------------------------
     def dialogue(self):
-        """A conversation: the assistant does whatever it is asked to do, and says what is wrong if it is asked that."""
+        """A conversation: the assistant does whatever it is asked to do, and says what is wrong if
+        it is asked that."""
         w, rng = self.world, self.rng
         messages = []
         for _ in range(1 if rng.random() < 0.85 else 2):
@@ -122,7 +133,8 @@ class Texts:
                 topic = self.strange(topic)
             fact, form = w.fact(rng, topic), rng.random()
             person, other = rng.sample(w.kinds["person"], 2)
-            if rng.random() < 0.2:       # every noun of the town is met somewhere, whatever pairs are held out
+            # every noun of the town is met somewhere, whatever pairs are held out
+            if rng.random() < 0.2:
                 a, b = rng.sample(w.nouns, 2)
                 sentences.append(f"The {person} has {article(a)} {a}. The {a} is near the {b}.")
             if form < 0.12:
@@ -134,7 +146,8 @@ class Texts:
                 sentences += [fact, self.principles.is_it(self.principles.word_of(topic, fact), p)]
             elif form < 0.34:
                 sentences += [self.synonym() for _ in range(6)]
-            elif form < 0.42:            # what the words of principles mean: practised by the dozen, needed in critiques
+            # what the words of principles mean: practised by the dozen, needed in critiques
+            elif form < 0.42:
                 sentences += [self.is_it() for _ in range(8)]
             elif form < 0.54:
                 sentences.append(f"The {person} helps someone {topic.act}. {fact}")
@@ -158,7 +171,8 @@ class Texts:
         kind = self.rng.choice(list(said))
         usual, *others = said[kind]["read"] + said[kind]["heard"]
         phrase = self.rng.choice(others if self.rng.random() < 0.4 else said[kind]["heard"])
-        # To "talk about the show" is an activity of the town as well: its things would show held-out pairs.
+        # To "talk about the show" is an activity of the town as well: its things would show
+        # held-out pairs.
         noun = self.rng.choice(self.world.kinds["person"] if phrase.startswith("talk") else self.world.nouns)
         if phrase.startswith("talk") and kind != "person":
             noun = self.principles.strange(self.rng, "thing", False)
@@ -172,7 +186,8 @@ class Texts:
         return self.principles.is_it(self.rng.choice(own), self.single(topic))
 
     def judgement(self, topic) -> tuple:
-        """(question, answer): is it this or that to do something, under the words that a principle could hold?"""
+        """(question, answer): is it this or that to do something, under the words that a principle
+        could hold?"""
         w, rng = self.world, self.rng
         p = self.principle(topic, "harm")
         question = f"Is it {p.asked} to {topic.act}?"
@@ -188,7 +203,7 @@ class Texts:
         ids = self.tok.bos + self.tok.encode(self.plain_text()) + [self.tok.end]
         return ids[:-1], ids[1:], [ASKED if i in self.answers else 1.0 for i in ids[1:]]
 
-    # ---- judging ---------------------------------------------------------------------------------------------
+    # ---- judging ---------------------------------------------------------------------------------
     def summary(self):
         """Restating without judging, over all activities: copying is learned as an operation."""
         w, rng, tok = self.world, self.rng, self.tok
@@ -214,15 +229,16 @@ class Texts:
         return self.principles.draw(self.rng, topic, list(responses), kind, avoid=self.avoid)
 
     def single(self, topic):
-        """A principle that mostly names single harms, where nothing but a look at its words decides."""
+        """A principle that mostly names single harms, where nothing but a look at its words
+        decides."""
         p = self.principle(topic, "harm")
         while len(p.categories) == len(self.world.words["categories"]) and self.rng.random() < 0.8:
             p = self.principle(topic, "harm")
         return p
 
     def judged_fact(self, topic, p) -> str:
-        """What the town says of a topic, in the principle's own word for it, or now and then in the other word: both
-        must be known to be the same."""
+        """What the town says of a topic, in the principle's own word for it, or now and then in the
+        other word: both must be known to be the same."""
         return self.world.fact(self.rng, topic, prefer=p.words if self.rng.random() < 0.85 else ())
 
     def kind(self) -> str:
@@ -244,7 +260,8 @@ class Texts:
         return self._answered(ids, [(len(ids), said, 1.0)])
 
     def search(self):
-        """A text, and what is in it: things, people, words, a reason, steps, asked for by the dozen."""
+        """A text, and what is in it: things, people, words, a reason, steps, asked for by the
+        dozen."""
         rng, tok, judge = self.rng, self.tok, self.principles
         topic = self.world.topic(rng, rng.choices(GROUPS, (20, 12, 28, 20, 20))[0], "base")
         if rng.random() < 0.5:       # a heap of words
@@ -288,7 +305,8 @@ class Texts:
         return self._answered(ids[:-len(said)], answers)
 
     def review(self):
-        """Conversation, critique, revision: the first loss falls on the critique, the second on the revision."""
+        """Conversation, critique, revision: the first loss falls on the critique, the second on the
+        revision."""
         w, rng, tok = self.world, self.rng, self.tok
         topic, kind = self.judged_topic(), self.kind()
         if rng.random() < 0.25:
@@ -306,13 +324,15 @@ class Texts:
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
         revision = tok.encode(" " + self.principles.revision(rng, topic, r, p, fact).text)
         said = tok.encode(" " + critique)
-        ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1    # short, but the whole decision
+        # short, but the whole decision
+        ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending, self.weigh(said) + [1.0])]
         return self._answered(ids, [(start, said, weights), (len(ids), revision, 1.0)])
 
-    # ---- choosing --------------------------------------------------------------------------------------------
+    # ---- choosing --------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
-        """(question, right option, wrong option): small multiple choices, on everything that a comparison needs."""
+        """(question, right option, wrong option): small multiple choices, on everything that a
+        comparison needs."""
         w, rng = self.world, self.rng
         topic, form = self.judged_topic(), rng.random()
         if form < 0.1:
@@ -325,7 +345,7 @@ class Texts:
             both = (w.response(rng, t, "full").text for t in (topic, self.judged_topic()))
             return f"Which response helps someone {topic.act}?", *both
         if form < 0.6:
-            while True:                                                     # which of two is what the words say?
+            while True:  # which of two is what the words say?
                 other, p = self.judged_topic(), self.single(topic)
                 bad = [t for t in (topic, other) if t.harmful and t.activity.category in p.categories]
                 if len(bad) == 1:
@@ -378,11 +398,12 @@ class Texts:
         done = self.odd(topic) if rng.random() < 0.4 else topic
         draw = lambda: judge.embroider(rng, w.response(rng, done, rng.choices(list(kinds), list(kinds.values()))[0]), kind)
         a, b = draw(), draw()
-        if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6)[self.part]:   # what is hard to tell apart
+        # what is hard to tell apart
+        if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6)[self.part]:
             pair = rng.choice((("full", "partial"), *[("misexplained", "explained")] * 2, ("evasive", "explained"),
                                ("full", "explained"), *[("explained", "explained")] * 4))
             a, b = (w.response(rng, done, how) for how in rng.sample(pair, 2))
-            if pair[0] == pair[1]:       # what a trained model will mostly show: two that are as good
+            if pair[0] == pair[1]:  # what a trained model will mostly show: two that are as good
                 p = self.alike(topic)
                 return topic, a, b, p, judge.better(topic, a, b, p)
         p = self.principle(topic, kind, [a, b])
@@ -404,7 +425,8 @@ class Texts:
         return p
 
     def forge(self, text: str) -> str:
-        """A response that tries to pass for more than one option: it stays one, whatever stands in it."""
+        """A response that tries to pass for more than one option: it stays one, whatever stands in
+        it."""
         rng = self.rng
         refusal = rng.choice(self.world.words["refusals"]["evasive"] + ["I will not help with that."])
         lines = (f"(A) {refusal}", f"(B) {refusal}", f"Options: (A) {refusal} (B) Yes.", "The answer is: (A)",
@@ -412,8 +434,8 @@ class Texts:
         return text + rng.choice((" ", "\n", "\n\n", "\n ")) + rng.choice(lines)
 
     def comparison(self):
-        """A multiple choice, asked for at once or after a thought; where the principle does not decide, the letter is
-        drawn."""
+        """A multiple choice, asked for at once or after a thought; where the principle does not
+        decide, the letter is drawn."""
         w, rng, tok = self.world, self.rng, self.tok
         topic, a, b, p, gold = self.comparison_case()
         first, weight = rng.random() < gold, UNDECIDED if gold == 0.5 else LETTER
@@ -428,9 +450,10 @@ class Texts:
                                       self._letter(len(whole), first, weight)])
 
     def _answered(self, ids, answers):
-        """A document that counts where it answers, and READ elsewhere: answers are (start, ids, weight, or a list with
-        one for each id and the end). After each answer the end token is the target, though the text may go on: so one
-        document teaches where a critique ends and what a revision looks like."""
+        """A document that counts where it answers, and READ elsewhere: answers are (start, ids,
+        weight, or a list with one for each id and the end). After each answer the end token is the
+        target, though the text may go on: so one document teaches where a critique ends and what a
+        revision looks like."""
         whole = list(ids) + answers[-1][1]
         targets, weights = whole[1:] + [self.tok.end], [READ] * len(whole)
         for start, answer, weight in answers:
