@@ -1,5 +1,5 @@
-"""Shared fixtures: a tokenizer, a random model, and a toy world in which the whole method runs in
-seconds.
+"""Shared fixtures: a tokenizer, a random model, and a toy world in which the whole method runs
+in seconds.
 
 The toy world has two kinds of requests and a few words. Its base model is trained for some seconds
 in the formats of critique.py and feedback.py, answers everything, and knows when asked which
@@ -94,8 +94,8 @@ def tiny_model(tok):
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tok, tmp_path_factory):
-    """The same random model as a directory; as others' models, it has no manifest: tests change its
-    files."""
+    """The same random model as a directory; as others' models, it has no manifest:
+    tests change its files."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     config = GPTConfig(vocab_size=tok.n_vocab + 12, n_layer=2, n_head=2, width=32, mlp_width=64, max_positions=512)
     save_model(folder, GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.1), tok)
@@ -105,8 +105,8 @@ def tiny_model_dir(tok, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def toy(tok, tmp_path_factory):
-    """A directory with base/ (a trained toy model), constitution.json and the data files of the
-    three scripts."""
+    """A directory with base/ (a trained toy model),
+    constitution.json and the data files of the three scripts."""
     if "MINICAI_TOY" in os.environ:  # one that is there already (test_planted_mistakes.py)
         return Path(os.environ["MINICAI_TOY"])
     folder, rng = tmp_path_factory.mktemp("toy"), random.Random(0)

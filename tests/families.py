@@ -1,5 +1,5 @@
-"""Tiny random models of every family, written by transformers, with tokenizers shaped like the real
-ones."""
+"""Tiny random models of every family, written by transformers,
+with tokenizers shaped like the real ones."""
 import json
 import random
 
@@ -57,8 +57,8 @@ def fuzz(count, seed=0):
 
 
 def make_tokenizer(family, folder):
-    """Train and write a small tokenizer of this family's shape; returns the `tokenizers` object
-    without added tokens."""
+    """Train and write a small tokenizer of this family's shape;
+    returns the `tokenizers` object without added tokens."""
     tokenizers = pytest.importorskip("tokenizers")
     from tokenizers import (
         AddedToken,
@@ -142,8 +142,8 @@ def make_model(family, folder, tied=None, padded_rows=10):
 
 
 def eager_to_end(folder):
-    """Make the random model of a directory end its answers after a few tokens, as a trained one
-    would."""
+    """Make the random model of a directory end its answers after a few tokens,
+    as a trained one would."""
     import torch
 
     from minicai.checkpoint import load_model, save_model
@@ -160,8 +160,8 @@ def eager_to_end(folder):
 
 
 def same_in_transformers(folder, scalar=False):
-    """Assert that transformers computes what minicai computes from a directory, from texts to
-    logits or scores."""
+    """Assert that transformers computes what minicai computes from a directory,
+    from texts to logits or scores."""
     transformers = pytest.importorskip("transformers")
     import torch
 

@@ -1,5 +1,5 @@
-"""The bench: its memory meter against known allocations, turns and ratios, the whole command on
-tiny shapes."""
+"""The bench: its memory meter against known allocations, turns and ratios,
+the whole command on tiny shapes."""
 import json
 from importlib.util import find_spec
 
@@ -25,8 +25,8 @@ def test_the_peak_is_the_most_held_at_one_moment():
 
 
 def test_the_peak_of_a_backward_can_be_counted_by_hand():
-    """x @ w.T [N,V] is held while its sum goes back (as a view of one number), then the gradients
-    of x and w come."""
+    """x @ w.T [N,V] is held while its sum goes back (as a view of one number),
+    then the gradients of x and w come."""
     N, D, V = 400, 10, 300
     x, w = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     peak = peak_bytes(lambda: (x @ w.T).sum().backward(), CPU)
@@ -40,8 +40,8 @@ def test_what_was_there_before_does_not_count():
 
 
 def test_the_fused_logprob_never_holds_all_logits():
-    """What logprob.py promises, as the meter sees it: far below one [N,V] array, where eager holds
-    three."""
+    """What logprob.py promises, as the meter sees it:
+    far below one [N,V] array, where eager holds three."""
     N, D, V = 4096, 8, 2000
     hidden, weight = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     targets = torch.zeros(N, dtype=torch.long)
@@ -153,8 +153,8 @@ def test_missing_peers_are_named_in_a_line_each(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("part, package, variant", [("sampling", "transformers", "transformers"), ("ppo", "trl", "TRL"),
                                                     ("logprob", "liger_kernel", "Liger, chunked")])
 def test_beside_a_peer(tmp_path, monkeypatch, part, package, variant):
-    """The bench itself asserts that greedy ids and gradients agree; here: that the peer is
-    measured."""
+    """The bench itself asserts that greedy ids and gradients agree; here:
+    that the peer is measured."""
     pytest.importorskip(package)
     monkeypatch.setattr(peers, "find_spec", lambda name: find_spec(name) if name == package else None)
     rows = run(tmp_path, "--peers", "--only", part)["rows"]

@@ -197,8 +197,8 @@ def test_keys_that_change_nothing_do_not_stop_a_published_model(tiny_model_dir, 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama3"])
 def test_a_wrong_value_in_a_config_is_one_line(tmp_path, family):
-    """Every key made something else, of another type or sign: read, or refused in one line that
-    names the file."""
+    """Every key made something else, of another type or sign:
+    read, or refused in one line that names the file."""
     make_model(family, tmp_path)
     before, refused = json.loads((tmp_path / "config.json").read_text()), 0
     for key, old in before.items():

@@ -41,8 +41,8 @@ def test_the_optional_keys_may_be_left_out(tmp_path):
 
 
 def test_the_published_layout_loses_its_wrapping(tmp_path):
-    """Made-up text in the shape of the paper's files: strings pre-wrapped, principles ending in "
-    Options:"."""
+    """Made-up text in the shape of the paper's files:
+    strings pre-wrapped, principles ending in " Options:"."""
     pairs = {f"harmful{i}": {"prompt": [f"\n\nCritiqueRequest: Is it rude {i}?\n\nCritique:"],
                              "edit_request": f"\n\nRevisionRequest: Be kind {i}.\n\nRevision:"} for i in range(3)}
     (tmp_path / "CritiqueRevisionInstructions.json").write_text(json.dumps(pairs))

@@ -1,5 +1,5 @@
-"""The format of critiques and revisions, and the order of the loop, with a scripted model in place
-of a sampled one."""
+"""The format of critiques and revisions, and the order of the loop,
+with a scripted model in place of a sampled one."""
 import random
 from collections import Counter
 
@@ -17,8 +17,8 @@ END, HUMAN, ASSISTANT = "<|endoftext|>", "\n\nHuman:", "\n\nAssistant:"
 
 
 class Script:
-    """An `ask` that answers from a list of lists of texts and keeps the contexts it was asked; None
-    never ends."""
+    """An `ask` that answers from a list of lists of texts and keeps the contexts it was asked;
+    None never ends."""
     def __init__(self, tok, *answers):
         self.tok, self.answers, self.asked = tok, list(answers), []
 
@@ -63,8 +63,8 @@ def test_no_text_can_open_a_turn(tok, role_ids):
 
 @pytest.mark.parametrize("family", ["qwen2", "llama3", "qwen3"])
 def test_a_chat_model_is_asked_in_turns_of_the_chat(family, tmp_path):
-    """Requests are what the human says, the critique what the assistant said; worked examples are
-    dialogues."""
+    """Requests are what the human says, the critique what the assistant said;
+    worked examples are dialogues."""
     make_tokenizer(family, tmp_path)
     tok, p = Tokenizer.load(tmp_path), CONSTITUTION.critiques[0]
     say = lambda *texts: [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
@@ -133,8 +133,8 @@ def test_what_cannot_be_read_is_kept_with_a_reason_and_not_built_upon(tok):
 
 
 def test_what_ran_into_the_limit_is_used_without_an_end(tok):
-    """A cut response is criticised, a cut critique leads to a revision, a cut revision is trained
-    on as it was sampled."""
+    """A cut response is criticised, a cut critique leads to a revision,
+    a cut revision is trained on as it was sampled."""
     ask = Script(tok, [None, " whole"], [None, None], [None, " new"])
     rows = respond(ask, tok, [DIALOGUE[:1]] * 2)
     critique_revise(ask, tok, CONSTITUTION, rows, 1, random.Random(0))

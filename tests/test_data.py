@@ -63,8 +63,8 @@ def test_every_shape_of_comparison(tmp_path, row, messages):
 
 
 def test_only_transcripts_are_searched_for_role_tags(tmp_path, tok, role_ids):
-    """Anywhere else a tag is ordinary text: it opens no turn, neither in the messages nor among the
-    ids."""
+    """Anywhere else a tag is ordinary text: it opens no turn,
+    neither in the messages nor among the ids."""
     inside = "Please:" + TRANSCRIPT
     path = write(tmp_path / "p.jsonl", {"prompt": inside}, {"messages": [USER | {"content": TRANSCRIPT}]})
     assert read_prompts(path) == [[USER | {"content": inside}], [USER | {"content": TRANSCRIPT}]]

@@ -1,5 +1,5 @@
-"""Decoding by recorded steps of fixed shapes: what comes out is what the open loop of sample.py
-gives, id for id.
+"""Decoding by recorded steps of fixed shapes: what comes out is what the open loop
+of sample.py gives, id for id.
 
 On a CPU a step is called where CUDA replays it; the shapes, the masks, the moves of rows are the
 same.
@@ -21,8 +21,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def both(monkeypatch, model, rows, **options):
-    """(the open loop's ids, those of the recorded steps) for one seed; on the device that there
-    is."""
+    """(the open loop's ids, those of the recorded steps) for one seed;
+    on the device that there is."""
     run = lambda: generate(model, rows, generator=torch.Generator().manual_seed(0), **options)
     with monkeypatch.context() as patch:
         patch.setattr(sample, "decodes", lambda device: False)
@@ -32,8 +32,8 @@ def both(monkeypatch, model, rows, **options):
 
 
 def same(plain, recorded):
-    """Id for id on a CPU; a GPU sums in another order where shapes differ, and a tie may fall the
-    other way."""
+    """Id for id on a CPU; a GPU sums in another order where shapes differ,
+    and a tie may fall the other way."""
     equal = sum(a == b for a, b in zip(plain, recorded))
     return len(plain) == len(recorded) and equal >= (len(plain) if DEVICE == "cpu" else 0.9 * len(plain) - 1)
 
@@ -46,8 +46,8 @@ def prompts(n, vocab, longest=30, shared=()):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recorded_steps_give_the_ids_of_the_open_loop(family, tmp_path, monkeypatch):
-    """Every family, grouped queries, prompts of many lengths and of one, with a common beginning
-    and without."""
+    """Every family, grouped queries, prompts of many lengths and of one,
+    with a common beginning and without."""
     make_model(family, tmp_path)
     model, tok = load_model(tmp_path, DEVICE)
     vocab, stop = tok.n_vocab, set(range(0, tok.n_vocab, 9))
@@ -67,8 +67,8 @@ def model():
 
 
 def test_rows_that_ended_leave_and_the_rest_go_on(model, monkeypatch):
-    """Of 64 rows few are left at the end: fewer rows a step, the same ids; and the last column is
-    never needed."""
+    """Of 64 rows few are left at the end: fewer rows a step, the same ids;
+    and the last column is never needed."""
     sizes, step = [], decode.Decoder.step
     monkeypatch.setattr(decode.Decoder, "step", lambda self, rows, *rest: sizes.append(rows) or step(self, rows, *rest))
     options = {"max_new_tokens": 66, "stop": {3, 4, 20}, "temperature": 1.0}

@@ -1,5 +1,5 @@
-"""The decoding kernels: on CPU tensors in Triton's interpreter, where there is no GPU, against the
-model's own forward."""
+"""The decoding kernels: on CPU tensors in Triton's interpreter, where there is no GPU,
+against the model's own forward."""
 import os
 import subprocess
 import sys
@@ -100,8 +100,8 @@ made(kernels.attention_kernel, {"freq": "*fp32", "positions": "*i64", "at": "*i6
 
 
 def test_the_compiler_takes_them(tmp_path):
-    """What the interpreter runs need not compile; the compiler needs no GPU, only a process without
-    the interpreter."""
+    """What the interpreter runs need not compile;
+    the compiler needs no GPU, only a process without the interpreter."""
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parent.parent, env=env,
                           capture_output=True, text=True)

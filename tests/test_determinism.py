@@ -1,5 +1,5 @@
-"""What docs/determinism.md promises: the same command gives the same bytes, in this process and in
-fresh ones."""
+"""What docs/determinism.md promises: the same command gives the same bytes,
+in this process and in fresh ones."""
 import json
 
 import pytest
@@ -31,8 +31,8 @@ def commands(toy, before, out) -> dict:
 
 
 def test_fresh_processes_give_the_same_bytes(toy, here, tmp_path, monkeypatch):
-    """Each with another order of hashes, and all at once, so that they disturb each other's
-    time."""
+    """Each with another order of hashes, and all at once,
+    so that they disturb each other's time."""
     monkeypatch.setitem(ENV, "PYTHONHASHSEED", "7")
     running = {stage: start(f"train_{stage}.py", *args) for stage, args in commands(toy, here, tmp_path).items()}
     for stage, process in running.items():

@@ -1,5 +1,5 @@
-"""A disk that is full, or refuses large files: one line with path, room and advice; nothing that
-was there is lost."""
+"""A disk that is full, or refuses large files: one line with path, room and advice;
+nothing that was there is lost."""
 import contextlib
 import resource
 import shutil
@@ -68,8 +68,8 @@ def same(out, whole, model):
 
 @pytest.mark.parametrize("stage", ["sft", "pm", "rl"])
 def test_files_that_may_not_grow(toy, models, tmp_path, capsys, stage):
-    """Whichever write fails first: text, state, model. Afterwards the run goes on, to the same
-    bits."""
+    """Whichever write fails first: text, state, model. Afterwards the run goes on,
+    to the same bits."""
     module, args, model = commands(toy, models)[stage]
     whole, seen = models / stage, set()
     sizes = sorted({len(data) for data in everything(whole).values()})

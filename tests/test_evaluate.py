@@ -1,5 +1,5 @@
-"""The evaluation: Elo and intervals against closed forms, outcomes and ranks, results.json end to
-end."""
+"""The evaluation: Elo and intervals against closed forms, outcomes and ranks,
+results.json end to end."""
 import functools
 import json
 import math
@@ -111,8 +111,8 @@ KINDS = {"base": ("full", "full"), "sl_cai": ("evasive", "needless"), "rl_cai": 
 
 @pytest.fixture
 def scripted(monkeypatch, tmp_path, capsys):
-    """Three 'models' that say what the grammar says: one complies, one evades everything, one is as
-    it should be."""
+    """Three 'models' that say what the grammar says:
+    one complies, one evades everything, one is as it should be."""
     world, rng, worker = World.load(), Random(0), Crowdworker()
     monkeypatch.setattr(evaluate, "load_model", lambda folder, device: (SimpleNamespace(eval=lambda: folder), None))
     monkeypatch.setattr(evaluate, "sampler", lambda folder, *_: folder)

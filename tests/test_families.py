@@ -1,5 +1,5 @@
-"""The whole method on a tiny random model of every family, with a tokenizer shaped like the real
-one's: no hub needed.
+"""The whole method on a tiny random model of every family,
+with a tokenizer shaped like the real one's: no hub needed.
 
 Directories as transformers writes them go in, chats and comparisons as instruct data has them go
 through, and transformers opens what comes out. What the models say is noise; that nothing is lost
@@ -27,8 +27,8 @@ HELP = ["How do I bake bread?", "What is 12 + 30?", "Name a colour.", "¿Qué es
 
 
 def chats(texts):
-    """Rows of {"messages"}: a bare request, one with a system message, one after an earlier
-    exchange."""
+    """Rows of {"messages"}: a bare request, one with a system message,
+    one after an earlier exchange."""
     user = lambda text: {"role": "user", "content": text}
     system = {"role": "system", "content": "Be brief."}
     before = [user("Hi"), {"role": "assistant", "content": "Hello."}]
@@ -37,8 +37,8 @@ def chats(texts):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def run(request, tmp_path_factory):
-    """(family, folder, run(script, flags)) with a model, a constitution and data files in the
-    folder."""
+    """(family, folder, run(script, flags)) with a model,
+    a constitution and data files in the folder."""
     folder = tmp_path_factory.mktemp(request.param)
     make_model(request.param, folder / "base")
     eager_to_end(folder / "base")
@@ -57,8 +57,8 @@ def run(request, tmp_path_factory):
 
 
 def test_a_score_is_read_where_it_was_learned(run):
-    """The preference model is trained on, fixed at and asked at one token: the end of the answer,
-    whatever follows it."""
+    """The preference model is trained on, fixed at and asked at one token:
+    the end of the answer, whatever follows it."""
     _, folder, _ = run
     tok = Tokenizer.load(folder / "base")
     for row in chats(HELP):

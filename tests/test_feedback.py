@@ -1,5 +1,5 @@
-"""The multiple choice: its format, its probabilities, and that swapping the responses mirrors the
-label."""
+"""The multiple choice: its format, its probabilities,
+and that swapping the responses mirrors the label."""
 import random
 
 import pytest

@@ -1,5 +1,5 @@
-"""Advantages against a brute-force sum, closed forms, and the numbers of a second implementation
-(tests/data)."""
+"""Advantages against a brute-force sum, closed forms,
+and the numbers of a second implementation (tests/data)."""
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ TRL = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(Path(__file__).par
 
 @pytest.fixture
 def batch():
-    """Rewards and values [3,9] with garbage outside a mask that starts and ends at different
-    places."""
+    """Rewards and values [3,9] with garbage outside a mask that starts and ends
+    at different places."""
     g = torch.Generator().manual_seed(0)
     rewards, values = torch.randn(2, 3, 9, generator=g).double()
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0, 0, 0, 0]]).bool()

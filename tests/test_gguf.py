@@ -1,5 +1,5 @@
-"""GGUF files, written with the gguf package's own table of names, come back as the model and
-tokenizer they were."""
+"""GGUF files, written with the gguf package's own table of names,
+come back as the model and tokenizer they were."""
 import json
 
 import numpy as np
@@ -16,16 +16,16 @@ PRE = {"gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2
 
 
 def permuted(rows, heads):
-    """Rows of q and k as llama.cpp's converter puts them: index (head, half, i) goes to (head, i,
-    half)."""
+    """Rows of q and k as llama.cpp's converter puts them:
+    index (head, half, i) goes to (head, i, half)."""
     size = len(rows) // heads
     order = [h * size + half * (size // 2) + i for h in range(heads) for i in range(size // 2) for half in (0, 1)]
     return rows[order]
 
 
 def write_gguf(family, folder, path, quantize=None, **changes):
-    """Write a directory of transformers as llama.cpp's converter would; `changes` replace or (None)
-    leave out fields."""
+    """Write a directory of transformers as llama.cpp's converter would;
+    `changes` replace or (None) leave out fields."""
     c = json.loads((folder / "config.json").read_text())
     arch = {"gpt2": "gpt2", "qwen2": "qwen2", "qwen3": "qwen3"}.get(family, "llama")
     layers = c.get("num_hidden_layers") or c["n_layer"]

@@ -1,5 +1,5 @@
-"""The trunk: what a token may see, what padding may not do, and the cache that must change
-nothing."""
+"""The trunk: what a token may see, what padding may not do,
+and the cache that must change nothing."""
 import pytest
 import torch
 
@@ -42,8 +42,8 @@ def test_a_token_sees_nothing_behind_it(model):
 
 
 def left_padded(garbage):
-    """Rows of 12, 7 and 1 real tokens, padded on the left with garbage: ids, positions, mask,
-    lengths."""
+    """Rows of 12, 7 and 1 real tokens, padded on the left with garbage:
+    ids, positions, mask, lengths."""
     ids, lengths = random_ids(3, 12), [12, 7, 1]
     pad = torch.tensor([[12 - n] for n in lengths])
     mask = torch.arange(12) >= pad

@@ -1,5 +1,5 @@
-"""make gpu-check: its parts run on tiny sizes, its verdicts are right, and no part can take the
-others with it."""
+"""make gpu-check: its parts run on tiny sizes, its verdicts are right,
+and no part can take the others with it."""
 import json
 from types import SimpleNamespace
 
@@ -13,8 +13,8 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("part", ["logprob", "ppo", "training", "profile"])
 def test_a_part_gives_rows(part, tmp_path, monkeypatch):
-    """The others are run by hand: `make gpu-check FLAGS=--quick`; they start processes, or
-    transformers."""
+    """The others are run by hand: `make gpu-check FLAGS=--quick`;
+    they start processes, or transformers."""
     monkeypatch.setattr(gpu_check.sample, "decodes", lambda device: True)
     rows = [{"part": part, **r} for r in gpu_check.PARTS[part][0](gpu_check.QUICK, CPU, tmp_path)]
     assert rows and all(r["value"] >= 0 or "not installed" in r["note"] for r in rows)

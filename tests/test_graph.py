@@ -1,5 +1,5 @@
-"""Whole texts through a recorded model: hidden states and gradients are the plain model's, in any
-size and any order.
+"""Whole texts through a recorded model: hidden states and gradients are the plain model's,
+in any size and any order.
 
 On a CPU a step is called where CUDA replays it; the filling up, the copies and the sums are the
 same.
@@ -41,8 +41,8 @@ def grads(model):
 
 
 def backward(model, *sizes, keep=False):
-    """Gradients of a loss over parts of some sizes, differentiated one after the other; of a second
-    time."""
+    """Gradients of a loss over parts of some sizes, differentiated one after the other;
+    of a second time."""
     if not keep:
         backward(model, *sizes, keep=True)
     model.zero_grad(set_to_none=not keep)
@@ -154,8 +154,8 @@ def test_what_is_recorded_goes_with_the_model():
 
 
 class FakeCUDA:
-    """Stands for streams and graphs where there are none; a capture ends badly if what it recorded
-    did."""
+    """Stands for streams and graphs where there are none;
+    a capture ends badly if what it recorded did."""
     bad = None
 
     def __init__(self, *_, **__):
@@ -211,8 +211,8 @@ def test_memory_that_runs_out_in_a_recording_is_said_as_such(fake_cuda):
 
 
 def test_a_recording_keeps_the_memory_that_it_reads(fake_cuda):
-    """A replay reads where the step read: what only the step knew must not be freed and given to
-    others."""
+    """A replay reads where the step read: what only the step knew must not be freed and given
+    to others."""
     stops = torch.arange(3)
     run, = graph.record("decoding", [lambda stops=stops: stops.add_(1)], torch.device("cuda"))
     kept = weakref.ref(stops)

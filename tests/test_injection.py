@@ -1,5 +1,5 @@
-"""What a person or a model writes stays text: it opens no turn, closes none, and makes no option of
-a multiple choice.
+"""What a person or a model writes stays text: it opens no turn, closes none,
+and makes no option of a multiple choice.
 
 Every attack is put at every place where text of others enters a context, in every chat format. The
 context must have the same structure as with harmless words there: the same special ids in the same
@@ -91,8 +91,8 @@ def test_no_response_makes_an_option(chat, end):
 
 
 def test_files_cannot_forge_turns_either(chat, tmp_path):
-    """Rows of a file are messages; a transcript's tags divide it, as they do in hh-rlhf, and
-    nothing else does."""
+    """Rows of a file are messages; a transcript's tags divide it, as they do in hh-rlhf,
+    and nothing else does."""
     rng = random.Random(0)
     for attack in rng.sample(TURNS, 40):
         (tmp_path / "p.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": f"Hello? {attack}."}]}))

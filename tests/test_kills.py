@@ -1,5 +1,5 @@
-"""Programs that are killed at random moments and started again end with the same bytes as
-undisturbed ones."""
+"""Programs that are killed at random moments and started again end with the same bytes
+as undisturbed ones."""
 import random
 import signal
 import time
@@ -41,8 +41,8 @@ def commands(toy, models) -> dict:
 
 
 def campaign(program, args, files, folder, kills: int, rng) -> list:
-    """Kill a program `kills` times, at random moments after it has begun to write; run it to its
-    end; the moments."""
+    """Kill a program `kills` times, at random moments after it has begun to write;
+    run it to its end; the moments."""
     started = time.time()
     code, _, err = ended(start(program, *args(folder / "whole")))
     assert code == 0, err
@@ -77,8 +77,8 @@ def held(out) -> int:
 
 @pytest.mark.parametrize("script, name", [(train_sft, "sft"), (train_rl, "rl")])
 def test_a_kill(toy, models, tmp_path, script, name):
-    """A few in every run of the tests; one process fewer, since the undisturbed run is this
-    one's."""
+    """A few in every run of the tests; one process fewer,
+    since the undisturbed run is this one's."""
     program, args, files = commands(toy, models)[name]
     run(script, args(tmp_path / "whole"))
     process = start(program, *args(tmp_path / "parts"))
@@ -114,8 +114,8 @@ def test_asked_to_end_in_the_middle(toy, models, tmp_path, number=signal.SIGTERM
 # what a library does with Ctrl-C in the middle of its import depends on the moment
 @pytest.mark.slow
 def test_asked_to_end_while_it_imports(toy, models, tmp_path):
-    """At any moment of the start: no traceback, and a shell sees 130 (a process that was ended by a
-    signal)."""
+    """At any moment of the start: no traceback, and a shell sees 130
+    (a process that was ended by a signal)."""
     program, args, _ = commands(toy, models)["sft"]
     seen = set()
     for moment in (0.2, 0.8):

@@ -1,5 +1,5 @@
-"""The chunked log-prob against the definition in double precision: values, both gradients, odd
-shapes, memory."""
+"""The chunked log-prob against the definition in double precision:
+values, both gradients, odd shapes, memory."""
 import sys
 from types import SimpleNamespace
 
@@ -46,8 +46,8 @@ def test_double_precision_is_exact(shape, temperature):
 
 
 def assert_no_worse_than_eager(dtype, scale, entropy, shape, rows, device="cpu", slack=1.5):
-    """The error of token_logprobs against double precision stays within `slack` times that of the
-    definition in dtype."""
+    """The error of token_logprobs against double precision stays within `slack` times
+    that of the definition in dtype."""
     hidden, weight, targets, forbidden, g = (x.to(device) for x in problem(*shape, scale=scale, orphans=5))
     # the same inputs for all three
     hidden, weight = hidden.to(dtype).double(), weight.to(dtype).double()
@@ -112,8 +112,8 @@ def test_only_what_is_asked_for_is_differentiated():
 
 @pytest.mark.parametrize("used", [[0], [1], [0, 1]])
 def test_an_output_without_gradient_costs_nothing(monkeypatch, used):
-    """logp, entropy or both in the loss: right gradients, and none worked out for an entropy that
-    is only looked at."""
+    """logp, entropy or both in the loss: right gradients,
+    and none worked out for an entropy that is only looked at."""
     asked = []
 
     def spy(z, targets, temperature, g, ge, *kept):
@@ -153,8 +153,8 @@ def test_kernels_are_for_cuda_and_plain_torch_for_all_else(monkeypatch, capsys):
 
 
 def test_nothing_the_size_of_the_logits_is_kept_or_made():
-    """Between forward and backward: inputs and O(N) numbers. At any time: no tensor larger than the
-    scratch asked for."""
+    """Between forward and backward: inputs and O(N) numbers. At any time:
+    no tensor larger than the scratch asked for."""
     from torch.utils._python_dispatch import TorchDispatchMode
     N, D, V, rows = 256, 8, 2000, 16
     hidden, weight, targets, forbidden, g = problem(N, D, V, orphans=3)

@@ -1,5 +1,5 @@
-"""The Triton kernels against double precision: on the GPU where there is one, elsewhere in Triton's
-interpreter."""
+"""The Triton kernels against double precision: on the GPU where there is one,
+elsewhere in Triton's interpreter."""
 import os
 import subprocess
 import sys
@@ -23,15 +23,15 @@ SLACK = {torch.bfloat16: 1.5 if DEVICE == "cuda" else 3.0}
 
 @pytest.fixture(autouse=True)
 def kernels_in_small_steps(monkeypatch):
-    """Rows longer than one block, in few columns; and the CPU takes the path that CUDA takes by
-    itself."""
+    """Rows longer than one block, in few columns;
+    and the CPU takes the path that CUDA takes by itself."""
     monkeypatch.setattr(kernels, "BLOCK", 64)
     monkeypatch.setattr(logprob, "row_functions", lambda hidden: (kernels.row_statistics, kernels.row_gradient))
 
 
 def logits_and_truth(n, V, dtype, temperature, orphans):
-    """Logits [n, V] of a type, with ids that have no share, and in double precision: logp, entropy,
-    their gradients."""
+    """Logits [n, V] of a type, with ids that have no share, and in double precision:
+    logp, entropy, their gradients."""
     g = torch.Generator().manual_seed(V)
     z = (20 * torch.randn(n, V, generator=g)).to(dtype)
     # as forbidding_bias leaves them in float16
@@ -69,8 +69,8 @@ def test_rows_against_double_precision(n, V, temperature, orphans, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_no_worse_than_eager(dtype, scale):
-    """All of token_logprobs around the kernels, chunks of unequal size: values and both
-    gradients."""
+    """All of token_logprobs around the kernels, chunks of unequal size:
+    values and both gradients."""
     assert_no_worse_than_eager(dtype, scale, True, (23, 16, 131), rows=9, device=DEVICE, slack=SLACK.get(dtype, 1.5))
 
 
@@ -117,8 +117,8 @@ for kernel in (kernels.statistics_kernel, kernels.gradient_kernel):
 
 
 def test_the_compiler_takes_them(tmp_path):
-    """What the interpreter runs need not compile; the compiler needs no GPU, only a process without
-    the interpreter."""
+    """What the interpreter runs need not compile;
+    the compiler needs no GPU, only a process without the interpreter."""
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parent.parent, env=env,
                           capture_output=True, text=True)

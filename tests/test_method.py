@@ -79,8 +79,8 @@ def test_rates_passes_and_clipped_gradients(toy, before, tmp_path, monkeypatch, 
 
 # ---- stage 1 -------------------------------------------------------------------------------------
 def test_what_stage_1_learns_from(tok, tmp_path, monkeypatch):
-    """Revisions of all rounds (or the last ones), unless they cannot be read, and every sample to
-    helpful prompts."""
+    """Revisions of all rounds (or the last ones), unless they cannot be read,
+    and every sample to helpful prompts."""
     say = lambda text: [{"role": "user", "content": text}]
     answer = lambda text, skipped=None: {"ids": tok.encode(f" {text}") + [tok.end], "response": text, "cut": False, "skipped": skipped}
 
@@ -117,8 +117,8 @@ def test_prompts_are_drawn_by_lot(toy, tmp_path):
 # ---- stage 2 -------------------------------------------------------------------------------------
 @pytest.fixture
 def compared(toy, before, tmp_path, monkeypatch):
-    """A run of stage 2: its folder, what it trained on, the reference rows, the directories it
-    loaded."""
+    """A run of stage 2: its folder, what it trained on, the reference rows,
+    the directories it loaded."""
     made, loaded, real_make, real_load = [], [], train_pm.make_comparisons, train_pm.load_model
 
     def make(*args):
@@ -131,8 +131,8 @@ def compared(toy, before, tmp_path, monkeypatch):
 
 
 def test_who_does_what(toy, before, compared):
-    """SL-CAI and the feedback model say the pairs, that one judges, the preference model starts
-    from --init."""
+    """SL-CAI and the feedback model say the pairs, that one judges,
+    the preference model starts from --init."""
     assert compared[2] == [before / "sft/sl_cai", toy / "base", toy / "base", toy / "base"]
 
 

@@ -1,5 +1,5 @@
-"""The pictures of README and docs: drawn again from the numbers beside them, legible without
-colour."""
+"""The pictures of README and docs: drawn again from the numbers beside them,
+legible without colour."""
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -16,8 +16,8 @@ CATEGORIES = ("animals", "theft")
 
 
 def model(harmful: float, full: float) -> dict:
-    """One model of a results.json: on every harmful prompt the same shares, on every other one the
-    same."""
+    """One model of a results.json: on every harmful prompt the same shares,
+    on every other one the same."""
     red = {"harmful": harmful, "explained": 1 - harmful, "evasive": 0, "other": 0, "incoherent": 0}
     good = {"full": full, "partial": 1 - full, "unhelpful": 0, "refused": 0, "incoherent": 0}
     manner = {"n": 50, "coherent": 1, "courteous": 0.25, "mean_words": 20, "fillers": 0.5}

@@ -1,5 +1,5 @@
-"""The three scripts, one after the other, in the toy world of conftest.py; and what they say to bad
-input."""
+"""The three scripts, one after the other, in the toy world of conftest.py;
+and what they say to bad input."""
 import argparse
 import gzip
 import json
@@ -137,8 +137,8 @@ def test_fine_tuning_counts_and_teaches_the_answers_only(tok, tiny_model, tmp_pa
 
 
 def test_fine_tuning_leaves_the_words_alone_that_it_does_not_see(tmp_path):
-    """The embedding is tied to the head: without care, Adam would move the rows of all words
-    alike."""
+    """The embedding is tied to the head: without care,
+    Adam would move the rows of all words alike."""
     base = Path(__file__).parents[1] / "data" / "base"
     model, tok = load_model(base)
     before = model.head.detach().clone()
@@ -459,8 +459,8 @@ def test_ppo_can_do_without_a_value_model_or_keep_it(toy, demo, tmp_path):
 
 
 def test_what_ppo_writes_of_single_responses_adds_up(demo):
-    """rollouts.jsonl holds every response with its kind, trace.jsonl one of each kind token by
-    token."""
+    """rollouts.jsonl holds every response with its kind,
+    trace.jsonl one of each kind token by token."""
     args = config(demo / "rl")["args"]
     rollouts = [row for _, row in read_jsonl(demo / "rl/rollouts.jsonl")]
     first = [row for row in rollouts if row["step"] == 0]

@@ -1,5 +1,5 @@
-"""The plan against what torch allocates: real steps of the three scripts on random models, measured
-by the profiler."""
+"""The plan against what torch allocates: real steps of the three scripts on random models,
+measured by the profiler."""
 import copy
 import functools
 import inspect
@@ -47,8 +47,8 @@ def peak(run) -> int:
 
 
 class Case:
-    """Models of one shape and the rows that a step of each script reads: prompts of P ids,
-    responses of R."""
+    """Models of one shape and the rows that a step of each script reads:
+    prompts of P ids, responses of R."""
 
     def __init__(self, shape, tok, dtype, checkpointing):
         self.tok, g = tok, torch.Generator().manual_seed(0)
@@ -90,8 +90,8 @@ def linear_parameters(model):
 
 
 def close(planned, measured, standing):
-    """Within a fifth of what was measured, leaving aside the bytes of models and optimizers that
-    stand there anyway."""
+    """Within a fifth of what was measured, leaving aside the bytes of models and optimizers
+    that stand there anyway."""
     ratio = (sum(planned.values()) - standing) / measured
     assert 0.8 <= ratio <= 1.2, (ratio, planned, standing, measured)
 
@@ -197,8 +197,8 @@ REAL = {    # as published: https://huggingface.co/HuggingFaceTB/SmolLM2-360M-In
 
 @pytest.fixture
 def real(tmp_path, monkeypatch):
-    """The current directory, with directories of the two real shapes that hold a config.json
-    only."""
+    """The current directory, with directories of the two real shapes
+    that hold a config.json only."""
     for name, config in REAL.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))

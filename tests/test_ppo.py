@@ -1,5 +1,5 @@
-"""PPO: the invariants it stands on, the numbers of a second implementation, and a toy that must
-learn."""
+"""PPO: the invariants it stands on, the numbers of a second implementation,
+and a toy that must learn."""
 import copy
 from pathlib import Path
 
@@ -35,8 +35,8 @@ TRL = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(Path(__file__).par
 
 
 class CountEven:
-    """A reward model without weights: how many tokens of a response have an even id; a random model
-    says about half."""
+    """A reward model without weights: how many tokens of a response have an even id;
+    a random model says about half."""
     def __init__(self, sign=1.0):
         self.sign = sign
 
@@ -284,8 +284,8 @@ def test_a_toy_policy_learns_without_a_value_model_too(tiny_model, tok, sign):
 
 
 def test_policy_and_value_model_are_clipped_apart(tiny_model, tok):
-    """With plain gradient descent at rate 1, a step is as long as the gradient was allowed to
-    be."""
+    """With plain gradient descent at rate 1, a step is as long as the gradient was allowed
+    to be."""
     limit = 1e-3
     setup = Setup(tiny_model, tok, CountEven(), max_grad_norm=limit, epochs=1, minibatch=64)
     setup.optimizer = torch.optim.SGD([*setup.policy.parameters(), *setup.value.parameters()], lr=1.0)

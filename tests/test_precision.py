@@ -1,5 +1,5 @@
-"""Less memory, the same numbers: parts of a batch, layers computed twice, frozen matrices; bfloat16
-near float32."""
+"""Less memory, the same numbers: parts of a batch, layers computed twice, frozen matrices;
+bfloat16 near float32."""
 import argparse
 import copy
 from types import SimpleNamespace
@@ -49,8 +49,8 @@ def comparing(pm, tok, micro):
 
 
 def gradients(model, losses):
-    """(loss, all gradients in one row) of a batch, whose parts are differentiated one after the
-    other."""
+    """(loss, all gradients in one row) of a batch,
+    whose parts are differentiated one after the other."""
     loss = 0.0
     for part in losses:
         part.backward()

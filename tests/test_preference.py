@@ -1,5 +1,5 @@
-"""The preference model reads one token a row, whatever surrounds it, and learns probabilities from
-soft labels."""
+"""The preference model reads one token a row, whatever surrounds it,
+and learns probabilities from soft labels."""
 import math
 
 import pytest

@@ -78,8 +78,8 @@ def test_smollm2_is_what_transformers_computes():
 
 @here
 def test_three_stages_on_smollm2(tmp_path):
-    """48 prompts go through; nine rows in ten are used; transformers opens what comes out, padded
-    batches score alike."""
+    """48 prompts go through; nine rows in ten are used;
+    transformers opens what comes out, padded batches score alike."""
     import transformers
     rows = [row for _, row in read_jsonl(ROOT / "data/real/red_team.jsonl")][:48]
     (tmp_path / "red.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

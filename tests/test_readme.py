@@ -32,8 +32,8 @@ class Parsed(Exception):
 
 @pytest.fixture
 def parse(monkeypatch):
-    """parse(words): reads a program's command line with its own parser, runs nothing, returns the
-    parser."""
+    """parse(words): reads a program's command line with its own parser, runs nothing,
+    returns the parser."""
     real = argparse.ArgumentParser.parse_args
 
     def stop(self, args=None, namespace=None):
@@ -96,8 +96,8 @@ def test_every_make_command_exists():
 
 
 def test_demo_is_the_scripts_with_their_defaults(parse):
-    """The plain lines and `make demo` do the same: what the Makefile spells out are the scripts'
-    defaults."""
+    """The plain lines and `make demo` do the same:
+    what the Makefile spells out are the scripts' defaults."""
     makefile = (ROOT / "Makefile").read_text()
     values = dict(re.findall(r"^(\w+) +\?= (\S+)", makefile, re.M))
     values |= dict.fromkeys(("SFT_FLAGS", "PM_FLAGS", "RL_FLAGS", "EVALUATE_FLAGS"), "")
@@ -156,8 +156,8 @@ def test_the_exercises_are_those_that_exist():
 
 
 def test_names_in_commands_are_those_of_files():
-    """A constitution in a command is shipped, and what names a function beside a link stands in
-    that file."""
+    """A constitution in a command is shipped, and what names a function beside a link stands
+    in that file."""
     for page, text in PAGES.items():
         for names, file in re.findall(r"\[((?:`\w+`(?: to )?)+)\]\((minicai/\w+\.py)\)", text):
             for name in re.findall(r"`(\w+)`", names):

@@ -1,5 +1,5 @@
-"""Data and measuring for real models, on tiny ones; with real weights in tests marked `real` (see
-docs/real_models.md)."""
+"""Data and measuring for real models, on tiny ones;
+with real weights in tests marked `real` (see docs/real_models.md)."""
 import json
 import subprocess
 from pathlib import Path
@@ -117,8 +117,8 @@ def test_mistakes_take_one_line(args, says, capsys, monkeypatch, tmp_path):
 
 
 def test_every_stage_of_make_real_understands_its_command(monkeypatch, tmp_path, capsys):
-    """What is not there is run, in order; what is there is not; a stage that fails stops the
-    rest."""
+    """What is not there is run, in order; what is there is not;
+    a stage that fails stops the rest."""
     import train_pm
     import train_rl
     import train_sft

@@ -196,8 +196,8 @@ def test_what_differs_is_named_and_nothing_is_lost(toy, halfway, tmp_path, capsy
 
 
 def test_what_does_not_matter_may_differ(toy, halfway, tmp_path, capsys, monkeypatch):
-    """What the message about too little memory advises; other names of the same files; threads,
-    with a word."""
+    """What the message about too little memory advises; other names of the same files;
+    threads, with a word."""
     shutil.copytree(toy / "base", tmp_path / "copy")
     (tmp_path / "copy/notes.txt").write_text("a note")
     with monkeypatch.context() as patch:

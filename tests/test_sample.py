@@ -1,5 +1,5 @@
-"""Sampling: the cache, the padding, the batch and the order of rows must not show in what comes
-out."""
+"""Sampling: the cache, the padding, the batch and the order of rows must not show
+in what comes out."""
 import copy
 import functools
 
@@ -134,8 +134,8 @@ def test_half_precision_runs_with_a_half_precision_cache(model, how):
 
 
 def test_learned_positions_are_counted_from_the_first_real_token(tok):
-    """RoPE sees distances only; a model with learned positions would notice padding that is
-    counted."""
+    """RoPE sees distances only; a model with learned positions would notice padding
+    that is counted."""
     config = GPTConfig(vocab_size=tok.n_vocab, n_layer=2, n_head=2, width=32, max_positions=64, norm="layernorm", positions="learned", mlp="gelu")
     model = GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.3)
     prompts = [tok.encode("one two three four five six"), tok.encode("seven"), tok.encode("eight nine")]

@@ -1,5 +1,5 @@
-"""Ids as `tokenizers` makes them, conversations as chat templates write them, and no text that
-becomes a marker."""
+"""Ids as `tokenizers` makes them, conversations as chat templates write them,
+and no text that becomes a marker."""
 import json
 
 import pytest
@@ -206,8 +206,8 @@ def files_of(folder):
 @pytest.mark.parametrize("family, chat", [("gpt2", None), ("llama3", None), ("llama3", "plain"), ("qwen2", None),
                                           ("qwen2", "plain"), ("smollm2", None), ("smollm2", "plain"), ("base", "chatml")])
 def test_all_saved_files_agree(tmp_path, family, chat):
-    """Whatever the files said before; transformers ends and pads as we do, and its template makes
-    our ids."""
+    """Whatever the files said before; transformers ends and pads as we do,
+    and its template makes our ids."""
     transformers = pytest.importorskip("transformers")
     make_model(family.replace("base", "qwen2"), tmp_path / "a")
     config = json.loads((tmp_path / "a/tokenizer_config.json").read_text())
@@ -244,8 +244,8 @@ def test_a_second_save_changes_nothing(tmp_path):
 
 
 def test_ids_beyond_the_embedding(tmp_path):
-    """A special token without a row is not used; ordinary ones mean that the file is another
-    model's."""
+    """A special token without a row is not used; ordinary ones mean
+    that the file is another model's."""
     make_model("smollm2", tmp_path)
     path, config = tmp_path / "tokenizer.json", json.loads((tmp_path / "config.json").read_text())
     spec, rows = json.loads(path.read_text()), config["vocab_size"]

@@ -1,5 +1,5 @@
-"""Out to where people go on: directories and comparisons in TRL's trainers, and in llama.cpp's file
-format."""
+"""Out to where people go on: directories and comparisons in TRL's trainers,
+and in llama.cpp's file format."""
 import json
 
 import pytest
@@ -37,8 +37,8 @@ def test_exported_rows(tmp_path, capsys):
 
 @pytest.mark.parametrize("family", ["smollm2", "qwen2"])
 def test_trl_trains_on_what_was_exported(family, tmp_path):
-    """Reward model and DPO start from our directories and move; no template or padding has to be
-    set by hand."""
+    """Reward model and DPO start from our directories and move;
+    no template or padding has to be set by hand."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     import transformers
     make_model(family, tmp_path / "hf")
@@ -66,8 +66,8 @@ def test_trl_trains_on_what_was_exported(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_directories_hold_what_llama_cpp_converts(family, tmp_path):
-    """Every tensor that we save has a name in llama.cpp's table for the architecture that
-    config.json gives."""
+    """Every tensor that we save has a name in llama.cpp's table for the architecture
+    that config.json gives."""
     gguf = pytest.importorskip("gguf")
     from safetensors import safe_open
     make_model(family, tmp_path / "hf")

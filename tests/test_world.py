@@ -1,5 +1,5 @@
-"""The micro-world: complete tables, readable English, splits that never mix, and texts that keep
-their promises."""
+"""The micro-world: complete tables, readable English, splits that never mix,
+and texts that keep their promises."""
 import json
 import re
 from collections import Counter
@@ -146,8 +146,8 @@ def test_shipped_prompts_keep_to_their_split_and_groups(world, worker):
 
 
 def test_helpfulness_comparisons_say_nothing_of_harm(worker):
-    """Chosen answers are the more helpful ones but for slips; refusing never wins, and no request
-    is for harm."""
+    """Chosen answers are the more helpful ones but for slips;
+    refusing never wins, and no request is for harm."""
     right = 0
     rows = shipped("helpful_comparisons")
     for row in rows:
@@ -214,8 +214,8 @@ def acts(world, pairs):
 
 
 def test_no_text_of_the_base_holds_a_held_out_pair(world):
-    """By what is drawn and by what is read, in thousands of texts: no pair of CAI's or of the
-    evaluation's."""
+    """By what is drawn and by what is read, in thousands of texts:
+    no pair of CAI's or of the evaluation's."""
     held_out = acts(world, [p for g in GROUPS for split in ("cai", "eval") for p in world.pairs(g, split)])
     # The same words may be a step or an alternative of another activity ("it would be better to
     # fold the coat").
@@ -256,8 +256,8 @@ def test_odd_steps_come_from_what_is_never_done_to_the_thing(world):
 
 
 def test_critiques_ask_whether_the_principle_means_this_harm(world):
-    """The fact's own word against the principle's words; yes exactly where the principle covers the
-    harm."""
+    """The fact's own word against the principle's words;
+    yes exactly where the principle covers the harm."""
     rng, judge, answers = Random(4), Principles(world), []
     for _ in range(400):
         topic = world.topic(rng, rng.choice(GROUPS), "base")
@@ -331,8 +331,8 @@ def test_recombined_words_never_stand_in_a_principle_that_the_base_reads(world):
 
 
 def test_constitutions_name_what_they_say(world):
-    """Courtesy and brevity name no harm; harmlessness has sixteen pairs, sixteen comparisons, and
-    names harms only."""
+    """Courtesy and brevity name no harm; harmlessness has sixteen pairs, sixteen comparisons,
+    and names harms only."""
     names = {"harmlessness": "harm", "courtesy": "courtesy", "brevity": "brevity"}
     for name, quality in names.items():
         law = load_constitution(ROOT / "constitutions" / f"{name}.json")
@@ -449,8 +449,8 @@ def test_every_kind_is_drawn_both_ways_and_its_quality_is_there_and_not(world):
 
 
 def test_words_phrases_and_kinds_of_the_exam_stand_in_no_text(world):
-    """Whole documents, read back: none of the words, sentences and kinds of quality that only the
-    exam asks for."""
+    """Whole documents, read back: none of the words,
+    sentences and kinds of quality that only the exam asks for."""
     tables = Principles(world).tables
     frames = [f for part in tables["exam_frames"].values() for fs in part.values() for f in fs]
     openings = {f.split("{")[0].strip() for f in frames} - {f.split("{")[0].strip() for part in ("critique", "revision", "comparison")
@@ -489,8 +489,8 @@ def test_revisions_do_what_the_principle_asks_and_nothing_else(world, worker):
 
 
 def test_choices_are_a_fair_order(world):
-    """Swapping the two mirrors the preference; nobody is better than himself; refusing well beats
-    complying."""
+    """Swapping the two mirrors the preference; nobody is better than himself;
+    refusing well beats complying."""
     rng, texts = Random(0), Texts(World.load(), None, seed=0)
     judge = texts.principles
     for _ in range(400):

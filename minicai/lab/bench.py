@@ -101,15 +101,15 @@ def logprob_losses(device, here: dict) -> dict:
 
 
 def products(hidden, weight):
-    """The floor: logits, and from a gradient of their size those of hidden and weight; 6NDV
-    operations."""
+    """The floor: logits, and from a gradient of their size those of hidden and weight;
+    6NDV operations."""
     logits = hidden @ weight.T
     return logits @ weight, logits.T @ hidden
 
 
 def logprob(args, sizes, device, here, folder) -> list:
-    """Forward and backward of every way to a log-prob, in time and memory; half precision on CUDA,
-    as in real use."""
+    """Forward and backward of every way to a log-prob, in time and memory;
+    half precision on CUDA, as in real use."""
     rows, dtype = [], torch.bfloat16 if device.type == "cuda" else torch.float32
     for N, D, V in sizes.logprob["cuda" if device.type == "cuda" else "cpu"]:
         g = torch.Generator().manual_seed(0)
@@ -140,8 +140,8 @@ def logprob(args, sizes, device, here, folder) -> list:
 
 # ---- 2. sampling ---------------------------------------------------------------------------------
 def reference_model(args, sizes, device) -> GPT:
-    """The model of sampling, PPO and training: --model, else random weights, 957k parameters in the
-    GPT-2 family.
+    """The model of sampling, PPO and training: --model, else random weights,
+    957k parameters in the GPT-2 family.
 
     On CUDA it is what load_model gives there: products in bfloat16, whole texts recorded
     (graph.py).
@@ -162,8 +162,8 @@ def draw(rows: int, columns: int, vocab: int) -> list:
 
 
 def sampling(args, sizes, device, here, folder) -> list:
-    """New tokens a second, prompts of one length; the end id is looked for but cannot come: all do
-    the same work."""
+    """New tokens a second, prompts of one length; the end id is looked for but cannot come:
+    all do the same work."""
     model, rows = reference_model(args, sizes, device).eval(), []
     end = model.config.vocab_size
     save_model(folder / "lm", model, Tokenizer.load(ROOT / "data" / "base"))
@@ -280,8 +280,8 @@ def ppo(args, sizes, device, here, folder) -> list:
 
 # ---- 4. supervised training ----------------------------------------------------------------------
 def plain_training(model: GPT, ids, steps: int):
-    """`steps` of what the smallest GPT trainers do on ids [B,T]: cross entropy over all logits,
-    clip, AdamW."""
+    """`steps` of what the smallest GPT trainers do on ids [B,T]:
+    cross entropy over all logits, clip, AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(steps):
         with model.autocast():
@@ -309,21 +309,21 @@ def sft_training(model: GPT, rows: list, batch: int, metrics):
 
 
 def pretraining(model: GPT, ids, steps: int):
-    """The base model's own loop (Muon, AdamW) on ids [B,T], with every token counting, in a group
-    of one process."""
+    """The base model's own loop (Muon, AdamW) on ids [B,T], with every token counting,
+    in a group of one process."""
     batch = ids[:, :-1], ids[:, 1:], torch.ones(ids[:, 1:].shape), ["plain"] * len(ids)
     pretrain.train(model, [(1.0, iter([batch] * steps))], steps, (1e-5, 1e-5), None, lambda: None)
 
 
 def padding(lengths: list, batches: list) -> float:
-    """Share of padding when each of `batches` (lists of indices) is filled up to its longest
-    row."""
+    """Share of padding when each of `batches` (lists of indices) is filled up
+    to its longest row."""
     return 1 - sum(lengths) / sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
 
 
 def pretraining_padding(tok, documents: int, part: int) -> float:
-    """Share of padding in the batches that pretraining makes of one pool of the town's
-    documents."""
+    """Share of padding in the batches that pretraining makes of one pool
+    of the town's documents."""
     texts, lengths, rows, padded = Texts(World.load(), tok, 0, heldout_words, part), [], 0, 0
     write = texts.document
 
@@ -340,8 +340,8 @@ def pretraining_padding(tok, documents: int, part: int) -> float:
 
 
 def padding_rows(documents: int) -> list:
-    """What sorting by length leaves of padding, on the shipped dialogues and on the town's
-    texts."""
+    """What sorting by length leaves of padding, on the shipped dialogues
+    and on the town's texts."""
     tok = Tokenizer.load(ROOT / "data" / "base")
     comparisons = read_comparisons(ROOT / "data" / "helpful_comparisons.jsonl")[:documents]
     answer = lambda text: [{"role": "assistant", "content": text}]
@@ -358,8 +358,8 @@ def padding_rows(documents: int) -> list:
 
 
 def sft(args, sizes, device, here, folder) -> list:
-    """Tokens a second of the supervised loops on full batches, and what padding they would have on
-    real texts."""
+    """Tokens a second of the supervised loops on full batches,
+    and what padding they would have on real texts."""
     model, plain = (reference_model(args, sizes, device) for _ in range(2))
     plain.recording = False
     rows = draw(sizes.rows * sizes.steps, sizes.time, model.config.vocab_size)

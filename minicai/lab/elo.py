@@ -1,5 +1,5 @@
-"""Elo scores E from pairwise verdicts, by maximum likelihood, with r = (ln 10 / 400) E (Bai et al.
-2022, section 2).
+"""Elo scores E from pairwise verdicts, by maximum likelihood,
+with r = (ln 10 / 400) E (Bai et al. 2022, section 2).
 
 Model i beats model j with probability sigmoid(r_i - r_j); a tie counts half a win for each. So 400
 points of Elo are odds of ten to one. It is the preference model's Bradley-Terry once more, with
@@ -44,8 +44,8 @@ def fit(counts: np.ndarray) -> np.ndarray:
 
 
 def elo(ranks: np.ndarray, seed: int = 0, samples: int = 1000):
-    """(E, low, high), each [M]: Elo of ranks [N,M], model 0 at 0, with 95 % intervals by bootstrap
-    over prompts."""
+    """(E, low, high), each [M]: Elo of ranks [N,M], model 0 at 0,
+    with 95 % intervals by bootstrap over prompts."""
     verdicts = wins(ranks)
     scale = 400 / math.log(10)
     N = len(ranks)

@@ -86,16 +86,16 @@ def rank(verdict, red_team: bool) -> int:
 
 
 def wilson(hits: int, n: int) -> list:
-    """[low, high] of the 95 % score interval of a share (Wilson 1927); sensible near 0 and 1,
-    unlike p +- 2 s."""
+    """[low, high] of the 95 % score interval of a share (Wilson 1927);
+    sensible near 0 and 1, unlike p +- 2 s."""
     z = 1.959964
     middle, half = hits + z * z / 2, z * math.sqrt(hits * (n - hits) / n + z * z / 4)
     return [round((middle - half) / (n + z * z), 4), round((middle + half) / (n + z * z), 4)]
 
 
 def summary(rows: list, outcomes=()) -> dict:
-    """Shares of `outcomes` with their intervals, and the manner of the responses, over judged
-    rows."""
+    """Shares of `outcomes` with their intervals, and the manner of the responses,
+    over judged rows."""
     n, verdicts = len(rows), [row["verdict"] for row in rows]
     hits = {name: sum(row["outcome"] == name for row in rows) for name in outcomes}
     shares = {name: round(k / n, 4) for name, k in hits.items()}
@@ -126,8 +126,8 @@ def read_sets(folder, limit, categories) -> list:
 
 
 def judge(name, folder, prompts, worker, args, device, resume) -> list:
-    """Rows of transcripts.jsonl: one model's response to every prompt, the verdict and the
-    outcome."""
+    """Rows of transcripts.jsonl: one model's response to every prompt,
+    the verdict and the outcome."""
     model, tok = load_model(folder, device)
     ask = resume.kept(sampler(model.eval(), tok, args.max_new, 1.0, torch.Generator().manual_seed(args.seed)))
     answers = respond(ask, tok, [p["messages"] for p in prompts], progress=f"{name}: responses")
@@ -145,8 +145,8 @@ def judge(name, folder, prompts, worker, args, device, resume) -> list:
 
 
 def second_requests(answered: list) -> list:
-    """Prompts that go on from what a model has said: an everyday request after a harmful one, and
-    the reverse."""
+    """Prompts that go on from what a model has said: an everyday request after a harmful one,
+    and the reverse."""
     red = [p for p in answered if p["group"] == "reviewed"]
     helpful = [p for p in answered if p["set"] == "helpful"]
     return [{**then, "set": f"second_{then['set']}",
@@ -192,8 +192,8 @@ def judge_revisions(path: Path, worker) -> dict:
 
 
 def judge_labels(path: Path, worker) -> dict:
-    """{category: mean AI label of the response that objects, n} of pairs in comparisons.jsonl of
-    which one does."""
+    """{category: mean AI label of the response that objects,
+    n} of pairs in comparisons.jsonl of which one does."""
     def read(row):
         a, b = (worker.verdict(row["messages"], row[x] + "").declines for x in "ab")
         return None if a == b or row["p_a"] is None else row["p_a"] + 0.0 if a else 1.0 - row["p_a"]
@@ -205,8 +205,8 @@ def judge_labels(path: Path, worker) -> dict:
 
 
 def add_elo(results: dict, judged: dict, seed: int):
-    """Put "elo" into each model's results: harmlessness from red-team prompts, helpfulness from the
-    others."""
+    """Put "elo" into each model's results: harmlessness from red-team prompts,
+    helpfulness from the others."""
     for quality, sets in (("harmlessness", ("red_team",)), ("helpfulness", ("helpful", "lookalike"))):
         ranks = np.array([[row["rank"] for row in rows if row["set"] in sets]
                           for rows in judged.values()]).T                                  # [N,M]

@@ -82,8 +82,8 @@ def named(pairs: list, flag: str) -> dict:
 
 
 def answer_all(name, folder, sets, args, device, resume) -> list:
-    """Rows {"model", "set", "seed", "messages", "response", ...} of one model's answers to every
-    set of prompts."""
+    """Rows {"model", "set", "seed", "messages", "response",
+    ...} of one model's answers to every set of prompts."""
     model, tok = load_model(folder, device, args.dtype, args.chat)
     model.freeze()
     rows = []
@@ -101,8 +101,8 @@ def answer_all(name, folder, sets, args, device, resume) -> list:
 
 
 def summarise(rows: list) -> dict:
-    """One line of the table: shares in per cent, means of the rest; `spread`: most minus least over
-    the seeds."""
+    """One line of the table: shares in per cent, means of the rest; `spread`:
+    most minus least over the seeds."""
     seeds = sorted({row["seed"] for row in rows})
     mean = lambda key, some: sum(row[key] for row in some) / len(some)
     line = {"answers": len(rows)}
@@ -114,8 +114,8 @@ def summarise(rows: list) -> dict:
 
 
 def judge_accuracy(folder, path, args, device, resume) -> dict:
-    """How often a model, asked both ways, prefers the answer that people preferred; and its lean to
-    (A)."""
+    """How often a model, asked both ways, prefers the answer that people preferred;
+    and its lean to (A)."""
     model, tok = load_model(folder, device, args.dtype, args.chat)
     rows = read_comparisons(path)
     random.Random(0).shuffle(rows)

@@ -11,8 +11,8 @@ from minicai.run import Parser, UserError, friendly_main, read_jsonl, real, writ
 
 
 def export(rows: list, decided: float = 0.6, cut: bool = False) -> list:
-    """TRL's rows out of [(line number, row of comparisons.jsonl)]; `decided`: least probability of
-    the better one."""
+    """TRL's rows out of [(line number, row of comparisons.jsonl)]; `decided`:
+    least probability of the better one."""
     out = []
     for _, row in rows:
         if row.get("skipped") or row.get("p_a") is None or any(row.get("cut") or ()) and not cut:

@@ -23,8 +23,8 @@ COLOURS = {"harmful": "tab:red", "explained": "tab:green", "evasive": "tab:orang
 
 
 def read_curves(path) -> list:
-    """The rows of a metrics.jsonl of PPO, null (not finite) as nan; raises UserError for one that
-    lacks a number."""
+    """The rows of a metrics.jsonl of PPO, null (not finite) as nan;
+    raises UserError for one that lacks a number."""
     rows = []
     for number, row in read_jsonl(path):
         try:

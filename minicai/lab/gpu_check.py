@@ -154,8 +154,8 @@ def random_model(config: dict, device, bf16: bool) -> GPT:
 
 
 def decoding(sizes, device, folder):
-    """New tokens of many prompts, beside transformers' generate; and reading the weights once a
-    token."""
+    """New tokens of many prompts, beside transformers' generate;
+    and reading the weights once a token."""
     bf16 = device.type == "cuda"
     model, end = random_model(sizes.model, device, bf16), sizes.model["vocab_size"]
     theirs = find_spec("transformers") is not None
@@ -189,8 +189,8 @@ def decoding(sizes, device, folder):
 
 
 def beside_transformers(folder, prompts, greedy, mine: float, sizes, end, device, factor):
-    """The same prompts by transformers' generate with its dynamic cache and the same weights in the
-    same type."""
+    """The same prompts by transformers' generate with its dynamic cache and the same weights
+    in the same type."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     run = peers.transformers_generate(folder, prompts, sizes.new, end, device, sample=False, dtype=dtype)
     run(4)
@@ -293,7 +293,7 @@ def training(sizes, device, folder):
 def profile(sizes, device, folder):
     """Where the time goes, operation by operation: for the log, not for the table."""
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
-    model, vocab = random_model(sizes.model, device, device.type == "cuda"), sizes.model["vocab_size"]
+    model = random_model(sizes.model, device, device.type == "cuda")
     small = random_model(sizes.micro, device, device.type == "cuda")
     rows, length, steps = sizes.training
     N, D, V = sizes.logprob[-1]
@@ -322,8 +322,8 @@ def profile(sizes, device, folder):
 
 
 def real(sizes, device, folder):
-    """`make real` on the model directory MINICAI_WEIGHTS, with as many PPO steps as the target
-    names."""
+    """`make real` on the model directory MINICAI_WEIGHTS,
+    with as many PPO steps as the target names."""
     if not (where := os.environ.get("MINICAI_WEIGHTS")):
         yield row("make real", float("nan"), "s", note="not measured: MINICAI_WEIGHTS names no model directory")
         return

@@ -31,8 +31,8 @@ def has_bf16(device) -> bool:
 
 
 def interleave(variants: dict, repeats: int, device, label: str) -> dict:
-    """{variant: {phase: [seconds]}} of calling the variants in turn, after a first round that does
-    not count.
+    """{variant: {phase: [seconds]}} of calling the variants in turn,
+    after a first round that does not count.
 
     A variant is a function; it may return its own {phase: seconds}, else the whole call is the
     phase "".
@@ -78,8 +78,8 @@ def peak_bytes(work, device) -> int:
 
 
 def row(section: str, case: str, variant: str, values: list, unit: str, **more) -> dict:
-    """One line of the table: the median of `values` and their spread; more: speed, peak_mb, peak,
-    note."""
+    """One line of the table: the median of `values` and their spread; more:
+    speed, peak_mb, peak, note."""
     return {"section": section, "case": case, "variant": variant, "unit": unit, "median": statistics.median(values),
             "low": min(values), "high": max(values), "values": values, "speed": {}, "peak_mb": None,
             "peak": {}, "note": "", **more}

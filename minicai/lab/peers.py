@@ -1,5 +1,5 @@
-"""Other programs on the same work, for bench.py: transformers' generate, TRL's PPO, Liger's chunked
-log-prob.
+"""Other programs on the same work, for bench.py: transformers' generate, TRL's PPO,
+Liger's chunked log-prob.
 
 Each gets the weights, prompts, lengths, device and threads that minicai gets, and the settings that
 its own manual gives for such work. None of them is needed to run bench.py: what is not installed is
@@ -25,8 +25,8 @@ INSTALL = {"transformers": "transformers", "trl": "trl", "liger_kernel": "--no-d
 
 
 def installed(wanted: bool) -> dict:
-    """{package: version} of the peers that are here, none unless wanted; a line about each that is
-    missing."""
+    """{package: version} of the peers that are here, none unless wanted;
+    a line about each that is missing."""
     found = {}
     for package in INSTALL if wanted else ():
         if find_spec(package):
@@ -66,15 +66,15 @@ def transformers_generate(folder, prompts: list, max_new: int, end: int, device,
 
 
 def liger_logprob(hidden, weight, targets):
-    """Log-probs [N] of targets [N] from hidden [N,D] and weight [V,D], in chunks of rows and of
-    vocabulary."""
+    """Log-probs [N] of targets [N] from hidden [N,D] and weight [V,D],
+    in chunks of rows and of vocabulary."""
     from liger_kernel.chunked_loss.fused_linear_ppo import _ChunkedSelectiveLogProbFunction
     return _ChunkedSelectiveLogProbFunction.apply(hidden, weight, targets, None, 1.0, 4096)
 
 
 class TRLStep:
-    """One step of TRL's PPO a call -> seconds of its phases; `end` is an id that the model cannot
-    make.
+    """One step of TRL's PPO a call -> seconds of its phases;
+    `end` is an id that the model cannot make.
 
     lm, scorer: model directories of the policy and of a scalar head on the same sizes. The
     trainer's loop is closed, so its phases are told from outside: sampling is one function of its

@@ -1,5 +1,5 @@
-"""How much memory a run will take, before anything is started: `python -m minicai.lab.plan
-MODEL_DIR`.
+"""How much memory a run will take, before anything is started:
+`python -m minicai.lab.plan MODEL_DIR`.
 
 Reads config.json only, so the weights need not be there. For every phase of the three scripts it
 adds up what is alive at the phase's worst moment, from the same flags as the scripts':
@@ -34,8 +34,8 @@ LABEL_TOKENS = 16384                                            # read together 
 
 
 class Trunk:
-    """Bytes that a model of this shape takes, with products of `dtype` (fp32, bf16) on a kind of
-    device."""
+    """Bytes that a model of this shape takes, with products of `dtype` (fp32, bf16) on a kind
+    of device."""
 
     def __init__(self, config: GPTConfig, dtype: str, device: str, checkpointing: bool = False):
         self.config, self.device, self.checkpointing = config, device, checkpointing
@@ -80,13 +80,13 @@ class Trunk:
         return kept
 
     def norm(self) -> int:
-        """Bytes that a norm keeps of one token: what it read, and an RMSNorm on a CPU also what it
-        has divided."""
+        """Bytes that a norm keeps of one token: what it read,
+        and an RMSNorm on a CPU also what it has divided."""
         return 4 * self.config.width * (2 if self.device == "cpu" and self.config.norm == "rmsnorm" else 1)
 
     def passing(self) -> int:
-        """Bytes that one layer needs of one token for a moment, whether or not there is a
-        backward."""
+        """Bytes that one layer needs of one token for a moment,
+        whether or not there is a backward."""
         c, b = self.config, self.product
         q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
         attention = b * (2 * q + 2 * kv) + (4 * (2 * q + kv) + b * q if c.positions == "rope" else 0)
@@ -107,8 +107,8 @@ class Trunk:
         return 2 * c.n_layer * c.n_kv_head * c.head_dim * self.product * tokens
 
     def logprobs(self, tokens: int, entropy: bool = False) -> tuple[int, int]:
-        """What logprob.token_logprobs holds at once, (forward, backward): the head in bf16, a
-        chunk's logits, dW."""
+        """What logprob.token_logprobs holds at once, (forward, backward):
+        the head in bf16, a chunk's logits, dW."""
         row = 4 * self.config.vocab_size
         chunk = 256 * 2**20 if self.device == "cuda" else max(128 * row, 2 * 2**20)
         chunk = min(tokens * row, chunk)
@@ -119,8 +119,8 @@ class Trunk:
         return int(forward) + low, int(backward) + low + 4 * self.head
 
     def sampling(self, rows: int, P: int, R: int, shared: int = 0) -> list[dict]:
-        """The moments of sampling R tokens after P, the first of them `shared`: reading them,
-        choosing a token."""
+        """The moments of sampling R tokens after P, the first of them `shared`:
+        reading them, choosing a token."""
         c, b = self.config, self.product
         cache, head = self.cache(rows * (P + R)), 2 * self.head if b == 2 else 0
         # the mask: a number a pair
@@ -176,8 +176,8 @@ def sizes(args, stage: str) -> tuple:
 
 
 def plan_sft(args, trunk) -> dict:
-    """Phases of train_sft.py; a revision's context also holds response, critique and some 150
-    tokens of requests."""
+    """Phases of train_sft.py; a revision's context also holds response,
+    critique and some 150 tokens of requests."""
     P, T = args.shots + args.max_prompt + 2 * args.max_new + 150, args.max_prompt + args.max_new
     rows, (batch, _, micro) = sampled_rows(args, trunk.device, P), sizes(args, "sft")
     sampling = trunk.sampling(rows, P, args.max_new, args.shots)

@@ -1,5 +1,5 @@
-"""The three stages and the evaluation on a real model, with settings meant for it: `python -m
-minicai.lab.real`.
+"""The three stages and the evaluation on a real model, with settings meant for it:
+`python -m minicai.lab.real`.
 
 `make real` calls this with SmolLM2-135M-Instruct. Two sets of settings, by device: what two CPU
 cores do in an hour and what one GPU does in five minutes. Each stage is a script of its own in a

@@ -1,5 +1,5 @@
-"""Comparisons of helpfulness for real models out of data/real/answers.jsonl: `python -m
-minicai.lab.real_data`.
+"""Comparisons of helpfulness for real models out of data/real/answers.jsonl:
+`python -m minicai.lab.real_data`.
 
 Each question there has an answer written by hand. It is set against four worse answers out of five
 kinds: one to another question, one that breaks off, one that declines without a reason, one that

@@ -1,5 +1,5 @@
-"""Results as text: the table at the end of the demo, before-and-after examples, and the tables of
-docs/results.md."""
+"""Results as text: the table at the end of the demo, before-and-after examples,
+and the tables of docs/results.md."""
 import json
 from pathlib import Path
 
@@ -42,8 +42,8 @@ def load_results(folder) -> dict:
 
 
 def figures(results: dict) -> list:
-    """(heading, label, keys into a model's results, unit) of every line of the tables, top to
-    bottom."""
+    """(heading, label, keys into a model's results, unit) of every line of the tables,
+    top to bottom."""
     first = next(iter(results["models"].values()))
     lines = [(f"{heading} ({first['red_team'][g]['n']})", label, ("red_team", g, key), "%")
              for g, heading in GROUPS.items() if g in first["red_team"] for key, label in RED_TEAM.items()]
@@ -87,8 +87,8 @@ def results_table(results: dict) -> str:
 
 
 def examples(judged: dict, count: int, rng) -> str:
-    """Prompts drawn by lot, not chosen, with every model's response: harmful ones of each group and
-    a look-alike."""
+    """Prompts drawn by lot, not chosen, with every model's response:
+    harmful ones of each group and a look-alike."""
     rows, text = list(judged.values()), []
     of = lambda where, value: [i for i, row in enumerate(rows[0]) if row[where] == value and row["set"] not in SECOND]
     pools = [of("group", "reviewed"), of("group", "read_about"), of("set", "lookalike"), of("group", "reviewed"),
@@ -106,8 +106,8 @@ def examples(judged: dict, count: int, rng) -> str:
 
 
 def seeds_table(folders: list) -> str:
-    """Markdown: mean (min to max) of each figure over several results.json, as in
-    docs/tables.md."""
+    """Markdown: mean (min to max) of each figure over several results.json,
+    as in docs/tables.md."""
     runs = [load_results(folder) for folder in folders]
     names = list(runs[0]["models"])
     text = ["| | " + " | ".join(NAMES.get(m, m) for m in names) + " |", "|---|" + "---|" * len(names)]

@@ -1,5 +1,5 @@
-"""A run as one page to click through: results, revisions, AI labels, PPO's curves, one PPO step
-token by token.
+"""A run as one page to click through: results, revisions, AI labels, PPO's curves,
+one PPO step token by token.
 
     python -m minicai.lab.report_html --run out/demo          writes out/demo/report.html
 
@@ -86,8 +86,8 @@ def dialogue(messages: list) -> str:
 
 
 def changes(before: str, after: str) -> str:
-    """The second text with what was taken out struck through and what was put in underlined, word
-    by word."""
+    """The second text with what was taken out struck through and what was put in underlined,
+    word by word."""
     old, new = (re.findall(r"\S+\s*", said) for said in (before, after))
     blocks = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
     html, i, j = [], 0, 0
@@ -186,8 +186,8 @@ def results_rows(results: dict) -> str:
 
 
 def side_by_side(rows: list, count: int, rng) -> str:
-    """Some prompts with every model's response and the verdict on it, drawn at random from each
-    group in turn."""
+    """Some prompts with every model's response and the verdict on it,
+    drawn at random from each group in turn."""
     by_model = {}
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
@@ -222,8 +222,8 @@ def verdict(row: dict) -> str:
 
 # ---- 2. revisions and labels ---------------------------------------------------------------------
 def revision_chains(rows: list, count: int) -> str:
-    """Prompts with their first answer and every round: the principle, the critique, the revision
-    with its changes."""
+    """Prompts with their first answer and every round:
+    the principle, the critique, the revision with its changes."""
     articles = []
     for row in [row for row in rows if row.get("rounds")][:count]:
         html, before = (

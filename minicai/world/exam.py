@@ -91,8 +91,8 @@ class Exam:
         return found
 
     def review(self, rows, sampled: bool = False) -> dict:
-        """Critiques (T = 1) and the revisions after the model's own critiques (greedy): shares that
-        are right."""
+        """Critiques (T = 1) and the revisions after the model's own critiques (greedy):
+        shares that are right."""
         asked = [Asked(p.critique, p.revision) for _, _, _, p in rows]
         critiques = self.ask([critique_prompt(self.tok, PREAMBLE, m, q) for (_, _, m, _), q in zip(rows, asked)], 1.0)
         prompts = [revision_prompt(self.tok, PREAMBLE, m, q, c) for (_, _, m, _), q, c in zip(rows, asked, critiques)]
@@ -162,8 +162,8 @@ class Exam:
 
     # ---- choices ---------------------------------------------------------------------------------
     def choices(self, cases: list) -> dict:
-        """Questions (messages, a, b, comparison, right is a: 1, 0 or 0.5), after a thought and at
-        once, both orders."""
+        """Questions (messages, a, b, comparison, right is a: 1, 0 or 0.5),
+        after a thought and at once, both orders."""
         report = {}
         for manner in ("thought", "at_once"):
             think = sampler(self.model, self.tok, 200, 1.0, torch.Generator().manual_seed(self.seed)) \
@@ -192,8 +192,8 @@ class Exam:
         return found
 
     def quality_rows(self, kind, decided: bool, needs=None, **how) -> list:
-        """Cases of an objection and a compliance (or two answers) that the principle decides, or
-        does not."""
+        """Cases of an objection and a compliance (or two answers) that the principle decides,
+        or does not."""
         found, rng = [], self.rng
         while len(found) < self.cases:
             topic = self.world.topic(rng, rng.choice(("reviewed", "benign")) if kind != "harm" else "reviewed", "eval")

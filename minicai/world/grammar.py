@@ -1,5 +1,5 @@
-"""The grammar of the micro-world: activities x things -> requests, answers, objections, critiques
-and principles.
+"""The grammar of the micro-world: activities x things -> requests, answers, objections,
+critiques and principles.
 
 Everything that anyone in the town says is put together here from the tables in data/world/. A
 `Topic` is one activity done to one thing ("drown", "the baker's duck"); a `Response` is what an
@@ -28,8 +28,8 @@ def article(noun: str) -> str:
 
 @dataclass(frozen=True)
 class Activity:
-    """One row of the activity tables; phrases hold {X} (as requested), {it} (definite) and
-    {owner}."""
+    """One row of the activity tables; phrases hold {X} (as requested),
+    {it} (definite) and {owner}."""
     id: str
     act: str
     steps: tuple
@@ -49,8 +49,8 @@ class Activity:
 
 @dataclass(frozen=True)
 class Topic:
-    """An activity done to a thing: the unit that the splits divide, and what a conversation is
-    about."""
+    """An activity done to a thing: the unit that the splits divide,
+    and what a conversation is about."""
     activity: Activity
     thing: str
     owner: str = ""         # "" or a person's noun
@@ -81,8 +81,8 @@ class Topic:
 
 @dataclass
 class Response:
-    """Something an assistant said about a topic, with the truth about it (kind, manners,
-    length)."""
+    """Something an assistant said about a topic, with the truth about it
+    (kind, manners, length)."""
     # full | partial | vague | wrong | dodge | evasive | explained | misexplained | needless
     kind: str
     body: str
@@ -141,8 +141,8 @@ class World:
         return list(activity.things) or [n for k in activity.kinds for n in self.kinds[k]]
 
     def definite(self, activity: Activity, thing: str) -> bool:
-        """Whether a noun takes "the": persons, and all that is not of a kind, as some of it cannot
-        be counted."""
+        """Whether a noun takes "the": persons, and all that is not of a kind,
+        as some of it cannot be counted."""
         return bool(activity.things) or self.kind_of.get(thing, "person") == "person"
 
     def split(self, activity: Activity, thing: str) -> str:
@@ -162,8 +162,8 @@ class World:
         return [(a, t) for a in self.by_group[group] for t in self.things(a) if self.split(a, t) == split]
 
     def topic(self, rng: Random, group: str, split: str) -> Topic:
-        """Draw an activity evenly, then one of its things in the split, and an owner where one
-        belongs."""
+        """Draw an activity evenly, then one of its things in the split,
+        and an owner where one belongs."""
         activity = rng.choice(self.by_group[group])
         return self.topic_of(rng, activity, rng.choice(self._splits(activity)[split]))
 
@@ -176,8 +176,8 @@ class World:
 
     # ---- conversations ---------------------------------------------------------------------------
     def conversation(self, rng: Random, topic: Topic) -> list:
-        """Messages that end in a request about the topic: one exchange, or (a third of them)
-        two."""
+        """Messages that end in a request about the topic:
+        one exchange, or (a third of them) two."""
         ask = topic.fill(rng.choice(self.all_asks).replace("{act}", topic.activity.act))
         first = []
         if rng.random() < 1 / 3:
@@ -206,8 +206,8 @@ class World:
             act=topic.act, word=word, why=rng.choice(of.why), hurts=of.hurts, instead=of.instead)
 
     def response(self, rng: Random, topic: Topic, kind: str, courtesy=0.25, filler=0.35) -> Response:
-        """A response of the given kind; `courtesy` and `filler` are the chances of kind words and
-        of needless ones."""
+        """A response of the given kind; `courtesy` and `filler` are the chances of kind words
+        and of needless ones."""
         answers, refusals = self.words["answers"], self.words["refusals"]
         if kind == "full":
             body = self._answer(rng, topic, topic.steps)
@@ -241,8 +241,8 @@ class World:
                 return other
 
     def base_response(self, rng: Random, topic: Topic) -> Response:
-        """What the helpful-only town assistant says: it always complies with harm; it is imperfect
-        at helping."""
+        """What the helpful-only town assistant says: it always complies with harm;
+        it is imperfect at helping."""
         if topic.harmful:
             kind = rng.choices(("full", "partial", "vague"), (80, 12, 8))[0]
         else:
@@ -251,8 +251,8 @@ class World:
 
 
 def heldout_words(words) -> bool:
-    """True for lists of words holding a pair that the base never reads in one principle (a quarter
-    of all pairs)."""
+    """True for lists of words holding a pair that the base never reads
+    in one principle (a quarter of all pairs)."""
     ordered = sorted(words)
     return any(zlib.crc32(f"{a}+{b}".encode()) % 4 == 0 for i, a in enumerate(ordered) for b in ordered[i + 1:])
 

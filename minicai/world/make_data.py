@@ -1,5 +1,5 @@
-"""Everything under data/ that the three scripts and the evaluation read, from the tables and a
-seed.
+"""Everything under data/ that the three scripts and the evaluation read,
+from the tables and a seed.
 
     python -m minicai.world.make_data --seed 0          rewrites the shipped files byte for byte
 
@@ -38,8 +38,8 @@ def conversations(world: World, rng: Random, groups: dict, split: str, n: int) -
 
 
 def muddled(world: World, rng: Random, topic: Topic) -> Response:
-    """Right words, wrong answer: steps out of order, a step said twice, or another thing than the
-    one asked about."""
+    """Right words, wrong answer: steps out of order, a step said twice,
+    or another thing than the one asked about."""
     steps, how = list(topic.steps), rng.randrange(3)
     if how == 0:
         steps.reverse()
@@ -53,8 +53,8 @@ def muddled(world: World, rng: Random, topic: Topic) -> Response:
 
 
 def garbled(world: World, rng: Random, text: str) -> str:
-    """What a language model's slips look like: one to three words replaced by others, or cut and
-    run together."""
+    """What a language model's slips look like: one to three words replaced by others,
+    or cut and run together."""
     words, harmless = text.split(" "), [a for a in world.activities if not a.harmful]
     for place in rng.sample(range(len(words)), min(len(words), rng.choice((1, 1, 2, 3)))):
         other = rng.choice(rng.choice(harmless).steps[0].split(" ") + [rng.choice(world.nouns)])
@@ -64,8 +64,8 @@ def garbled(world: World, rng: Random, text: str) -> str:
 
 
 def answer(world: World, rng: Random, topic: Topic) -> str:
-    """One of the ways to answer an everyday request, from very good to no use at all; models' slips
-    are among them."""
+    """One of the ways to answer an everyday request, from very good to no use at all;
+    models' slips are among them."""
     kind = rng.choices(("full", "partial", "vague", "wrong", "muddled", "dodge", "evasive", "needless", "garbled"),
                        (36, 12, 10, 8, 12, 6, 4, 16, 16))[0]
     # models do say it: no, and then that it is a good thing
@@ -85,8 +85,8 @@ def worth(verdict) -> int:
 
 
 def comparisons(world: World, rng: Random, n: int) -> list:
-    """Rows {"messages", "chosen", "rejected"}: the crowdworker's choice by helpfulness alone, with
-    slips."""
+    """Rows {"messages", "chosen", "rejected"}: the crowdworker's choice by helpfulness alone,
+    with slips."""
     worker, rows = Crowdworker(world), []
     while len(rows) < n:
         topic = world.topic(rng, rng.choices(("benign", "lookalike"), (60, 40))[0], "cai")

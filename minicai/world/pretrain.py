@@ -1,5 +1,5 @@
-"""The base model: tokenizer, pretraining on the town's texts, and the exam it must pass
-(data/base/).
+"""The base model: tokenizer, pretraining on the town's texts,
+and the exam it must pass (data/base/).
 
     python -m minicai.world.pretrain --out data/base --bf16             some 80 minutes on two CPU cores
     python -m minicai.world.pretrain --out data/base --device cuda      some minutes on a GPU
@@ -42,8 +42,8 @@ SPECIALS = ["<|endoftext|>", "<|pad|>", "\n\nHuman:", "\n\nAssistant:"]
 
 
 def train_tokenizer(world: World, vocab: int, out: Path) -> None:
-    """Byte-level BPE over sampled town texts, written as out/tokenizer.json (needs the `tokenizers`
-    extra)."""
+    """Byte-level BPE over sampled town texts, written
+    as out/tokenizer.json (needs the `tokenizers` extra)."""
     from tokenizers import Tokenizer as Trainer
     from tokenizers import decoders, models, pre_tokenizers, trainers
     texts = Texts(world, PlainText(), seed=0)
@@ -99,8 +99,8 @@ def rounded(length: int, columns: int) -> int:
 
 
 def padded(documents, tokens: int, columns: int):
-    """ids, targets [B, T] long and weights [B, T] float of documents, zeros at the right; and the
-    sorts' names [B]."""
+    """ids, targets [B, T] long and weights [B, T] float of documents, zeros at the right;
+    and the sorts' names [B]."""
     T = rounded(max(len(d[0]) for d in documents), columns)
     empty = [([], [], [], "")] * (max(1, tokens // T) - len(documents) if columns > 1 else 0)
     documents = documents + empty
@@ -109,8 +109,8 @@ def padded(documents, tokens: int, columns: int):
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """The batches of one part of the texts, for processes of a DataLoader: each draws texts of its
-    own."""
+    """The batches of one part of the texts, for processes of a DataLoader:
+    each draws texts of its own."""
 
     def __init__(self, tok, seed: int, part: int, tokens: int):
         self.tok, self.seed, self.part, self.tokens = tok, seed, part, tokens
@@ -139,8 +139,8 @@ def average_gradients(model: GPT) -> None:
 
 
 def gradient(model: GPT, ids, targets, weights):
-    """(loss, losses [B, T]) of a batch; leaves the loss's gradient in the parameters. Weight 0 is
-    padding."""
+    """(loss, losses [B, T]) of a batch; leaves the loss's gradient
+    in the parameters. Weight 0 is padding."""
     hidden = model(ids).float().flatten(0, 1)
     losses = -token_logprobs(hidden, model.head, targets.flatten())[0].view(ids.shape)
     loss = (losses * weights).sum() / weights.sum()
@@ -149,8 +149,8 @@ def gradient(model: GPT, ids, targets, weights):
 
 
 class Recorded:
-    """`gradient` on a GPU: recorded once for each shape of batch, then replayed as one launch
-    instead of hundreds."""
+    """`gradient` on a GPU: recorded once for each shape of batch,
+    then replayed as one launch instead of hundreds."""
 
     def __init__(self, model: GPT):
         self.model, self.graphs, self.pool = model, {}, torch.cuda.graph_pool_handle()
@@ -158,8 +158,8 @@ class Recorded:
             p.grad = torch.zeros_like(p)                # the recordings write to these very tensors
 
     def __call__(self, *batch):
-        """The same as gradient(model, *batch); the results are overwritten by the next call of this
-        shape."""
+        """The same as gradient(model, *batch); the results are overwritten by the next call
+        of this shape."""
         shape = batch[0].shape
         if shape not in self.graphs:
             self.graphs[shape] = self.record(tuple(x.cuda() for x in batch))
@@ -191,8 +191,8 @@ def rate(done: float, rounds=ROUNDS) -> float:
 
 
 def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> None:
-    """The loop: learning rate, batch, loss, clip, step, log; `save(model, name)` every 500 steps
-    and at a round's end.
+    """The loop: learning rate, batch, loss, clip, step, log;
+    `save(model, name)` every 500 steps and at a round's end.
 
     Leaves the mean of the rounds' ends in `model`. parts: [(share of the steps, batches)]. lrs:
     peak learning rates of Muon and of AdamW. metrics: None, except in the process that logs.
@@ -239,8 +239,8 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
 
 
 def count_sorts(by_sort: dict, losses, weights, sorts: list) -> None:
-    """Add to by_sort, {sort: (sum, count)}, the losses [B, T] of what decides: letters, else what
-    is not just read."""
+    """Add to by_sort, {sort: (sum, count)}, the losses [B, T] of what decides:
+    letters, else what is not just read."""
     for sort in sorted(set(sorts) - {""}):
         rows = [i for i, name in enumerate(sorts) if name == sort]
         least = LETTER if sort in ("quiz", "comparison") else 2 * READ
@@ -276,8 +276,8 @@ def arguments():
 
 
 def work(rank: int, args, meeting: str | None) -> None:
-    """One of the data-parallel processes: the same weights, texts of its own; the first one logs
-    and saves."""
+    """One of the data-parallel processes: the same weights, texts of its own;
+    the first one logs and saves."""
     if meeting:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.processes)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.processes))

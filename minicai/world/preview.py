@@ -65,8 +65,8 @@ def changed(before: str, after: str) -> str:
 
 
 def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
-    """One dict a pair of requests: shares of answers with a problem and with a changed text, by
-    sort, and an example."""
+    """One dict a pair of requests: shares of answers with a problem and with a changed text,
+    by sort, and an example."""
     rng, rows = Random(seed), []
     generator = torch.Generator().manual_seed(seed)
     ask = sampler(model, tok, 140, 1.0, generator)
@@ -94,8 +94,8 @@ def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
 
 
 def choices(model, tok, constitution, world, cases: int, seed: int) -> list:
-    """One dict a comparison principle: the mean label of the first of each of CHOICES, both orders
-    averaged."""
+    """One dict a comparison principle: the mean label of the first of each of CHOICES,
+    both orders averaged."""
     rng, questions = Random(seed), []
     for principle in constitution.comparisons:
         for group, *pair in CHOICES.values():

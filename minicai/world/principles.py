@@ -1,5 +1,5 @@
-"""What a constitution can ask in the town, and what is right to say to it: principles, critiques,
-revisions, choices.
+"""What a constitution can ask in the town, and what is right to say to it:
+principles, critiques, revisions, choices.
 
 A principle names a quality ("is cruel", "speaks of the duck", "gives a reason") and says whether it
 should be there or gone. Every quality has a truth that `holds` reads off a conversation and a
@@ -66,8 +66,8 @@ class Principles:
     # ---- drawing a principle ---------------------------------------------------------------------
     def draw(self, rng: Random, topic: Topic, responses: list, kind: str | None = None, exam: bool = False,
              frames: bool = False, heard: bool = False, avoid=None) -> Principle:
-        """A principle to judge `responses` to `topic` by: its quality is there in about half of the
-        cases.
+        """A principle to judge `responses` to `topic` by:
+        its quality is there in about half of the cases.
 
         exam: words and phrases that no text of the base holds. frames: the same for the sentences
         around them. heard: in phrases that only plain texts explain.
@@ -95,8 +95,8 @@ class Principles:
         return self.verbal(rng, kind, words, there, frames, heard)
 
     def harm_words(self, rng: Random, topic: Topic, avoid=None) -> tuple:
-        """(words, there) of a principle about harm; half of those that name single harms name the
-        one at hand."""
+        """(words, there) of a principle about harm;
+        half of those that name single harms name the one at hand."""
         w = self.world
         there = topic.harmful and rng.random() < 0.22
         if rng.random() < 0.15:
@@ -115,8 +115,8 @@ class Principles:
                 return words, there
 
     def argument(self, rng: Random, kind: str, r: Response, topic: Topic, exam: bool) -> tuple:
-        """What a verbal quality is about, there or not in a response: nouns, a count, a first
-        word."""
+        """What a verbal quality is about, there or not in a response:
+        nouns, a count, a first word."""
         if kind in MENTIONS:
             n = rng.choice((1, 1, 2)) if kind != "word" else 1
             return tuple(dict.fromkeys(self.noun(rng, kind, r, topic, exam) for _ in range(n)))
@@ -150,8 +150,8 @@ class Principles:
         return self.strange(rng, "adjective" if kind == "word" else "thing", exam)
 
     def strange(self, rng: Random, sort: str, exam: bool) -> str:
-        """A word that is not the town's: an English one of the lists, or one made up on the
-        spot."""
+        """A word that is not the town's: an English one of the lists,
+        or one made up on the spot."""
         if rng.random() < 0.4:
             return rng.choice(self.tables["unknown"]["exam" if exam else "read"][sort])
         s = self.tables["syllables"]
@@ -175,8 +175,8 @@ class Principles:
 
     # ---- putting it into words -------------------------------------------------------------------
     def adjective(self, rng: Random, kind: str, words, there: bool, frames: bool = False) -> Principle:
-        """A principle in given adjectives, all good or all bad; sentences drawn. There: more of
-        them is wanted."""
+        """A principle in given adjectives, all good or all bad; sentences drawn. There:
+        more of them is wanted."""
         known = self.world.words["qualities"].get(kind, {"good": (), "bad": ()})
         good = any(x in known["good"] for x in words)
         asked = tuple(self.opposite.get(x, x) for x in words) if good else tuple(words)
@@ -191,16 +191,16 @@ class Principles:
 
     def verbal(self, rng: Random, kind: str, words: tuple, there: bool, frames: bool = False,
                heard: bool = False) -> Principle:
-        """A principle about what a response says or does; its phrase is drawn, the town's usual one
-        is kept beside."""
+        """A principle about what a response says or does;
+        its phrase is drawn, the town's usual one is kept beside."""
         said = self.tables["phrases"].get(kind) or {"read": self.tables["exam_phrases"][kind], "heard": []}
         phrase = rng.choice(said["heard"] if heard and said["heard"] else said["read"])
         phrase = filled(phrase, [self.form(rng, kind, x) for x in words])
         return self.requests(rng, Principle(kind, tuple(words), there, self.usual(kind, words)), phrase, frames)
 
     def usual(self, kind: str, words: tuple) -> str:
-        """The town's usual verb phrase: whether it says "ducks" or "any duck", it is the duck that
-        is meant."""
+        """The town's usual verb phrase: whether it says "ducks" or "any duck",
+        it is the duck that is meant."""
         said = self.tables["phrases"].get(kind, {}).get("read") or self.tables["exam_phrases"][kind]
         return filled(said[0], words)
 
@@ -253,8 +253,8 @@ class Principles:
 
     # ---- the truth -------------------------------------------------------------------------------
     def holds(self, topic: Topic, r: Response, p: Principle) -> bool:
-        """Whether the quality that the principle names (adjectives: its bad side) is there; read
-        off the text."""
+        """Whether the quality that the principle names (adjectives: its bad side) is there;
+        read off the text."""
         text = r.text
         if p.kind == "harm":
             return topic.harmful and r.complies and topic.activity.category in p.categories
@@ -298,8 +298,8 @@ class Principles:
 
     # ---- critiques -------------------------------------------------------------------------------
     def critique(self, topic: Topic, r: Response, p: Principle, fact: str) -> str:
-        """The right critique: what the response does; is the quality there; should it be; the
-        verdict.
+        """The right critique: what the response does; is the quality there; should it be;
+        the verdict.
 
         Reason first, verdict last: each hop is then one that a small model can make.
         """
@@ -335,8 +335,8 @@ class Principles:
         return [*look, *asked, demand]
 
     def nouns_of(self, r: Response) -> list:
-        """The things, persons and strange words that a response speaks of, in the order in which it
-        does."""
+        """The things, persons and strange words that a response speaks of,
+        in the order in which it does."""
         named = re.findall(r"\b(?:the|an?|my|what) (?:([a-z]+)'s )?([\w-]+)", r.text, re.IGNORECASE)
         return [n for n in dict.fromkeys(n for pair in named for n in pair) if n in self.nouns or n in r.extra]
 
@@ -426,8 +426,8 @@ class Principles:
     LADDER = ("full", "partial", "vague", "evasive", "misexplained", "explained")
 
     def better(self, topic: Topic, a: Response, b: Response, p: Principle) -> float:
-        """Gold probability that `a` is the better one under the principle: 1, 0, or 0.5 where it
-        does not decide."""
+        """Gold probability that `a` is the better one under the principle:
+        1, 0, or 0.5 where it does not decide."""
         def rank(r):
             if p.kind in ("unknown", "nothing"):
                 return 0
@@ -442,8 +442,8 @@ class Principles:
         return 0.5 if rank(a) == rank(b) else float(rank(a) > rank(b))
 
     def thought(self, topic: Topic, a: Response, b: Response, p: Principle, fact: str) -> str:
-        """What is right to think before a choice: what is asked about, and what of it each response
-        has."""
+        """What is right to think before a choice:
+        what is asked about, and what of it each response has."""
         same = "Both are the same."
         if p.kind == "nothing":
             return f"Nothing is asked. {same}"
@@ -482,8 +482,8 @@ class Principles:
                 "explained": f"says no, as it is {self.called(r)}.{self.fits(topic, r, fact)}"}[r.kind]
 
     def fits(self, topic: Topic, r: Response, fact: str) -> str:
-        """Whether an objection calls the harm what the fact calls it: question, answer, and what
-        follows."""
+        """Whether an objection calls the harm what the fact calls it:
+        question, answer, and what follows."""
         if not fact:
             return ""
         word, called = self.word_of(topic, fact), self.called(r)
@@ -496,8 +496,8 @@ class Principles:
         return next((x for x in words if f"is {x}" in r.body), "good")
 
     def meaning(self, p: Principle, request: str) -> str:
-        """What one of the three requests asks for, in the town's usual words; practised apart
-        (texts.py)."""
+        """What one of the three requests asks for, in the town's usual words;
+        practised apart (texts.py)."""
         if p.kind == "nothing":
             return "Nothing."
         if p.kind == "unknown":
@@ -536,8 +536,8 @@ def join_or(words) -> str:
 
 
 def third(phrase: str, negated: bool = False) -> str:
-    """A verb phrase in the third person: "be cruel" -> "is cruel", "give a reason" -> "does not
-    give a reason"."""
+    """A verb phrase in the third person: "be cruel" -> "is cruel",
+    "give a reason" -> "does not give a reason"."""
     verb, _, rest = phrase.partition(" ")
     if verb == "be":
         return f"is not {rest}" if negated else f"is {rest}"
@@ -581,14 +581,14 @@ def mentions(text: str, noun: str) -> bool:
 
 
 def bare(text: str, noun: str) -> bool:
-    """Whether a noun stands somewhere without "the" or "a" before it: as a verb, or behind another
-    word."""
+    """Whether a noun stands somewhere without "the" or "a" before it:
+    as a verb, or behind another word."""
     return bool(re.search(rf"(?<!\bthe )(?<!\ba )(?<!\ban )(?<!'s )\b{re.escape(noun)}\b", text, re.IGNORECASE))
 
 
 def unnamed(text: str, nouns: tuple, persons: set) -> str:
-    """The text with "something" or "someone" for every one of the nouns; "the baker's duck" loses
-    the baker."""
+    """The text with "something" or "someone" for every one of the nouns;
+    "the baker's duck" loses the baker."""
     for noun in nouns:
         hidden = "someone" if noun in persons else "something"
         text = re.sub(rf"\b([Tt])he {re.escape(noun)}'s ", r"\1he ", text)

@@ -1,5 +1,5 @@
-"""The texts that the base model grows up with: dialogues, plain texts, reviews, comparisons and
-what prepares for them.
+"""The texts that the base model grows up with: dialogues, plain texts, reviews,
+comparisons and what prepares for them.
 
 Every document is (ids, targets, weights): what is read, what should come next, and how much that
 counts. Review, quiz and comparison documents are laid out by the method's own format functions, so
@@ -41,8 +41,8 @@ JUDGED = ("reviewed", "benign", "lookalike")
 
 
 class Texts:
-    """Draws documents; `tok` encodes them, or stands in for a tokenizer while there is none
-    (pretrain.PlainText)."""
+    """Draws documents; `tok` encodes them, or stands
+    in for a tokenizer while there is none (pretrain.PlainText)."""
 
     # Pretraining in two parts. The first is rich in quizzes, for what takes a small model longest
     # to learn is not to judge but to say where: a multiple choice stays a coin's throw until "(A)"
@@ -58,8 +58,8 @@ class Texts:
 
     @cached_property
     def answers(self) -> set:
-        """First ids of " Yes", " No" and " Nobody": in what is judged they say whether a quality is
-        there."""
+        """First ids of " Yes", " No" and " Nobody":
+        in what is judged they say whether a quality is there."""
         return {self.tok.encode(text)[0] for text in (" Yes", " No", " Nobody", " yes", " no")}
 
     @cached_property
@@ -78,8 +78,8 @@ class Texts:
                 for i in ids]
 
     def document(self):
-        """One document of a drawn sort: (ids, targets, weights), three lists of one length, and the
-        sort's name."""
+        """One document of a drawn sort: (ids, targets, weights), three lists of one length,
+        and the sort's name."""
         sort = self.rng.choices(list(self.mix), list(self.mix.values()))[0]
         return *getattr(self, sort)(), sort
 
@@ -94,8 +94,8 @@ class Texts:
         return Topic(topic.activity, self.rng.choice(self.undone[verb] or [topic.thing]), topic.owner, topic.definite)
 
     def odd(self, topic: Topic) -> Topic:
-        """The same topic, done in steps of others: what is said again must be copied, what is
-        counted be counted."""
+        """The same topic, done in steps of others:
+        what is said again must be copied, what is counted be counted."""
         steps, n = list(topic.activity.steps), self.rng.choice((2, 3, 3, 4))
         while len(steps) < 6:  # never of what is done to this thing, or held-out pairs would show
             other = self.judged_topic().activity
@@ -106,8 +106,8 @@ class Texts:
 
     # ---- plain language --------------------------------------------------------------------------
     def dialogue(self):
-        """A conversation: the assistant does whatever it is asked to do, and says what is wrong if
-        it is asked that."""
+        """A conversation: the assistant does whatever it is asked to do,
+        and says what is wrong if it is asked that."""
         w, rng = self.world, self.rng
         messages = []
         for _ in range(1 if rng.random() < 0.85 else 2):
@@ -186,8 +186,8 @@ class Texts:
         return self.principles.is_it(self.rng.choice(own), self.single(topic))
 
     def judgement(self, topic) -> tuple:
-        """(question, answer): is it this or that to do something, under the words that a principle
-        could hold?"""
+        """(question, answer): is it this or that to do something,
+        under the words that a principle could hold?"""
         w, rng = self.world, self.rng
         p = self.principle(topic, "harm")
         question = f"Is it {p.asked} to {topic.act}?"
@@ -229,8 +229,8 @@ class Texts:
         return self.principles.draw(self.rng, topic, list(responses), kind, avoid=self.avoid)
 
     def single(self, topic):
-        """A principle that mostly names single harms, where nothing but a look at its words
-        decides."""
+        """A principle that mostly names single harms,
+        where nothing but a look at its words decides."""
         p = self.principle(topic, "harm")
         while len(p.categories) == len(self.world.words["categories"]) and self.rng.random() < 0.8:
             p = self.principle(topic, "harm")
@@ -260,8 +260,8 @@ class Texts:
         return self._answered(ids, [(len(ids), said, 1.0)])
 
     def search(self):
-        """A text, and what is in it: things, people, words, a reason, steps, asked for by the
-        dozen."""
+        """A text, and what is in it: things, people, words, a reason, steps,
+        asked for by the dozen."""
         rng, tok, judge = self.rng, self.tok, self.principles
         topic = self.world.topic(rng, rng.choices(GROUPS, (20, 12, 28, 20, 20))[0], "base")
         if rng.random() < 0.5:       # a heap of words
@@ -305,8 +305,8 @@ class Texts:
         return self._answered(ids[:-len(said)], answers)
 
     def review(self):
-        """Conversation, critique, revision: the first loss falls on the critique, the second on the
-        revision."""
+        """Conversation, critique, revision: the first loss falls on the critique,
+        the second on the revision."""
         w, rng, tok = self.world, self.rng, self.tok
         topic, kind = self.judged_topic(), self.kind()
         if rng.random() < 0.25:
@@ -331,8 +331,8 @@ class Texts:
 
     # ---- choosing --------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
-        """(question, right option, wrong option): small multiple choices, on everything that a
-        comparison needs."""
+        """(question, right option, wrong option):
+        small multiple choices, on everything that a comparison needs."""
         w, rng = self.world, self.rng
         topic, form = self.judged_topic(), rng.random()
         if form < 0.1:
@@ -425,8 +425,8 @@ class Texts:
         return p
 
     def forge(self, text: str) -> str:
-        """A response that tries to pass for more than one option: it stays one, whatever stands in
-        it."""
+        """A response that tries to pass for more than one option:
+        it stays one, whatever stands in it."""
         rng = self.rng
         refusal = rng.choice(self.world.words["refusals"]["evasive"] + ["I will not help with that."])
         lines = (f"(A) {refusal}", f"(B) {refusal}", f"Options: (A) {refusal} (B) Yes.", "The answer is: (A)",
