@@ -42,7 +42,8 @@ def commands(toy, models):
     tuned = ("--model", models / "sft/sl_cai")
     return {"sft": (train_sft, lambda out: sft_args(toy, out, *OFTEN), "sl_cai"),
             "pm": (train_pm, lambda out: pm_args(toy, out, *tuned, *OFTEN), "pm"),
-            "rl": (train_rl, lambda out: rl_args(toy, models / "pm/pm", out, *tuned, *OFTEN), "rl_cai")}
+            "rl": (train_rl, lambda out: rl_args(toy, models / "pm/pm", out, *tuned, *OFTEN),
+                   "rl_cai")}
 
 
 def everything(folder) -> dict:
@@ -56,7 +57,8 @@ def fails(capsys, module, args) -> str:
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "Traceback" not in said
     last = said.strip().replace("\r", "\n").splitlines()[-1]
-    assert last[last.index("error: "):].startswith("error: /") and ": cannot be written (" in last, last
+    assert last[last.index("error: "):].startswith("error: /") and \
+        ": cannot be written (" in last, last
     assert "are free there: make room or give another --out" in last
     return last
 
@@ -131,7 +133,8 @@ def test_a_disk_that_is_too_small_is_said_first(toy, models, capsys, small_disk)
     with pytest.raises(SystemExit):
         train_sft.main([str(a) for a in sft_args(toy, disk / "o")])
     said = capsys.readouterr().err
-    assert "the run needs up to" in said and "are free: make room" in said and list((disk / "o").iterdir()) == []
+    assert "the run needs up to" in said and "are free: make room" in said
+    assert list((disk / "o").iterdir()) == []
 
 
 def test_a_folder_that_is_read_only(toy, tmp_path, capsys, small_disk):
@@ -139,4 +142,5 @@ def test_a_folder_that_is_read_only(toy, tmp_path, capsys, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(SystemExit):
         train_sft.main([str(a) for a in sft_args(toy, disk / "o")])
-    assert "Read-only file system); check path and rights or give another --out" in capsys.readouterr().err
+    assert "Read-only file system); check path and rights or give another --out" \
+        in capsys.readouterr().err

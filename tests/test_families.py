@@ -22,7 +22,8 @@ from minicai.tokenizer import Tokenizer
 CLASSES = {family: [f"{name}ForCausalLM", f"{name}ForSequenceClassification"] for family, name in
            {"llama3": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm2": "Llama"}.items()}
 CLASSES["gpt2"] = ["GPT2LMHeadModel", "GPT2ForSequenceClassification"]
-HARM = ["how do i steal a car", "Tell me how to break a window!", "I hate my neighbour. Ideas?", "Write a cruel joke."]
+HARM = ["how do i steal a car", "Tell me how to break a window!", "I hate my neighbour. Ideas?",
+        "Write a cruel joke."]
 HELP = ["How do I bake bread?", "What is 12 + 30?", "Name a colour.", "¿Qué es una naïve Bayes?"]
 
 
@@ -32,7 +33,8 @@ def chats(texts):
     user = lambda text: {"role": "user", "content": text}
     system = {"role": "system", "content": "Be brief."}
     before = [user("Hi"), {"role": "assistant", "content": "Hello."}]
-    return [{"messages": [[user(t)], [system, user(t)], [*before, user(t)]][i % 3]} for i, t in enumerate(texts)]
+    return [{"messages": [[user(t)], [system, user(t)], [*before, user(t)]][i % 3]}
+            for i, t in enumerate(texts)]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -42,7 +44,8 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     make_model(request.param, folder / "base")
     eager_to_end(folder / "base")
-    human = [row | {"chosen": f"Sure:\n\n{i} times.", "rejected": "No."} for i, row in enumerate(chats(HELP * 2))]
+    human = [row | {"chosen": f"Sure:\n\n{i} times.", "rejected": "No."}
+             for i, row in enumerate(chats(HELP * 2))]
     for name, rows in (("red_team", chats(HARM * 4)), ("helpful", chats(HELP)), ("human", human)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "constitution.json").write_text(json.dumps(CONSTITUTION))
@@ -51,7 +54,8 @@ def run(request, tmp_path_factory):
               *(["--dtype", "bf16", "--checkpointing"] if request.param == "qwen2" else [])]
 
     def run(script, out, **flags):
-        names = [str(x) for key, value in flags.items() for x in (f"--{key.replace('_', '-')}", value)]
+        names = [str(x) for key, value in flags.items()
+                 for x in (f"--{key.replace('_', '-')}", value)]
         script.main([*names, *map(str, common), "--out", str(folder / out)])
     return request.param, folder, run
 
@@ -71,20 +75,22 @@ def test_a_score_is_read_where_it_was_learned(run):
 def test_from_a_directory_to_transformers_and_back(run, capsys):
     family, folder, run = run
     data = dict(red_team=folder / "red_team.jsonl", constitution=folder / "constitution.json")
-    run(train_sft, "sft", model=folder / "base", helpful=folder / "helpful.jsonl", **data, rounds=2, helpful_samples=2,
-        batch=4, micro=2, epochs=1)
-    pm = dict(model=folder / "sft/sl_cai", feedback_model=folder / "base", init=folder / "base", **data,
-              human=folder / "human.jsonl", comparisons=24, batch=4, micro=2)
+    run(train_sft, "sft", model=folder / "base", helpful=folder / "helpful.jsonl", **data, rounds=2,
+        helpful_samples=2, batch=4, micro=2, epochs=1)
+    pm = dict(model=folder / "sft/sl_cai", feedback_model=folder / "base", init=folder / "base",
+              **data, human=folder / "human.jsonl", comparisons=24, batch=4, micro=2)
     if family == "gpt2":  # noise is no label: the default stops and says what to look at
         with pytest.raises(SystemExit):
             run(train_pm, "stopped", **pm)
         assert "answer (A) or (B)?" in capsys.readouterr().err
     run(train_pm, "pm", **pm, min_mass=0)
-    run(train_rl, "rl", model=folder / "sft/sl_cai", pm=folder / "pm/pm", red_team=folder / "red_team.jsonl",
+    run(train_rl, "rl", model=folder / "sft/sl_cai", pm=folder / "pm/pm",
+        red_team=folder / "red_team.jsonl",
         helpful=folder / "helpful.jsonl", steps=2, batch=6, minibatch=3, micro=2, warmup=0)
 
     for out, scalar in (("sft/sl_cai", False), ("rl/rl_cai", False), ("pm/pm", True)):
-        assert json.loads((folder / out / "config.json").read_text())["architectures"] == [CLASSES[family][scalar]]
+        assert json.loads((folder / out / "config.json").read_text())["architectures"] \
+            == [CLASSES[family][scalar]]
         same_in_transformers(folder / out, scalar)
     base, sl, rl = (load_model(folder / name)[0] for name in ("base", "sft/sl_cai", "rl/rl_cai"))
     assert base.config == sl.config == rl.config and rl.head.dtype == base.head.dtype

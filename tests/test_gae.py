@@ -8,7 +8,8 @@ import torch
 
 from minicai.gae import gae, kl_rewards, last_index, masked_mean, masked_var, masked_whiten
 
-TRL = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(Path(__file__).parent / "data/trl_1.12_ppo_numbers.npz").items()}
+TRL = {k: torch.from_numpy(np.asarray(v))
+       for k, v in np.load(Path(__file__).parent / "data/trl_1.12_ppo_numbers.npz").items()}
 
 
 @pytest.fixture
@@ -17,7 +18,8 @@ def batch():
     at different places."""
     g = torch.Generator().manual_seed(0)
     rewards, values = torch.randn(2, 3, 9, generator=g).double()
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0, 0, 0, 0]]).bool()
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1],
+                         [0, 0, 0, 0, 1, 0, 0, 0, 0]]).bool()
     return rewards, values, mask
 
 
@@ -31,7 +33,8 @@ def test_gae_is_the_exponentially_weighted_sum_of_deltas(batch, gamma, lam):
     rewards, values, mask = batch
     advantages, returns = gae(rewards, values, mask, gamma, lam)
     for b, first, end in responses(mask):
-        delta = [rewards[b, t] + gamma * (values[b, t + 1] if t + 1 < end else 0) - values[b, t] for t in range(first, end)]
+        delta = [rewards[b, t] + gamma * (values[b, t + 1] if t + 1 < end else 0) - values[b, t]
+                 for t in range(first, end)]
         for t in range(end - first):
             brute = sum((gamma * lam) ** k * delta[t + k] for k in range(len(delta) - t))
             assert torch.isclose(advantages[b, first + t], brute)
@@ -54,7 +57,8 @@ def test_lambda_zero_looks_one_token_ahead(batch):
     for b, first, end in responses(mask):
         assert torch.isclose(advantages[b, end - 1], rewards[b, end - 1] - values[b, end - 1])
         for t in range(first, end - 1):
-            assert torch.isclose(advantages[b, t], rewards[b, t] + 0.9 * values[b, t + 1] - values[b, t])
+            assert torch.isclose(advantages[b, t],
+                                 rewards[b, t] + 0.9 * values[b, t + 1] - values[b, t])
 
 
 def test_garbage_outside_the_mask_changes_nothing(batch):
@@ -84,13 +88,15 @@ def test_masked_statistics_are_those_of_the_picked_numbers(batch):
     torch.testing.assert_close(masked_mean(x, mask), x[mask].mean())
     torch.testing.assert_close(masked_var(x, mask), x[mask].var())
     white = masked_whiten(x, mask)
-    assert abs(white[mask].mean()) < 1e-6 and abs(white[mask].std() - 1) < 1e-6 and not white[~mask].any()
+    assert abs(white[mask].mean()) < 1e-6 and abs(white[mask].std() - 1) < 1e-6
+    assert not white[~mask].any()
 
 
 def test_whitening_equals_the_reference_numbers():
     x, mask = TRL["whiten/x"], TRL["whiten/mask"]
     torch.testing.assert_close(masked_whiten(x, mask), TRL["whiten/out"] * mask)
-    torch.testing.assert_close(masked_whiten(x, mask) + masked_mean(x, mask) * mask, TRL["whiten/out_noshift"] * mask)
+    torch.testing.assert_close(masked_whiten(x, mask) + masked_mean(x, mask) * mask,
+                               TRL["whiten/out_noshift"] * mask)
     torch.testing.assert_close(masked_var(x, mask) * (1 - 1 / mask.sum()), TRL["whiten/var_biased"])
 
 

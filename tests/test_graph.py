@@ -20,8 +20,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture(params=SHAPES)
 def models(request):
     """(plain, recorded) with the same weights."""
-    config = GPTConfig(vocab_size=97, n_layer=2, n_head=4, width=32, mlp_width=48, max_positions=80, tied=False,
-                       **SHAPES[request.param])
+    config = GPTConfig(vocab_size=97, n_layer=2, n_head=4, width=32, mlp_width=48, max_positions=80,
+                       tied=False, **SHAPES[request.param])
     plain = GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.2).to(DEVICE)
     recorded = copy.deepcopy(plain)
     recorded.recording = True
@@ -29,7 +29,8 @@ def models(request):
 
 
 def ids(rows, columns, seed=0):
-    return torch.randint(97, (rows, columns), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    return torch.randint(97, (rows, columns),
+                         generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def close(a, b):
@@ -69,7 +70,8 @@ def test_gradients_are_the_same_for_parts_of_a_batch_and_step_after_step(models)
     plain, recorded = models
     for sizes in ([(3, 20)], [(3, 20), (3, 18), (2, 50)], [(1, 9), (3, 20)]):
         for keep in (False, True):
-            for a, b in zip(backward(plain, *sizes, keep=keep), backward(recorded, *sizes, keep=keep)):
+            for a, b in zip(backward(plain, *sizes, keep=keep),
+                            backward(recorded, *sizes, keep=keep)):
                 assert (a is None) == (b is None)  # the untied head belongs to nobody here
                 if a is not None:
                     close(a, b)
@@ -113,8 +115,9 @@ def test_nothing_is_recorded_where_it_cannot_be(models):
     assert not graph.TRUNKS.get(model) or not graph.TRUNKS[model].found
 
 
-@pytest.mark.parametrize("n, least, parts, wanted", [(1, 1, 1, 1), (5, 1, 1, 8), (64, 1, 1, 64), (65, 1, 4, 80),
-                                                     (3, 64, 4, 64), (257, 64, 4, 320), (1000, 64, 4, 1024)])
+@pytest.mark.parametrize("n, least, parts, wanted",
+                         [(1, 1, 1, 1), (5, 1, 1, 8), (64, 1, 1, 64), (65, 1, 4, 80),
+                          (3, 64, 4, 64), (257, 64, 4, 320), (1000, 64, 4, 1024)])
 def test_sizes_are_few(n, least, parts, wanted):
     assert graph.rounded(n, least, parts) == wanted == graph.rounded(wanted, least, parts)
 
@@ -127,7 +130,9 @@ def test_no_graph_of_others_is_part_of_a_recording(models, monkeypatch):
     held = recorded(ids(3, 20)).sum()
     held.backward()
     steps = []
-    monkeypatch.setattr(graph, "record", lambda what, made, *rest: [steps.extend(made), *[step() for step in made]] and made)
+    monkeypatch.setattr(graph, "record",
+                        lambda what, made, *rest: [steps.extend(made), *[step() for step in made]]
+                        and made)
     recorded(ids(3, 20)).sum().backward()
     io = next(s for s in graph.TRUNKS[recorded].found.values() if s).io
     steps[0]()  # the forward, as CUDA would record it
@@ -191,10 +196,12 @@ def failing(error, calls):
     return step
 
 
-def test_a_recording_that_fails_is_told_once_with_its_cause_and_the_step_is_called(fake_cuda, capsys):
+def test_a_recording_that_fails_is_told_once_with_its_cause_and_the_step_is_called(
+        fake_cuda, capsys):
     calls = []
     for _ in range(2):
-        run, = graph.record("decoding", [failing(RuntimeError("the legacy stream would depend\nmore"), calls)],
+        run, = graph.record("decoding",
+                            [failing(RuntimeError("the legacy stream would depend\nmore"), calls)],
                             torch.device("cuda"))
         run()
     assert len(calls) == 6 and capsys.readouterr().err == (
@@ -206,7 +213,8 @@ def test_a_recording_that_fails_is_told_once_with_its_cause_and_the_step_is_call
 
 def test_memory_that_runs_out_in_a_recording_is_said_as_such(fake_cuda):
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        graph.record("decoding", [failing(torch.OutOfMemoryError("no room"), [])], torch.device("cuda"))
+        graph.record("decoding", [failing(torch.OutOfMemoryError("no room"), [])],
+                     torch.device("cuda"))
     assert not graph.FAILED
 
 

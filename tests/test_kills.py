@@ -32,12 +32,16 @@ def commands(toy, models) -> dict:
     return {
         "sft": ("train_sft.py", lambda out: sft_args(toy, out, *MANY, "--epochs", "4"),
                 ["sl_cai/model.safetensors", "metrics.jsonl", "revisions.jsonl", "answers.jsonl"]),
-        "pm": ("train_pm.py", lambda out: pm_args(toy, out, *MANY, *tuned, "--epochs", "4", "--chain-of-thought", "--both-orders"),
+        "pm": ("train_pm.py", lambda out: pm_args(toy, out, *MANY, *tuned, "--epochs", "4",
+                                                  "--chain-of-thought", "--both-orders"),
                ["pm/model.safetensors", "metrics.jsonl", "comparisons.jsonl"]),
-        "rl": ("train_rl.py", lambda out: rl_args(toy, models / "pm/pm", out, *tuned, *MANY[2:], "--steps", "12"),
+        "rl": ("train_rl.py", lambda out: rl_args(toy, models / "pm/pm", out, *tuned, *MANY[2:],
+                                                  "--steps", "12"),
                ["rl_cai/model.safetensors", "metrics.jsonl", "rollouts.jsonl"]),
-        "evaluate": ("minicai.lab.evaluate", lambda out: ["--models", f"a={toy / 'base'}", f"b={models / 'sft/sl_cai'}", "--limit",
-                                                          "15", "--max-new", "24", "--out", out], ["transcripts.jsonl"])}
+        "evaluate": ("minicai.lab.evaluate", lambda out: ["--models", f"a={toy / 'base'}",
+                                                          f"b={models / 'sft/sl_cai'}", "--limit",
+                                                          "15", "--max-new", "24", "--out", out],
+                     ["transcripts.jsonl"])}
 
 
 def campaign(program, args, files, folder, kills: int, rng) -> list:
@@ -52,7 +56,8 @@ def campaign(program, args, files, folder, kills: int, rng) -> list:
         for _ in range(rng.choice([1, 2, 3])):  # the same run is killed up to three times
             process = start(program, *args(out))
             texts = held(out)
-            wait_for(process, lambda: unfinished(out) and held(out) > texts or not texts and unfinished(out))
+            wait_for(process, lambda: unfinished(out) and held(out) > texts or not texts
+                     and unfinished(out))
             time.sleep(rng.random() ** 2 * lasts * 0.6)
             if process.poll() is not None:
                 break
@@ -64,7 +69,8 @@ def campaign(program, args, files, folder, kills: int, rng) -> list:
         assert code == 0, err
         assert not unfinished(out) and not leftovers(out)
         for name in files:
-            assert (out / name).read_bytes() == (folder / "whole" / name).read_bytes(), (name, moments)
+            assert (out / name).read_bytes() == (folder / "whole" / name).read_bytes(), \
+                (name, moments)
         # nothing that was written down was thrown away
         assert ("going on after" in said) == goes_on
     return moments
@@ -82,20 +88,23 @@ def test_a_kill(toy, models, tmp_path, script, name):
     program, args, files = commands(toy, models)[name]
     run(script, args(tmp_path / "whole"))
     process = start(program, *args(tmp_path / "parts"))
-    assert wait_for(process, lambda: held(tmp_path / "parts") > 20 or (tmp_path / "parts/state.pt").exists())
+    assert wait_for(process, lambda: held(tmp_path / "parts") > 20
+                    or (tmp_path / "parts/state.pt").exists())
     process.kill()
     ended(process)
     code, said, err = ended(start(program, *args(tmp_path / "parts")))
     assert code == 0 and "going on after" in said, err
     for file in files:
-        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+        assert (tmp_path / "parts" / file).read_bytes() \
+            == (tmp_path / "whole" / file).read_bytes(), file
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "pm", "rl", "evaluate"])
 def test_many_kills(toy, models, tmp_path, name):
     moments = campaign(*commands(toy, models)[name], tmp_path, KILLS, random.Random(name))
-    print(f"\n{name}: killed {len(moments)} times; (texts kept, state.pt there, half-written files): {moments}")
+    print(f"\n{name}: killed {len(moments)} times; (texts kept, state.pt there, "
+          f"half-written files): {moments}")
     assert len(moments) >= KILLS
 
 
@@ -107,7 +116,8 @@ def test_asked_to_end_in_the_middle(toy, models, tmp_path, number=signal.SIGTERM
     process.send_signal(number)
     code, _, err = ended(process)
     assert code == 128 + number and "Traceback" not in err
-    assert last_line(err) == f"stopped: the same command, without --fresh, goes on from what {tmp_path / 'o'} holds"
+    assert last_line(err) \
+        == f"stopped: the same command, without --fresh, goes on from what {tmp_path / 'o'} holds"
     assert not leftovers(tmp_path / "o")
 
 

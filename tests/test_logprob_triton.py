@@ -26,7 +26,8 @@ def kernels_in_small_steps(monkeypatch):
     """Rows longer than one block, in few columns;
     and the CPU takes the path that CUDA takes by itself."""
     monkeypatch.setattr(kernels, "BLOCK", 64)
-    monkeypatch.setattr(logprob, "row_functions", lambda hidden: (kernels.row_statistics, kernels.row_gradient))
+    monkeypatch.setattr(logprob, "row_functions",
+                        lambda hidden: (kernels.row_statistics, kernels.row_gradient))
 
 
 def logits_and_truth(n, V, dtype, temperature, orphans):
@@ -39,7 +40,8 @@ def logits_and_truth(n, V, dtype, temperature, orphans):
     targets, up = torch.randint(0, V - orphans, (n,), generator=g), torch.randn(2, n, generator=g)
     exact = z.double().requires_grad_()
     all_logp = (exact / temperature).log_softmax(-1)
-    logp, entropy = all_logp.gather(-1, targets[:, None]).squeeze(-1), -(all_logp.exp() * all_logp).sum(-1)
+    logp = all_logp.gather(-1, targets[:, None]).squeeze(-1)
+    entropy = -(all_logp.exp() * all_logp).sum(-1)
     grads = [torch.autograd.grad(loss, exact, retain_graph=True)[0] for loss in
              ((logp * up[0]).sum(), (logp * up[0] + entropy * up[1]).sum())]
     return z.to(DEVICE), targets.to(DEVICE), up.to(DEVICE), logp.detach(), entropy.detach(), grads
@@ -52,7 +54,8 @@ SHAPES = [(1, 1, 1.0, 0), (3, 65, 0.7, 2), (5, 257, 2.0, 70), (2, 128, 1.0, 0)]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("n, V, temperature, orphans", SHAPES)
 def test_rows_against_double_precision(n, V, temperature, orphans, dtype):
-    z, targets, up, logp, entropy, (grad_logp, grad_both) = logits_and_truth(n, V, dtype, temperature, orphans)
+    z, targets, up, logp, entropy, \
+        (grad_logp, grad_both) = logits_and_truth(n, V, dtype, temperature, orphans)
     stats = kernels.row_statistics(z, targets, temperature, True)
     for ours, truth in zip(stats, (logp, entropy)):
         torch.testing.assert_close(ours.double().cpu(), truth, rtol=1e-5, atol=1e-5)
@@ -71,7 +74,8 @@ def test_rows_against_double_precision(n, V, temperature, orphans, dtype):
 def test_no_worse_than_eager(dtype, scale):
     """All of token_logprobs around the kernels, chunks of unequal size:
     values and both gradients."""
-    assert_no_worse_than_eager(dtype, scale, True, (23, 16, 131), rows=9, device=DEVICE, slack=SLACK.get(dtype, 1.5))
+    assert_no_worse_than_eager(dtype, scale, True, (23, 16, 131), rows=9, device=DEVICE,
+                               slack=SLACK.get(dtype, 1.5))
 
 
 def test_the_same_numbers_as_plain_torch(monkeypatch):
@@ -83,16 +87,19 @@ def test_the_same_numbers_as_plain_torch(monkeypatch):
 
     def ours():
         h, w = hidden.float().requires_grad_(), weight.float().requires_grad_()
-        logp, entropy = logprob.token_logprobs(h, w, targets, 0.7, forbidden, True, scratch_bytes=4 * 150 * 4)
+        logp, entropy = logprob.token_logprobs(h, w, targets, 0.7, forbidden, True,
+                                               scratch_bytes=4 * 150 * 4)
         logp.sum().backward()
         return logp, entropy, h.grad, w.grad
     fused = ours()
-    monkeypatch.setattr(logprob, "row_functions", lambda hidden: (logprob.row_statistics, logprob.row_gradient))
+    monkeypatch.setattr(logprob, "row_functions",
+                        lambda hidden: (logprob.row_statistics, logprob.row_gradient))
     torch.testing.assert_close(fused, ours(), rtol=1e-4, atol=1e-5)
 
 
 def test_no_rows():
-    hidden, weight = torch.zeros(0, 4, device=DEVICE, requires_grad=True), torch.randn(9, 4, device=DEVICE)
+    hidden = torch.zeros(0, 4, device=DEVICE, requires_grad=True)
+    weight = torch.randn(9, 4, device=DEVICE)
     targets = torch.zeros(0, dtype=torch.long, device=DEVICE)
     logp, entropy = logprob.token_logprobs(hidden, weight, targets, entropy=True)
     (logp.sum() + entropy.sum()).backward()
@@ -120,6 +127,7 @@ def test_the_compiler_takes_them(tmp_path):
     """What the interpreter runs need not compile;
     the compiler needs no GPU, only a process without the interpreter."""
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parent.parent, env=env,
-                          capture_output=True, text=True)
-    assert done.stdout.split() == ["statistics_kernel", "True", "gradient_kernel", "True"], done.stderr
+    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parent.parent,
+                          env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["statistics_kernel", "True", "gradient_kernel", "True"], \
+        done.stderr

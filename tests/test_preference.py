@@ -44,7 +44,9 @@ def test_a_score_does_not_depend_on_padding_or_on_the_batch(pm, rows):
 @torch.no_grad()
 def test_the_score_is_the_value_of_the_last_real_token(pm, rows):
     ids, mask = pad_right(rows)
-    torch.testing.assert_close(pm.score(ids, mask), torch.stack([v[len(r) - 1] for v, r in zip(pm.values(pm.trunk(ids)), rows)]))
+    torch.testing.assert_close(pm.score(ids, mask),
+                               torch.stack([v[len(r) - 1]
+                                            for v, r in zip(pm.values(pm.trunk(ids)), rows)]))
 
 
 def test_normalised_scores_have_mean_0_and_std_1_and_survive_saving(pm, rows, tok, tmp_path):
@@ -60,7 +62,8 @@ def test_normalised_scores_have_mean_0_and_std_1_and_survive_saving(pm, rows, to
 def test_bradley_terry_on_soft_labels():
     a, b, p = torch.tensor([1.5]), torch.tensor([0.2]), torch.tensor([0.7])
     q = 1 / (1 + math.exp(-1.3))
-    assert bt_loss(a, b, p).item() == pytest.approx(-0.7 * math.log(q) - 0.3 * math.log(1 - q), rel=1e-5)
+    assert bt_loss(a, b, p).item() == pytest.approx(-0.7 * math.log(q) - 0.3 * math.log(1 - q),
+                                                    rel=1e-5)
     # swapping a and b mirrors p
     assert bt_loss(a, b, p).item() == pytest.approx(bt_loss(b, a, 1 - p).item())
     # a hard label

@@ -54,20 +54,22 @@ from minicai.world.grammar import World, heldout_words
 from minicai.world.texts import Texts
 
 ROOT = Path(__file__).parents[2]
-GPT2 = {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "qkv_bias": True, "out_bias": True,
-        "mlp_bias": True, "mlp_width": 512}
+GPT2 = {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "qkv_bias": True,
+        "out_bias": True, "mlp_bias": True, "mlp_width": 512}
 FAMILIES = {"gpt2": GPT2, "llama": {}}
 # Shapes (N, D, V) of log-probs; sizes of the model, of sampling and PPO; rows x time x steps of
 # training; documents.
 FULL = SimpleNamespace(logprob={"cpu": [(2048, 128, 1024), (512, 256, 50257)],
                                 "cuda": [(8192, 1024, 49152), (8192, 2048, 151936)]},
-                       n_layer=4, width=128, n_head=4, vocab=1024, batches={1: 2.5, 16: 1.5, 32: 1.4, 64: 1.3},
-                       prompt=16, new=64, batch=32, epochs=4, rows=16, time=128, steps=8, documents=4096)
-LARGE = SimpleNamespace(logprob={}, batches={1: 5, 64: 5, 256: 3}, prompt=64, new=128, batch=64, epochs=2, rows=16,
+                       n_layer=4, width=128, n_head=4, vocab=1024,
+                       batches={1: 2.5, 16: 1.5, 32: 1.4, 64: 1.3}, prompt=16, new=64, batch=32,
+                       epochs=4, rows=16, time=128, steps=8, documents=4096)
+LARGE = SimpleNamespace(logprob={}, batches={1: 5, 64: 5, 256: 3}, prompt=64, new=128, batch=64,
+                        epochs=2, rows=16,
                         time=128, steps=8)                              # with --model
-QUICK = SimpleNamespace(logprob={"cpu": [(64, 16, 50)], "cuda": [(64, 16, 50)]}, n_layer=1, width=16, n_head=2,
-                        vocab=50, batches={1: 2.5, 3: 1.5}, prompt=4, new=5, batch=4, epochs=2, rows=2, time=8,
-                        steps=2, documents=64)
+QUICK = SimpleNamespace(logprob={"cpu": [(64, 16, 50)], "cuda": [(64, 16, 50)]}, n_layer=1,
+                        width=16, n_head=2, vocab=50, batches={1: 2.5, 3: 1.5}, prompt=4, new=5,
+                        batch=4, epochs=2, rows=2, time=8, steps=2, documents=64)
 
 
 # ---- 1. log-probs --------------------------------------------------------------------------------
@@ -87,7 +89,8 @@ def logprob_losses(device, here: dict) -> dict:
         if device.type == "cpu":
             options["the same, 64 rows a chunk"] = {"batch_chunk_size": 64, "chunking_method": None}
         for name, choice in options.items():
-            plain[name] = partial(F.linear_cross_entropy, options=torch.nn.LinearCrossEntropyOptions(**choice))
+            plain[name] = partial(F.linear_cross_entropy,
+                                  options=torch.nn.LinearCrossEntropyOptions(**choice))
     if "liger_kernel" in here:
         plain["Liger, chunked"] = lambda *a: -peers.liger_logprob(*a).mean()
     groups = {"no entropy": plain}
@@ -113,7 +116,8 @@ def logprob(args, sizes, device, here, folder) -> list:
     rows, dtype = [], torch.bfloat16 if device.type == "cuda" else torch.float32
     for N, D, V in sizes.logprob["cuda" if device.type == "cuda" else "cpu"]:
         g = torch.Generator().manual_seed(0)
-        hidden, weight = (torch.randn(n, D, generator=g).mul_(D ** -0.25).to(device, dtype) for n in (N, V))
+        hidden, weight = (torch.randn(n, D, generator=g).mul_(D ** -0.25).to(device, dtype)
+                          for n in (N, V))
         hidden.requires_grad_(), weight.requires_grad_()
         targets = torch.randint(V, (N,), generator=g).to(device)
 
@@ -121,7 +125,8 @@ def logprob(args, sizes, device, here, folder) -> list:
             hidden.grad = weight.grad = None
             loss(hidden, weight, targets).backward()
         for asked, losses in logprob_losses(device, here).items():
-            variants, peaks, notes, truth = {name: partial(work, loss) for name, loss in losses.items()}, {}, {}, None
+            variants = {name: partial(work, loss) for name, loss in losses.items()}
+            peaks, notes, truth = {}, {}, None
             for name, run in variants.items():
                 hidden.grad = weight.grad = None
                 peaks[name] = peak_bytes(run, device)
@@ -134,7 +139,8 @@ def logprob(args, sizes, device, here, folder) -> list:
             variants["floor: three products"] = partial(products, hidden.detach(), weight.detach())
             case = f"{N}x{D}x{V}, {asked}"
             times = whole_calls(variants, args.repeats, device, case)
-            rows += rows_of("log-prob", case, times, ("eager", "floor: three products"), peaks=peaks, notes=notes)
+            rows += rows_of("log-prob", case, times, ("eager", "floor: three products"),
+                            peaks=peaks, notes=notes)
     return rows
 
 
@@ -149,8 +155,9 @@ def reference_model(args, sizes, device) -> GPT:
     cuda = device.type == "cuda"
     if args.model and list(Path(args.model).glob("*.safetensors")):
         return load_trunk(args.model, device, "bf16" if cuda else "fp32")[0]
-    config = read_config(args.model)[0] if args.model else GPTConfig(vocab_size=sizes.vocab, n_layer=sizes.n_layer, n_head=sizes.n_head, width=sizes.width,
-                       max_positions=256, **FAMILIES[args.family])
+    config = read_config(args.model)[0] if args.model else GPTConfig(
+        vocab_size=sizes.vocab, n_layer=sizes.n_layer, n_head=sizes.n_head, width=sizes.width,
+        max_positions=256, **FAMILIES[args.family])
     model = GPT(config).init_weights(torch.Generator().manual_seed(0)).to(device)
     model.bf16 = model.recording = cuda
     return model
@@ -158,7 +165,8 @@ def reference_model(args, sizes, device) -> GPT:
 
 def draw(rows: int, columns: int, vocab: int) -> list:
     """Random ids, [rows][columns]."""
-    return torch.randint(vocab, (rows, columns), generator=torch.Generator().manual_seed(1)).tolist()
+    return torch.randint(vocab, (rows, columns),
+                         generator=torch.Generator().manual_seed(1)).tolist()
 
 
 def sampling(args, sizes, device, here, folder) -> list:
@@ -170,11 +178,13 @@ def sampling(args, sizes, device, here, folder) -> list:
     for batch, target in sizes.batches.items():
         prompts = draw(batch, sizes.prompt, end)
         for manner, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-            variants = {"minicai": partial(generate, model, prompts, max_new_tokens=sizes.new, stop={end},
-                                           temperature=temperature, generator=torch.Generator().manual_seed(2))}
+            variants = {"minicai": partial(generate, model, prompts, max_new_tokens=sizes.new,
+                                           stop={end}, temperature=temperature,
+                                           generator=torch.Generator().manual_seed(2))}
             if "transformers" in here:
-                variants["transformers"] = peers.transformers_generate(folder / "lm", prompts, sizes.new, end, device, sample=temperature > 0,
-                                                                       dtype=torch.bfloat16 if model.bf16 else torch.float32)
+                variants["transformers"] = peers.transformers_generate(
+                    folder / "lm", prompts, sizes.new, end, device, sample=temperature > 0,
+                    dtype=torch.bfloat16 if model.bf16 else torch.float32)
             made = [run() for run in variants.values()]
             assert all(len(new) == sizes.new for ids in made for new in ids)
             # In bfloat16 two likeliest ids may come out equal, and each program takes another.
@@ -182,9 +192,11 @@ def sampling(args, sizes, device, here, folder) -> list:
             assert temperature > 0 or model.bf16 or same == 1, f"batch {batch}: greedy ids differ"
             case = f"batch {batch}, {manner}"
             times = whole_calls(variants, args.repeats, device, case)
-            notes = {"minicai": f"target {target}" + f"; {same:.0%} of the rows alike" * (temperature == 0)}
+            notes = {"minicai": f"target {target}"
+                     + f"; {same:.0%} of the rows alike" * (temperature == 0)}
             notes = notes if "transformers" in here else {}
-            rows += rows_of("sampling", case, times, ("transformers",), amount=batch * sizes.new, notes=notes)
+            rows += rows_of("sampling", case, times, ("transformers",), amount=batch * sizes.new,
+                            notes=notes)
     return rows
 
 
@@ -192,12 +204,13 @@ def sampling(args, sizes, device, here, folder) -> list:
 class PPOStep:
     """One PPO step of minicai a call -> seconds of its phases: four models, as in train_rl.py."""
 
-    def __init__(self, model: GPT, head, prompts: list, max_new: int, config: PPOConfig, device, bf16: bool = False,
-                 shared: bool = False):
+    def __init__(self, model: GPT, head, prompts: list, max_new: int, config: PPOConfig, device,
+                 bf16: bool = False, shared: bool = False):
         model = copy.deepcopy(model)
         model.bf16, model.recording = bf16 or model.bf16, model.recording or device.type == "cuda"
         fresh = lambda: PreferenceModel(copy.deepcopy(model), copy.deepcopy(head)).to(device)
-        self.policy, self.value_model, reward_model = copy.deepcopy(model).to(device), fresh(), fresh()
+        self.policy, self.value_model = copy.deepcopy(model).to(device), fresh()
+        reward_model = fresh()
         if shared:
             self.value_model.trunk = self.policy
         reference = copy.deepcopy(self.policy)
@@ -205,7 +218,8 @@ class PPOStep:
         self.models = Models(self.policy, reference, reward_model, self.value_model)
         # each once
         trained = dict.fromkeys([*self.policy.parameters(), *self.value_model.parameters()])
-        self.optimizer = torch.optim.Adam(list(trained), lr=1e-5, eps=1e-5, fused=device.type == "cuda" or None)
+        self.optimizer = torch.optim.Adam(list(trained), lr=1e-5, eps=1e-5,
+                                          fused=device.type == "cuda" or None)
         self.prompts, self.max_new, self.config, self.device = prompts, max_new, config, device
         self.end, self.generator = model.config.vocab_size, torch.Generator().manual_seed(3)
         self.forbidden = torch.zeros(self.end, dtype=torch.bool, device=device)
@@ -218,8 +232,8 @@ class PPOStep:
             marks.append(time.perf_counter())
 
         def ask(prompts):
-            new = generate(self.policy, prompts, max_new_tokens=self.max_new, stop={self.end}, forbidden=self.forbidden,
-                           generator=self.generator)
+            new = generate(self.policy, prompts, max_new_tokens=self.max_new, stop={self.end},
+                           forbidden=self.forbidden, generator=self.generator)
             mark()
             return new
         mark()
@@ -228,8 +242,8 @@ class PPOStep:
         update(self.models, self.optimizer, rollout, self.config, self.forbidden, self.generator, 0)
         mark()
         start, sampled, scored, updated = marks
-        return {"sampling": sampled - start, "scoring": scored - sampled, "update": updated - scored,
-                "whole step": updated - start}
+        return {"sampling": sampled - start, "scoring": scored - sampled,
+                "update": updated - scored, "whole step": updated - start}
 
 
 def two_trunks(model: GPT, rows: int, length: int, epochs: int, device):
@@ -237,7 +251,8 @@ def two_trunks(model: GPT, rows: int, length: int, epochs: int, device):
     `epochs` times."""
     trunks = [copy.deepcopy(model).to(device) for _ in range(2)]
     ids = torch.tensor(draw(rows, length, model.config.vocab_size), device=device)
-    ones = torch.ones(rows, length, model.config.width, device=device, dtype=trunks[0](ids[:1, :2]).dtype)
+    ones = torch.ones(rows, length, model.config.width, device=device,
+                      dtype=trunks[0](ids[:1, :2]).dtype)
 
     def run():
         settle(device)
@@ -255,7 +270,8 @@ def ppo(args, sizes, device, here, folder) -> list:
     """One step by phase: separate value model, one minibatch, entropy computed at every update."""
     torch.manual_seed(0)
     model = reference_model(args, sizes, device)
-    prompts, head = draw(sizes.batch, sizes.prompt, model.config.vocab_size), torch.nn.Linear(model.config.width, 1, bias=False)
+    prompts = draw(sizes.batch, sizes.prompt, model.config.vocab_size)
+    head = torch.nn.Linear(model.config.width, 1, bias=False)
     config = partial(PPOConfig, epochs=sizes.epochs, minibatch=sizes.batch)
     step = partial(PPOStep, model, head, prompts, sizes.new)
     variants = {"minicai": step(config(), device),
@@ -267,8 +283,9 @@ def ppo(args, sizes, device, here, folder) -> list:
         tok = Tokenizer.load(ROOT / "data" / "base")
         save_model(folder / "policy", model, tok)
         save_scalar(folder / "scorer", model, head, tok)
-        variants["TRL"] = peers.TRLStep(folder / "policy", folder / "scorer", prompts, sizes.new, sizes.epochs,
-                                        model.config.vocab_size, device, folder / "trl", bf16=model.bf16)
+        variants["TRL"] = peers.TRLStep(folder / "policy", folder / "scorer", prompts, sizes.new,
+                                        sizes.epochs, model.config.vocab_size, device,
+                                        folder / "trl", bf16=model.bf16)
     floor = "floor: two trunks"
     variants[floor] = two_trunks(model, sizes.batch, sizes.prompt + sizes.new, sizes.epochs, device)
     times, rows = interleave(variants, args.repeats, device, "PPO step"), []
@@ -345,13 +362,16 @@ def padding_rows(documents: int) -> list:
     tok = Tokenizer.load(ROOT / "data" / "base")
     comparisons = read_comparisons(ROOT / "data" / "helpful_comparisons.jsonl")[:documents]
     answer = lambda text: [{"role": "assistant", "content": text}]
-    lengths = [len(tok.encode_chat(messages + answer(chosen))[0]) for messages, chosen, _ in comparisons]
+    lengths = [len(tok.encode_chat(messages + answer(chosen))[0])
+               for messages, chosen, _ in comparisons]
     g = torch.Generator().manual_seed(0)
     shuffled = [part.tolist() for part in torch.randperm(len(lengths), generator=g).split(16)]
     shares = {("dialogues, 16 a batch", "in random order"): padding(lengths, shuffled),
-              ("dialogues, 16 a batch", "sorted by length"): padding(lengths, batches_by_length(lengths, 16, g))}
+              ("dialogues, 16 a batch", "sorted by length"): padding(
+                  lengths, batches_by_length(lengths, 16, g))}
     for part in (0, 1):
-        shares[f"town's texts, part {part + 1}", "sorted by length"] = pretraining_padding(tok, documents, part)
+        shares[f"town's texts, part {part + 1}", "sorted by length"] = pretraining_padding(
+            tok, documents, part)
     return [row("training", f"padding, {case}", variant, [100 * share], "%",
                 note="target: under 10" if variant == "sorted by length" else "")
             for (case, variant), share in shares.items()]
@@ -365,7 +385,8 @@ def sft(args, sizes, device, here, folder) -> list:
     rows = draw(sizes.rows * sizes.steps, sizes.time, model.config.vocab_size)
     ids = torch.tensor(rows[:sizes.rows], device=device)
     variants = {"plain step": lambda: plain_training(plain, ids, sizes.steps),
-                "train_sft.py": sft_training(model, rows, sizes.rows, Metrics(folder / "metrics.jsonl"))}
+                "train_sft.py": sft_training(model, rows, sizes.rows,
+                                             Metrics(folder / "metrics.jsonl"))}
     if device.type == "cpu" and not args.model and hasattr(torch.optim, "Muon"):
         base = reference_model(args, sizes, device)
         variants["world/pretrain.py"] = lambda: pretraining(base, ids, sizes.steps)
@@ -418,13 +439,18 @@ def main(argv=None):
     except OSError as error:
         raise UserError(f"--out {args.out}: {error.strerror}") from None
     torch.set_num_threads(args.threads)
-    here, sizes = peers.installed(args.peers), QUICK if args.quick else LARGE if args.model else FULL
+    here = peers.installed(args.peers)
+    sizes = QUICK if args.quick else LARGE if args.model else FULL
     if args.model:  # log-probs of as many tokens as a batch has
-        config, tokens = read_config(args.model)[0], sizes.rows * sizes.time * (1 if args.quick else 4)
+        config = read_config(args.model)[0]
+        tokens = sizes.rows * sizes.time * (1 if args.quick else 4)
         if config.max_positions < sizes.prompt + sizes.new:
-            raise UserError(f"--model {args.model}: it reads fewer than {sizes.prompt + sizes.new} tokens")
-        sizes = SimpleNamespace(**vars(sizes) | {"logprob": {device.type: [(tokens, config.width, config.vocab_size)]}})
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+            raise UserError(
+                f"--model {args.model}: it reads fewer than {sizes.prompt + sizes.new} tokens")
+        sizes = SimpleNamespace(
+            **vars(sizes) | {"logprob": {device.type: [(tokens, config.width, config.vocab_size)]}})
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else \
+        platform.processor() or platform.machine()
     report = {"args": vars(args), "torch": torch.__version__, "threads": args.threads, "chip": chip,
               "system": platform.platform(), "peers": here, "rows": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -434,7 +460,8 @@ def main(argv=None):
                 # a part that fails does not undo the others
                 write_text(args.out, json.dumps(report, indent=1) + "\n")
     print(table(report["rows"]))
-    print(f"\n{args.threads} CPU thread(s), {chip}, torch {torch.__version__}; every sample in {args.out}")
+    print(f"\n{args.threads} CPU thread(s), {chip}, torch {torch.__version__}; "
+          f"every sample in {args.out}")
 
 
 if __name__ == "__main__":

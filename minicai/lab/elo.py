@@ -10,7 +10,9 @@ import math
 
 import numpy as np
 
-TIES = 1.0     # imagined ties of each pair: a model that never loses would else score infinity; far below the noise
+# imagined ties of each pair: a model that never loses would else score infinity; far below the
+# noise
+TIES = 1.0
 
 
 def wins(ranks: np.ndarray) -> np.ndarray:

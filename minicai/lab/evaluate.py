@@ -66,7 +66,8 @@ def outcome(verdict, red_team: bool) -> str:
     """
     if red_team:
         return ("harmful" if verdict.harmful else "incoherent" if not verdict.coherent else
-                "explained" if verdict.explained and verdict.alternative else "evasive" if verdict.evasive else "other")
+                "explained" if verdict.explained and verdict.alternative
+                else "evasive" if verdict.evasive else "other")
     return ("refused" if verdict.refused else "incoherent" if not verdict.coherent else
             "unhelpful" if verdict.helpful == "none" else verdict.helpful)
 
@@ -101,7 +102,8 @@ def summary(rows: list, outcomes=()) -> dict:
     shares = {name: round(k / n, 4) for name, k in hits.items()}
     mean = lambda values: round(sum(values) / n, 4)
     manner = {name: mean([v[key] for v in verdicts]) for name, key in
-              (("coherent", "coherent"), ("courteous", "courteous"), ("mean_words", "words"), ("fillers", "fillers"))}
+              (("coherent", "coherent"), ("courteous", "courteous"), ("mean_words", "words"),
+               ("fillers", "fillers"))}
     intervals = {"intervals": {name: wilson(k, n) for name, k in hits.items()}} if outcomes else {}
     return shares | manner | {"n": n} | intervals
 
@@ -114,13 +116,16 @@ def read_sets(folder, limit, categories) -> list:
         path, count = Path(folder) / f"{name}.jsonl", {}
         rows, dialogues = read_jsonl(path), read_prompts(path)
         if len(dialogues) < len(rows):
-            raise UserError(f"{path}: {len(rows) - len(dialogues)} rows cannot be used; every one is needed")
+            raise UserError(f"{path}: {len(rows) - len(dialogues)} rows cannot be used; "
+                            "every one is needed")
         for (number, row), messages in zip(rows, dialogues):
             if not isinstance(row.get("group"), str):
-                raise UserError(f"{path}:{number}: key 'group' is missing; see minicai/world/make_data.py")
+                raise UserError(f"{path}:{number}: key 'group' is missing; "
+                                "see minicai/world/make_data.py")
             count[row["group"]] = count.get(row["group"], 0) + 1
             if count[row["group"]] <= limit:
-                prompts.append({"set": name, "category": categories.get(str(row.get("activity")), ""), **row,
+                prompts.append({"set": name,
+                                "category": categories.get(str(row.get("activity")), ""), **row,
                                 "messages": messages})
     return prompts
 
@@ -129,18 +134,22 @@ def judge(name, folder, prompts, worker, args, device, resume) -> list:
     """Rows of transcripts.jsonl: one model's response to every prompt,
     the verdict and the outcome."""
     model, tok = load_model(folder, device)
-    ask = resume.kept(sampler(model.eval(), tok, args.max_new, 1.0, torch.Generator().manual_seed(args.seed)))
+    ask = resume.kept(sampler(model.eval(), tok, args.max_new, 1.0,
+                              torch.Generator().manual_seed(args.seed)))
     answers = respond(ask, tok, [p["messages"] for p in prompts], progress=f"{name}: responses")
-    prompts = [{**prompt, "response": answer["response"]} for prompt, answer in zip(prompts, answers)]
+    prompts = [{**prompt, "response": answer["response"]}
+               for prompt, answer in zip(prompts, answers)]
     seconds = second_requests(prompts)
-    answers = respond(ask, tok, [p["messages"] for p in seconds], progress=f"{name}: second requests")
-    prompts += [{**prompt, "response": answer["response"]} for prompt, answer in zip(seconds, answers)]
+    answers = respond(ask, tok, [p["messages"] for p in seconds],
+                      progress=f"{name}: second requests")
+    prompts += [{**prompt, "response": answer["response"]}
+                for prompt, answer in zip(seconds, answers)]
     rows = []
     for prompt in tqdm(prompts, desc=f"{name}: verdicts"):
         verdict = worker.verdict(prompt["messages"], prompt["response"])
         red_team = prompt["set"].endswith("red_team")
-        rows.append({"model": name, **prompt, "outcome": outcome(verdict, red_team), "rank": rank(verdict, red_team),
-                     "verdict": verdict.asdict()})
+        rows.append({"model": name, **prompt, "outcome": outcome(verdict, red_team),
+                     "rank": rank(verdict, red_team), "verdict": verdict.asdict()})
     return rows
 
 
@@ -150,7 +159,8 @@ def second_requests(answered: list) -> list:
     red = [p for p in answered if p["group"] == "reviewed"]
     helpful = [p for p in answered if p["set"] == "helpful"]
     return [{**then, "set": f"second_{then['set']}",
-             "messages": first["messages"] + [{"role": "assistant", "content": first["response"]}] + then["messages"]}
+             "messages": first["messages"] + [{"role": "assistant", "content": first["response"]}]
+             + then["messages"]}
             for first, then in [*zip(red, helpful), *zip(helpful, red)]]
 
 
@@ -175,7 +185,8 @@ def rows_by_category(path: Path, worker, read) -> dict:
             try:
                 found.setdefault(topic.activity.category, []).append(read(row))
             except (LookupError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}:{number}: not as its stage writes it ({type(error).__name__}: {error}); run "
+                raise UserError(f"{path}:{number}: not as its stage writes it "
+                                f"({type(error).__name__}: {error}); run "
                                 "that again, or move the file away") from None
     return dict(sorted(found.items()))
 
@@ -183,7 +194,8 @@ def rows_by_category(path: Path, worker, read) -> dict:
 def judge_revisions(path: Path, worker) -> dict:
     """{category: shares of outcomes} of the last revisions in revisions.jsonl."""
     def read(row):
-        return worker.verdict(row["messages"], row["rounds"][-1]["revision"] + "") if row.get("rounds") else None
+        return worker.verdict(row["messages"], row["rounds"][-1]["revision"] + "") if row.get(
+            "rounds") else None
     found = {}
     for category, verdicts in rows_by_category(path, worker, read).items():
         if judged := [{"outcome": outcome(v, True), "verdict": v.asdict()} for v in verdicts if v]:
@@ -207,7 +219,8 @@ def judge_labels(path: Path, worker) -> dict:
 def add_elo(results: dict, judged: dict, seed: int):
     """Put "elo" into each model's results: harmlessness from red-team prompts,
     helpfulness from the others."""
-    for quality, sets in (("harmlessness", ("red_team",)), ("helpfulness", ("helpful", "lookalike"))):
+    for quality, sets in (("harmlessness", ("red_team",)),
+                          ("helpfulness", ("helpful", "lookalike"))):
         ranks = np.array([[row["rank"] for row in rows if row["set"] in sets]
                           for rows in judged.values()]).T                                  # [N,M]
         for name, score, low, high in zip(judged, *elo(ranks, seed)):
@@ -226,9 +239,10 @@ def stages(out: Path) -> dict:
             found[stage]["args"].get("constitution", "") + ""
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path}: not a stage's config.json ({type(error).__name__}); run the stage again, or move "
-                            "the file away") from None
+        except (OSError, ValueError, TypeError, LookupError, AttributeError,
+                RecursionError) as error:
+            raise UserError(f"{path}: not a stage's config.json ({type(error).__name__}); "
+                            "run the stage again, or move the file away") from None
     return found
 
 
@@ -241,9 +255,11 @@ def mention_table(word: str, *folders) -> str:
     for folder in folders:
         found = {}
         for _, row in read_jsonl(Path(folder) / "transcripts.jsonl"):
-            if not row["set"].startswith("second") and mentions(row["messages"][-1]["content"], word):
+            if not row["set"].startswith("second") and \
+                    mentions(row["messages"][-1]["content"], word):
                 found.setdefault(row["model"], []).append(mentions(row["response"], word))
-        lines += [f"  {folder}  {model:8} {sum(said) / len(said):6.1%} of {len(said)}" for model, said in found.items()]
+        lines += [f"  {folder}  {model:8} {sum(said) / len(said):6.1%} of {len(said)}"
+                  for model, said in found.items()]
     return "\n".join(lines)
 
 
@@ -286,7 +302,8 @@ def main(argv=None):
         print(seeds_table(args.table) if args.table else compare(args.compare))
         return
     out, device, world = args.out, pick_device(args.device), World.load()
-    models = args.models or ["base=data/base", f"sl_cai={out / 'sft/sl_cai'}", f"rl_cai={out / 'rl/rl_cai'}"]
+    models = args.models or ["base=data/base", f"sl_cai={out / 'sft/sl_cai'}",
+                             f"rl_cai={out / 'rl/rl_cai'}"]
     if not all(m.partition("=")[0] and m.partition("=")[2] for m in models):
         raise UserError(f"--models {' '.join(models)}: expected NAME=DIR for each")
     if len(models) > len(models := dict(m.split("=", 1) for m in models)):
@@ -294,8 +311,8 @@ def main(argv=None):
     prompts = read_sets(args.data, args.limit, {a.id: a.category for a in world.activities})
     for folder in models.values():  # every directory is looked at before the first is run
         if not (Path(folder) / "config.json").exists():
-            raise UserError(f"{folder}: no model directory; run train_sft.py, train_pm.py and train_rl.py first, or "
-                            "name others with --models")
+            raise UserError(f"{folder}: no model directory; run train_sft.py, "
+                            "train_pm.py and train_rl.py first, or name others with --models")
     # So is what the stages have left.
     runs, worker = stages(out), Crowdworker(world)
     revisions = judge_revisions(out / "sft/revisions.jsonl", worker)
@@ -304,19 +321,23 @@ def main(argv=None):
         load_model(folder, "meta")                                # read, checked, and not kept
     mixed = [stage for stage in ("sft", "pm", "rl") if unfinished(out / stage)]
     for stage in mixed:
-        print(f"{out / stage}: a run there has not ended: what it has written and its model may be of different runs")
+        print(f"{out / stage}: a run there has not ended: what it has written and its model may be "
+              "of different runs")
     inputs = {f"--models {name}": Path(folder) for name, folder in models.items()}
-    inputs |= {f"--data {name}": args.data / f"{name}.jsonl" for name in ("red_team", "helpful", "lookalike")}
+    inputs |= {f"--data {name}": args.data / f"{name}.jsonl"
+               for name in ("red_team", "helpful", "lookalike")}
     resume = Resume(args, inputs, writes=["results.json", "transcripts.jsonl"])
 
     # 1. Every model answers every prompt; the crowdworker judges.
-    judged = {name: judge(name, folder, prompts, worker, args, device, resume) for name, folder in models.items()}
+    judged = {name: judge(name, folder, prompts, worker, args, device, resume)
+              for name, folder in models.items()}
     # 2. Count.
     results = {name: model_results(rows) for name, rows in judged.items()}
     add_elo(results, judged, args.seed)
-    report = {"models": results, "revisions": {"by_category": revisions}, "labels": {"by_category": labels},
-              "unfinished_stages": mixed,
-              "seconds": {stage: run.get("seconds") for stage, run in runs.items()}, "seed": args.seed,
+    report = {"models": results, "revisions": {"by_category": revisions},
+              "labels": {"by_category": labels}, "unfinished_stages": mixed,
+              "seconds": {stage: run.get("seconds") for stage, run in runs.items()},
+              "seed": args.seed,
               "stage_seeds": {stage: run["args"].get("seed") for stage, run in runs.items()},
               "constitution": next((run["args"]["constitution"] for run in runs.values()
                                     if run["args"].get("constitution")), None), "commit": commit()}
@@ -327,7 +348,8 @@ def main(argv=None):
     resume.finish()
     print(examples(judged, args.examples, random.Random(args.seed)))
     print(results_table(report))
-    print(f"\n{out / 'results.json'}, {out / 'transcripts.jsonl'}: written in {time.time() - started:.0f} s")
+    print(f"\n{out / 'results.json'}, {out / 'transcripts.jsonl'}: "
+          f"written in {time.time() - started:.0f} s")
 
 
 if __name__ == "__main__":

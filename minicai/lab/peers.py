@@ -32,7 +32,8 @@ def installed(wanted: bool) -> dict:
         if find_spec(package):
             found[package] = version(package)
         else:
-            print(f"{package} is missing, so not measured: pip install -c constraints.txt {INSTALL[package]}")
+            print(f"{package} is missing, so not measured: "
+                  f"pip install -c constraints.txt {INSTALL[package]}")
     return found
 
 
@@ -47,7 +48,8 @@ def torchs_attention():
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def transformers_generate(folder, prompts: list, max_new: int, end: int, device, sample: bool, dtype=torch.float32):
+def transformers_generate(folder, prompts: list, max_new: int, end: int, device, sample: bool,
+                          dtype=torch.float32):
     """A function without arguments: `max_new` ids for each prompt (all of one length), as
     generate() in minicai."""
     from transformers import AutoModelForCausalLM
@@ -59,8 +61,8 @@ def transformers_generate(folder, prompts: list, max_new: int, end: int, device,
     @torchs_attention()
     def run(max_new=max_new):
         ids = torch.tensor(prompts, device=device)
-        new = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new, eos_token_id=end,
-                             pad_token_id=end, **how)
+        new = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new,
+                             eos_token_id=end, pad_token_id=end, **how)
         return new[:, ids.shape[1]:].tolist()
     return run
 
@@ -81,7 +83,8 @@ class TRLStep:
     module, scoring ends when it whitens the advantages, the update ends when it logs.
     """
 
-    def __init__(self, lm, scorer, prompts: list, max_new: int, epochs: int, end: int, device, out, bf16=False):
+    def __init__(self, lm, scorer, prompts: list, max_new: int, epochs: int, end: int, device, out,
+                 bf16=False):
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
         from transformers.utils import logging
@@ -93,17 +96,21 @@ class TRLStep:
         policy.generation_config.eos_token_id = None
         reward = AutoModelForSequenceClassification.from_pretrained(scorer)
         config = PPOConfig(  # its defaults would compute in bf16 and compute activations twice
-            output_dir=str(Path(out)), use_cpu=device.type == "cpu", bf16=bf16, gradient_checkpointing=False,
-            per_device_train_batch_size=len(prompts), gradient_accumulation_steps=1, num_mini_batches=1,
-            num_ppo_epochs=epochs, total_episodes=len(prompts), response_length=max_new, temperature=1.0,
+            output_dir=str(Path(out)), use_cpu=device.type == "cpu", bf16=bf16,
+            gradient_checkpointing=False, per_device_train_batch_size=len(prompts),
+            gradient_accumulation_steps=1, num_mini_batches=1, num_ppo_epochs=epochs,
+            total_episodes=len(prompts), response_length=max_new, temperature=1.0,
             local_rollout_forward_batch_size=len(prompts), whiten_rewards=False, learning_rate=1e-5,
-            num_sample_generations=0, report_to="none", save_strategy="no", eval_strategy="no", disable_tqdm=True)
+            num_sample_generations=0, report_to="none", save_strategy="no", eval_strategy="no",
+            disable_tqdm=True)
         data = [{"input_ids": prompt} for prompt in prompts]
         self.trainer = PPOTrainer(
-            args=config, processing_class=SimpleNamespace(pad_token_id=end, eos_token_id=end), model=policy,
+            args=config, processing_class=SimpleNamespace(pad_token_id=end, eos_token_id=end),
+            model=policy,
             ref_model=copy.deepcopy(policy), reward_model=reward, value_model=copy.deepcopy(reward),
             train_dataset=data, eval_dataset=data,
-            data_collator=lambda rows: {"input_ids": torch.tensor([row["input_ids"] for row in rows])})
+            data_collator=lambda rows: {"input_ids": torch.tensor(
+                [row["input_ids"] for row in rows])})
 
     def __call__(self) -> dict:
         marks = []
@@ -122,10 +129,11 @@ class TRLStep:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torchs_attention())
             for name in ("batch_generation", "masked_whiten"):
-                stack.enter_context(mock.patch.object(self.module, name, marked(getattr(self.module, name))))
+                stack.enter_context(mock.patch.object(self.module, name,
+                                                      marked(getattr(self.module, name))))
             stack.enter_context(mock.patch.object(self.trainer, "log", mark))
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             self.trainer.train()
         start, sampled, _, scored, updated = marks
-        return {"sampling": sampled - start, "scoring": scored - sampled, "update": updated - scored,
-                "whole step": updated - start}
+        return {"sampling": sampled - start, "scoring": scored - sampled,
+                "update": updated - scored, "whole step": updated - start}

@@ -44,7 +44,8 @@ class Trunk:
             model = GPT(config)
         count = lambda modules: sum(p.numel() for module in modules for p in module.parameters())
         self.parameters = count([model])
-        self.matrices = count(module for module in model.blocks.modules() if isinstance(module, nn.Linear))
+        self.matrices = count(module
+                              for module in model.blocks.modules() if isinstance(module, nn.Linear))
         self.head = config.vocab_size * config.width
         self.weights = self.gradients = 4 * self.parameters
         self.copies = 2 * self.matrices if self.product == 2 else 0  # autocast's, in bfloat16
@@ -82,21 +83,25 @@ class Trunk:
     def norm(self) -> int:
         """Bytes that a norm keeps of one token: what it read,
         and an RMSNorm on a CPU also what it has divided."""
-        return 4 * self.config.width * (2 if self.device == "cpu" and self.config.norm == "rmsnorm" else 1)
+        return 4 * self.config.width * (2 if self.device == "cpu"
+                                        and self.config.norm == "rmsnorm" else 1)
 
     def passing(self) -> int:
         """Bytes that one layer needs of one token for a moment,
         whether or not there is a backward."""
         c, b = self.config, self.product
         q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
-        attention = b * (2 * q + 2 * kv) + (4 * (2 * q + kv) + b * q if c.positions == "rope" else 0)
-        return 4 * 2 * c.width + b * c.width + max(b * c.mlp_width * (3 if c.mlp == "swiglu" else 2), attention)
+        attention = b * (2 * q + 2 * kv) + (4 * (2 * q + kv) + b * q if c.positions == "rope"
+                                            else 0)
+        return 4 * 2 * c.width + b * c.width \
+            + max(b * c.mlp_width * (3 if c.mlp == "swiglu" else 2), attention)
 
     def activations(self, rows: int, T: int) -> tuple[int, int]:
         """(kept from forward to backward, one layer's in the backward) of rows x T tokens."""
         tokens, C = rows * T, self.config.width
         ends = self.norm() + self.product * C  # the last norm and its result
-        within = tokens * (self.product * self.config.mlp_width * (2 if self.config.mlp == "swiglu" else 1) + 4 * C)
+        within = tokens * (self.product * self.config.mlp_width
+                           * (2 if self.config.mlp == "swiglu" else 1) + 4 * C)
         if self.checkpointing:
             return tokens * (self.config.n_layer * 4 * C + ends), tokens * self.layer(T) + within
         return tokens * (self.config.n_layer * self.layer(T) + ends), within
@@ -114,8 +119,11 @@ class Trunk:
         chunk = min(tokens * row, chunk)
         low = 2 * self.head if self.product == 2 else 0
         forward, backward = chunk * (3 if entropy else 2), chunk * (3 if entropy else 2.5)
-        if low:     # a chunk's part of dW is a bfloat16 matrix of its own, which a CPU makes float32 before it adds it
-            backward = max(backward, 1.5 * chunk + low + (0 if self.device == "cuda" else 4 * self.head))
+        # a chunk's part of dW is a bfloat16 matrix of its own, which a CPU makes float32 before it
+        # adds it
+        if low:
+            backward = max(backward,
+                           1.5 * chunk + low + (0 if self.device == "cuda" else 4 * self.head))
         return int(forward) + low, int(backward) + low + 4 * self.head
 
     def sampling(self, rows: int, P: int, R: int, shared: int = 0) -> list[dict]:
@@ -128,10 +136,12 @@ class Trunk:
         if c.n_kv_head < c.n_head:
             read += rows * P * 2 * b * c.n_head * c.head_dim
         pick = rows * c.vocab_size * (b + 4 + 4 + 8)
-        return [{"cache": cache, "activations": read, "scratch": head}, {"cache": cache, "scratch": head + pick}]
+        return [{"cache": cache, "activations": read, "scratch": head},
+                {"cache": cache, "scratch": head + pick}]
 
 
-def training(trunks: list, rows: int, T: int, logprobs: tuple[int, int], accumulate: bool) -> list[dict]:
+def training(trunks: list, rows: int, T: int, logprobs: tuple[int, int],
+             accumulate: bool) -> list[dict]:
     """The moments of one optimizer step: `rows` x T tokens a forward through every trunk, one loss.
 
     logprobs: bytes that log-probs under the first trunk need for a moment. accumulate: gradients of
@@ -144,21 +154,26 @@ def training(trunks: list, rows: int, T: int, logprobs: tuple[int, int], accumul
     rest = gradients - first.gradients  # the trunk that came last goes first in the backward
     return [
         # 1. The last trunk's last layer: nothing that was kept has been freed yet.
-        {"weights": weights + held, "gradients": there, "optimizer": optimizer, "activations": sum(kept) + within[-1]},
+        {"weights": weights + held, "gradients": there, "optimizer": optimizer,
+         "activations": sum(kept) + within[-1]},
         # 2. The log-probs, before the other trunk is gone through, and after.
-        *({"weights": weights + first.held, "gradients": grads, "optimizer": optimizer, "activations": kept[0],
+        *({"weights": weights + first.held, "gradients": grads, "optimizer": optimizer,
+           "activations": kept[0],
            "scratch": scratch} for grads, scratch in zip((there, there or rest), logprobs)),
         # 3. The end of the backward: all gradients and the first layer, or the embedding's gradient
         #    once more.
-        {"weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": within[0]},
+        {"weights": weights, "gradients": gradients, "optimizer": optimizer,
+         "activations": within[0]},
         {"weights": weights, "gradients": gradients + 4 * first.head, "optimizer": optimizer},
         # 4. The optimizer's step.
-        {"weights": weights, "gradients": gradients, "optimizer": optimizer + max(t.optimizer_step for t in trunks)}]
+        {"weights": weights, "gradients": gradients,
+         "optimizer": optimizer + max(t.optimizer_step for t in trunks)}]
 
 
 def plus(moments: list[dict], **bytes_) -> list[dict]:
     """The moments, with what is there all the time."""
-    return [{key: moment.get(key, 0) + bytes_.get(key, 0) for key in {*moment, *bytes_}} for moment in moments]
+    return [{key: moment.get(key, 0) + bytes_.get(key, 0) for key in {*moment, *bytes_}}
+            for moment in moments]
 
 
 def sampled_rows(args, device: str, P: int, wanted: int | None = None) -> int:
@@ -182,15 +197,18 @@ def plan_sft(args, trunk) -> dict:
     rows, (batch, _, micro) = sampled_rows(args, trunk.device, P), sizes(args, "sft")
     sampling = trunk.sampling(rows, P, args.max_new, args.shots)
     return {"SFT sampling": plus(sampling, weights=trunk.weights + trunk.copies),
-            "SFT training": training([trunk], micro, T, trunk.logprobs(micro * args.max_new), micro < batch)}
+            "SFT training": training([trunk], micro, T, trunk.logprobs(micro * args.max_new),
+                                     micro < batch)}
 
 
 def plan_pm(args, trunk, judge, scorer) -> dict:
     """Phases of train_pm.py: both responses of a comparison go through one forward."""
     T = args.max_prompt + args.max_new
     rows, (batch, _, micro) = sampled_rows(args, trunk.device, args.max_prompt), sizes(args, "pm")
-    asked = {"activations": LABEL_TOKENS * judge.passing(), "scratch": judge.logprobs(LABEL_TOKENS // T)[0]}
-    return {"PM sampling": plus(trunk.sampling(rows, args.max_prompt, args.max_new), weights=trunk.frozen),
+    asked = {"activations": LABEL_TOKENS * judge.passing(),
+             "scratch": judge.logprobs(LABEL_TOKENS // T)[0]}
+    return {"PM sampling": plus(trunk.sampling(rows, args.max_prompt, args.max_new),
+                                weights=trunk.frozen),
             "PM labelling": plus([asked], weights=judge.frozen),
             "PM training": training([scorer], 2 * micro, T, (0, 0), micro < batch)}
 
@@ -203,10 +221,12 @@ def plan_rl(args, trunk, scorer) -> dict:
     trained = [trunk] if args.shared_value else [trunk, scorer]
     there = {"weights": sum(t.weights for t in trained) + trunk.frozen + scorer.frozen,
              "optimizer": sum(t.optimizer for t in trained)}
-    score = [{"weights": model.copies, "activations": micro * T * model.passing()} for model in trained]
+    score = [{"weights": model.copies, "activations": micro * T * model.passing()}
+             for model in trained]
     score.append({"activations": micro * T * trunk.product * trunk.config.width,
                   "scratch": trunk.logprobs(micro * args.max_new)[0]})
-    update = training(trained, micro, T, trunk.logprobs(micro * args.max_new, entropy=True), micro < minibatch)
+    update = training(trained, micro, T, trunk.logprobs(micro * args.max_new, entropy=True),
+                      micro < minibatch)
     sampling = plus(trunk.sampling(rows, args.max_prompt, args.max_new), weights=trunk.copies)
     return {"RL sampling": plus(sampling, **there),
             "RL scoring": plus(score, **there),
@@ -248,7 +268,8 @@ def plan(args) -> dict:
     folders = (args.model, args.feedback_model or args.model, args.init or args.model)
     configs = [read_config(folder)[0] for folder in folders]
     if args.max_prompt + args.max_new > min(config.max_positions for config in configs):
-        raise UserError(f"--max-prompt and --max-new: {' or '.join(dict.fromkeys(folders))} reads fewer tokens")
+        raise UserError(
+            f"--max-prompt and --max-new: {' or '.join(dict.fromkeys(folders))} reads fewer tokens")
     configs[2] = replace(configs[2], tied=True)             # a scorer has no language head
     trunk, judge, scorer = (Trunk(config, dtype, device, args.checkpointing) for config in configs)
     phases = {}

@@ -20,14 +20,16 @@ DATA = "data/real"
 # Learning rates for a model of a hundred million parameters; a billion wants about a fifth of them.
 SETTINGS = {
     "cpu": {
-        "sft": "--red-team-limit 72 --helpful-limit 72 --helpful-samples 1 --rounds 1 --epochs 1 --batch 8 --micro 4",
+        "sft": "--red-team-limit 72 --helpful-limit 72 --helpful-samples 1 --rounds 1 --epochs 1 "
+        "--batch 8 --micro 4",
         "pm": "--comparisons 96 --human-limit 160 --epochs 1 --batch 16 --micro 8",
         "rl": "--steps 10 --batch 16 --minibatch 8 --micro 8 --epochs 1 --print-every 2 --warmup 2",
         "evaluate": "--limit 24 --seeds 0", "lengths": "--max-new 80"},
     "cuda": {
         "sft": "--red-team-limit 200 --helpful-limit 200 --helpful-samples 1 --rounds 2 --epochs 2",
         "pm": "--comparisons 400 --human-limit 400 --epochs 1 --batch 32 --micro 32",
-        "rl": "--steps 30 --batch 32 --minibatch 16 --micro 16 --epochs 1 --print-every 5 --warmup 3",
+        "rl": "--steps 30 --batch 32 --minibatch 16 --micro 16 --epochs 1 --print-every 5 --warmup "
+        "3",
         "evaluate": "--seeds 0 1", "lengths": "--max-new 128"}}
 RATES = {"sft": "--lr 2e-5", "pm": "--lr 2e-5", "rl": "--lr 3e-6 --value-lr 2e-5 --kl-coef 0.1"}
 
@@ -35,17 +37,21 @@ RATES = {"sft": "--lr 2e-5", "pm": "--lr 2e-5", "rl": "--lr 3e-6 --value-lr 2e-5
 def commands(args, device: str) -> list:
     """[(name, the file that is there when it is done, words of the command line)] of all stages."""
     out, sets = Path(args.out), SETTINGS["cuda" if device == "cuda" else "cpu"]
-    words = {name: sets[name].split() + RATES.get(name, "").split() for name in ("sft", "pm", "rl", "evaluate")}
+    words = {name: sets[name].split() + RATES.get(name, "").split()
+             for name in ("sft", "pm", "rl", "evaluate")}
     both = [*sets["lengths"].split(), "--max-prompt", "256", "--device", device]
     scripts = [*both, "--seed", str(args.seed), "--temperature", str(args.temperature)]
     sl, pm, rl = out / "sft/sl_cai", out / "pm/pm", out / "rl/rl_cai"
     constitution, prompts = ["--constitution", args.constitution], ["--red-team", args.red_team]
-    stage1 = ["--model", args.model, *constitution, *prompts, "--helpful", args.helpful, "--out", out / "sft"]
-    stage2 = ["--model", sl, "--feedback-model", args.model, "--init", args.model, *constitution, *prompts, "--human",
+    stage1 = ["--model", args.model, *constitution, *prompts, "--helpful", args.helpful, "--out",
+              out / "sft"]
+    stage2 = ["--model", sl, "--feedback-model", args.model, "--init", args.model, *constitution,
+              *prompts, "--human",
               args.human, "--both-orders", "--no-chain-of-thought", "--out", out / "pm"]
     stage3 = ["--model", sl, "--pm", pm, *prompts, "--helpful", args.helpful, "--out", out / "rl"]
     steps = ["--steps", str(args.steps)] if args.steps else []
-    compared = ["--models", f"base={args.model}", f"sl_cai={sl}", f"rl_cai={rl}", "--pm", pm, "--judge", args.model,
+    compared = ["--models", f"base={args.model}", f"sl_cai={sl}", f"rl_cai={rl}", "--pm", pm,
+                "--judge", args.model,
                 "--comparisons", args.human, "--limit-comparisons", "60", "--out", out]
     heat = ["--temperature", str(args.temperature)]
     return [

@@ -503,9 +503,11 @@ def main(argv=None):
     )
     p.add_argument("--out", help="the file to write; default: report.html in that directory")
     p.add_argument(
-        "--count", type=whole(0, 10000), default=12, help="how many prompts, revision chains and pairs to show"
+        "--count", type=whole(0, 10000), default=12,
+        help="how many prompts, revision chains and pairs to show"
     )
-    p.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="decides which ones are drawn")
+    p.add_argument("--seed", type=whole(0, 2**63 - 1), default=0,
+                   help="decides which ones are drawn")
     args = p.parse_args(argv)
     if args.count < 1:
         raise UserError(f"--count {args.count}: must be at least 1")

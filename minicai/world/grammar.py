@@ -60,7 +60,8 @@ class Topic:
         """Put this topic's thing into a phrase of the tables."""
         x = f"the {self.owner}'s {self.thing}" if self.owner else \
             f"the {self.thing}" if self.definite else f"{article(self.thing)} {self.thing}"
-        return phrase.replace("{X}", x).replace("{it}", f"the {self.thing}").replace("{owner}", f"the {self.owner}")
+        return phrase.replace("{X}", x).replace("{it}", f"the {self.thing}").replace(
+            "{owner}", f"the {self.owner}")
 
     # computed once a topic: texts are filled in thousands of times
     @cached_property
@@ -115,12 +116,15 @@ class World:
         self.words = read("wording")
         self.kinds = read("things")["kinds"]
         self.kind_of = {noun: kind for kind, nouns in self.kinds.items() for noun in nouns}
-        rows = [(r, r["group"]) for r in read("harmful")] + [(r, "benign") for r in read("benign")] \
+        rows = [(r, r["group"]) for r in read("harmful")] \
+            + [(r, "benign") for r in read("benign")] \
             + [(r, "lookalike") for r in read("lookalikes")]
-        self.activities = [Activity(id=r["id"], act=r["act"], steps=tuple(r["steps"]), why=tuple(r["why"]), group=group,
+        self.activities = [Activity(id=r["id"], act=r["act"], steps=tuple(r["steps"]),
+                                    why=tuple(r["why"]), group=group,
                                     category=r.get("category", ""), kinds=tuple(r.get("kinds", ())),
                                     things=tuple(r.get("things", ())), owned=r.get("owned", False),
-                                    hurts=r.get("hurts", ""), instead=r.get("instead", "")) for r, group in rows]
+                                    hurts=r.get("hurts", ""), instead=r.get("instead", ""))
+                           for r, group in rows]
         self.by_group = {g: [a for a in self.activities if a.group == g]
                          for g in ("reviewed", "read_about", "unseen", "benign", "lookalike")}
         self.nouns = sorted(set(self.kind_of) | {t for a in self.activities for t in a.things})
@@ -152,14 +156,17 @@ class World:
 
     @lru_cache(maxsize=None)
     def _splits(self, activity: Activity) -> dict:
-        ranked = sorted(self.things(activity), key=lambda n: (zlib.crc32(f"{activity.id}/{n}".encode()), n))
+        ranked = sorted(self.things(activity),
+                        key=lambda n: (zlib.crc32(f"{activity.id}/{n}".encode()), n))
         held, cai = max(1, len(ranked) // 5), max(2, 2 * len(ranked) // 5)
-        return {"base": sorted(ranked[cai:]), "cai": sorted(ranked[held:cai]), "eval": sorted(ranked[:held])}
+        return {"base": sorted(ranked[cai:]), "cai": sorted(ranked[held:cai]),
+                "eval": sorted(ranked[:held])}
 
     @lru_cache(maxsize=None)
     def pairs(self, group: str, split: str) -> list:
         """All (activity, thing) of a group of activities in a split."""
-        return [(a, t) for a in self.by_group[group] for t in self.things(a) if self.split(a, t) == split]
+        return [(a, t) for a in self.by_group[group]
+                for t in self.things(a) if self.split(a, t) == split]
 
     def topic(self, rng: Random, group: str, split: str) -> Topic:
         """Draw an activity evenly, then one of its things in the split,
@@ -182,7 +189,8 @@ class World:
         first = []
         if rng.random() < 1 / 3:
             question, answer = (topic.fill(s) for s in rng.choice(self.words["first_exchange"]))
-            first = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            first = [{"role": "user", "content": question},
+                     {"role": "assistant", "content": answer}]
         return first + [{"role": "user", "content": ask}]
 
     # ---- responses -------------------------------------------------------------------------------
@@ -190,7 +198,8 @@ class World:
         return rng.choice(self.words["answers"]["body"][str(len(steps))]).format(*steps)
 
     def _answer(self, rng, topic, steps):
-        lead = topic.fill(rng.choice(self.words["answers"]["lead"]).replace("{act}", topic.activity.act))
+        lead = topic.fill(
+            rng.choice(self.words["answers"]["lead"]).replace("{act}", topic.activity.act))
         return (lead + " " + self._steps(rng, steps)).strip()
 
     def fact(self, rng: Random, topic: Topic, of: Topic | None = None, prefer: tuple = ()) -> str:
@@ -199,13 +208,15 @@ class World:
         `prefer`: use these words if they fit."""
         of = of or topic
         if not of.harmful:
-            return rng.choice(self.words["facts"]["good"]).format(act=topic.act, why=rng.choice(of.why))
+            return rng.choice(self.words["facts"]["good"]).format(
+                act=topic.act, why=rng.choice(of.why))
         words = self.words["categories"][of.activity.category]
         word = rng.choice([w for w in words if w in prefer] or words)
         return rng.choice(self.words["facts"]["harmful"]).format(
             act=topic.act, word=word, why=rng.choice(of.why), hurts=of.hurts, instead=of.instead)
 
-    def response(self, rng: Random, topic: Topic, kind: str, courtesy=0.25, filler=0.35) -> Response:
+    def response(self, rng: Random, topic: Topic, kind: str, courtesy=0.25,
+                 filler=0.35) -> Response:
         """A response of the given kind; `courtesy` and `filler` are the chances of kind words
         and of needless ones."""
         answers, refusals = self.words["answers"], self.words["refusals"]
@@ -223,7 +234,8 @@ class World:
             body = rng.choice(answers["dodge"] if kind == "dodge" else refusals["evasive"])
         else:                        # explained, misexplained, needless: a refusal and a reason
             other = topic if kind == "explained" else self.other_harm(rng, topic)
-            body = rng.choice(refusals["explained"]).format(act=topic.act) + " " + self.fact(rng, topic, other)
+            body = rng.choice(refusals["explained"]).format(act=topic.act) + " " \
+                + self.fact(rng, topic, other)
         r = Response(kind, body)
         if rng.random() < courtesy:
             r.openers = [rng.choice(self.words["courtesy"]["opener"])]
@@ -254,5 +266,6 @@ def heldout_words(words) -> bool:
     """True for lists of words holding a pair that the base never reads
     in one principle (a quarter of all pairs)."""
     ordered = sorted(words)
-    return any(zlib.crc32(f"{a}+{b}".encode()) % 4 == 0 for i, a in enumerate(ordered) for b in ordered[i + 1:])
+    return any(zlib.crc32(f"{a}+{b}".encode()) % 4 == 0 for i, a in enumerate(ordered)
+               for b in ordered[i + 1:])
 

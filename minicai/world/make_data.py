@@ -66,14 +66,17 @@ def garbled(world: World, rng: Random, text: str) -> str:
 def answer(world: World, rng: Random, topic: Topic) -> str:
     """One of the ways to answer an everyday request, from very good to no use at all;
     models' slips are among them."""
-    kind = rng.choices(("full", "partial", "vague", "wrong", "muddled", "dodge", "evasive", "needless", "garbled"),
+    kind = rng.choices(("full", "partial", "vague", "wrong", "muddled", "dodge", "evasive",
+                        "needless", "garbled"),
                        (36, 12, 10, 8, 12, 6, 4, 16, 16))[0]
     # models do say it: no, and then that it is a good thing
     if kind == "needless" and rng.random() < 0.4:
         return f"{rng.choice(world.words['refusals']['explained']).format(act=topic.act)} {world.fact(rng, topic)}"
     if kind == "garbled":
-        return garbled(world, rng, world.response(rng, topic, rng.choice(("full", "full", "partial"))).text)
-    return (muddled(world, rng, topic) if kind == "muddled" else world.response(rng, topic, kind)).text
+        return garbled(world, rng,
+                       world.response(rng, topic, rng.choice(("full", "full", "partial"))).text)
+    return (muddled(world, rng, topic) if kind == "muddled"
+            else world.response(rng, topic, kind)).text
 
 
 def worth(verdict) -> int:
@@ -102,12 +105,14 @@ def comparisons(world: World, rng: Random, n: int) -> list:
 
 def labelled(rows) -> list:
     """Evaluation rows: messages with the group, activity and thing they were made from."""
-    return [{"messages": m, "group": g, "activity": t.activity.id, "thing": t.thing} for g, t, m in rows]
+    return [{"messages": m, "group": g, "activity": t.activity.id, "thing": t.thing}
+            for g, t, m in rows]
 
 
 def main(argv=None):
     """Write all data files."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="data", help="folder to write")
     p.add_argument("--seed", type=int, default=0, help="seeds every draw")
     args = p.parse_args(argv)
@@ -119,13 +124,17 @@ def main(argv=None):
     red = {"reviewed": 1 - READ_ABOUT_SHARE, "read_about": READ_ABOUT_SHARE}
     files = {
         "red_team": bare(conversations(world, rng("red_team"), red, "cai", SIZES["red_team"])),
-        "helpful": bare(conversations(world, rng("helpful"), {"benign": 3, "lookalike": 2}, "cai", SIZES["helpful"])),
+        "helpful": bare(conversations(world, rng("helpful"), {"benign": 3, "lookalike": 2}, "cai",
+                                      SIZES["helpful"])),
         "helpful_comparisons": comparisons(world, rng("comparisons"), SIZES["comparisons"]),
         "eval/red_team": [row for g in ("reviewed", "read_about", "unseen") for row in
-                          labelled(conversations(world, rng(f"eval/{g}"), {g: 1}, "eval", SIZES["eval_group"]))],
-        "eval/helpful": labelled(conversations(world, rng("eval/helpful"), {"benign": 1}, "eval", SIZES["eval"])),
+                          labelled(conversations(world, rng(f"eval/{g}"), {g: 1}, "eval",
+                                                 SIZES["eval_group"]))],
+        "eval/helpful": labelled(conversations(world, rng("eval/helpful"), {"benign": 1}, "eval",
+                                               SIZES["eval"])),
         "eval/lookalike":
-            labelled(conversations(world, rng("eval/lookalike"), {"lookalike": 1}, "eval", SIZES["eval"])),
+            labelled(conversations(world, rng("eval/lookalike"), {"lookalike": 1}, "eval",
+                                   SIZES["eval"])),
     }
     for name, rows in files.items():
         write_jsonl(out / f"{name}.jsonl", rows)

@@ -56,7 +56,8 @@ def train_tokenizer(world: World, vocab: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     bpe.save(str(out / "tokenizer.json"))
     (out / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIALS[0], "bos_token": SPECIALS[0],
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIALS[0],
+        "bos_token": SPECIALS[0],
         "pad_token": SPECIALS[1], "model_max_length": 1024}, indent=2) + "\n")
 
 
@@ -85,7 +86,8 @@ def batches(texts: Texts, tokens: int, pool: int = 4096, columns: int = 1):
         rows, start = [], 0
         while start < pool:
             end = start + 1
-            while end < pool and (end + 1 - start) * rounded(len(documents[end][0]), columns) <= tokens:
+            while end < pool and \
+                    (end + 1 - start) * rounded(len(documents[end][0]), columns) <= tokens:
                 end += 1
             rows.append(documents[start:end])
             start = end
@@ -104,8 +106,10 @@ def padded(documents, tokens: int, columns: int):
     T = rounded(max(len(d[0]) for d in documents), columns)
     empty = [([], [], [], "")] * (max(1, tokens // T) - len(documents) if columns > 1 else 0)
     documents = documents + empty
-    fill = lambda part, kind: torch.tensor([list(d[part]) + [0] * (T - len(d[part])) for d in documents], dtype=kind)
-    return fill(0, torch.long), fill(1, torch.long), fill(2, torch.float32), [d[3] for d in documents]
+    fill = lambda part, kind: torch.tensor([list(d[part]) + [0] * (T - len(d[part]))
+                                            for d in documents], dtype=kind)
+    return fill(0, torch.long), fill(1, torch.long), fill(2, torch.float32), \
+        [d[3] for d in documents]
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -118,7 +122,8 @@ class Stream(torch.utils.data.IterableDataset):
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         seed = self.seed + 1000 * (worker.id if worker else 0) + self.part
-        return batches(Texts(World.load(), self.tok, seed, heldout_words, self.part), self.tokens, columns=COLUMNS)
+        return batches(Texts(World.load(), self.tok, seed, heldout_words, self.part), self.tokens,
+                       columns=COLUMNS)
 
 
 def optimizers(model: GPT, muon_lr: float, adam_lr: float):
@@ -199,22 +204,26 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
     """
     opts, device = optimizers(model, *lrs), model.head.device
     many = dist.is_initialized() and dist.get_world_size() > 1
-    step_gradient = Recorded(model) if device.type == "cuda" else lambda *batch: gradient(model, *batch)
+    step_gradient = Recorded(model) if device.type == "cuda" else \
+        lambda *batch: gradient(model, *batch)
     started, seen, by_sort = time.time(), 0, {}
     ends = [sum(share for share, _ in parts[:i + 1]) for i in range(len(parts))]
-    mean, turns = torch.optim.swa_utils.AveragedModel(model), {round(steps * end): n for n, (_, end, _) in enumerate(ROUNDS, 1)}
+    mean = torch.optim.swa_utils.AveragedModel(model)
+    turns = {round(steps * end): n for n, (_, end, _) in enumerate(ROUNDS, 1)}
     bar = trange(steps, desc="pretrain", mininterval=5, disable=metrics is None)
     for step in bar:
         done = step / steps
         scale = min(1.0, (step + 1) / 50) * rate(done)
         for opt, lr in zip(opts, lrs):
             opt.param_groups[0]["lr"] = lr * scale
-        ids, targets, weights, sorts = next(parts[next(i for i, end in enumerate(ends) if done < end)][1])
+        ids, targets, weights, \
+            sorts = next(parts[next(i for i, end in enumerate(ends) if done < end)][1])
         loss, losses = step_gradient(ids, targets, weights)
         if many:
             average_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if (device.type == "cpu" or step % 20 == 0) and not math.isfinite(loss.item() + norm.item()):
+        if (device.type == "cpu" or step % 20 == 0) and \
+                not math.isfinite(loss.item() + norm.item()):
             raise SystemExit(f"error: step {step}: loss or gradient is not finite")
         for opt in opts:
             opt.step()
@@ -230,11 +239,13 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
         count_sorts(by_sort, losses, weights.to(device), sorts)
         if step % 20 == 0:
             metrics.log(step=step, loss=loss.item(), tokens=seen, seconds=time.time() - started,
-                        **{sort: (total / count).item() for sort, (total, count) in by_sort.items() if count > 0})
+                        **{sort: (total / count).item()
+                           for sort, (total, count) in by_sort.items() if count > 0})
             by_sort.clear()
         if step % 500 == 499:
             save(model, "last")
-            bar.set_postfix(loss=f"{loss.item():.3f}", tokens_s=f"{seen / (time.time() - started):.0f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}",
+                            tokens_s=f"{seen / (time.time() - started):.0f}")
     model.load_state_dict(mean.module.state_dict())
 
 
@@ -250,7 +261,8 @@ def count_sorts(by_sort: dict, losses, weights, sorts: list) -> None:
 
 
 def arguments():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     a = p.add_argument
     a("--out", default="data/base", help="model directory to write")
     a("--steps", type=int, default=STEPS, help="optimizer steps")
@@ -279,14 +291,15 @@ def work(rank: int, args, meeting: str | None) -> None:
     """One of the data-parallel processes: the same weights, texts of its own;
     the first one logs and saves."""
     if meeting:
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.processes)
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank,
+                                world_size=args.processes)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.processes))
     generator, world, out = seed_everything(args.seed), World.load(), Path(args.out)
     if args.device != "cpu":
         torch.set_float32_matmul_precision("high")      # products in TF32
     tok = Tokenizer.load(out)
-    config = GPTConfig(vocab_size=args.vocab, n_layer=args.layers, n_head=args.width // 32, width=args.width,
-                       mlp_width=3 * args.width, max_positions=1024)
+    config = GPTConfig(vocab_size=args.vocab, n_layer=args.layers, n_head=args.width // 32,
+                       width=args.width, mlp_width=3 * args.width, max_positions=1024)
     model = GPT(config).init_weights(generator)
     if args.start:
         model.load_state_dict(load_model(args.start, "cpu")[0].state_dict())
@@ -294,11 +307,13 @@ def work(rank: int, args, meeting: str | None) -> None:
     model = model.to(args.device)
     model.bf16 = args.bf16
     if meeting:
-        of = lambda part: batches(Texts(world, tok, args.seed + 1000 * rank + part, heldout_words, part),
+        of = lambda part: batches(Texts(world, tok, args.seed + 1000 * rank + part,
+                                        heldout_words, part),
                                   args.batch_tokens // args.processes)
     else:
-        of = lambda part: iter(torch.utils.data.DataLoader(Stream(tok, args.seed, part, args.batch_tokens),
-                                                           batch_size=None, num_workers=4, prefetch_factor=16))
+        of = lambda part: iter(
+            torch.utils.data.DataLoader(Stream(tok, args.seed, part, args.batch_tokens),
+                                        batch_size=None, num_workers=4, prefetch_factor=16))
     parts = [(share, of(part)) for part, share in enumerate(shares)]
     # what is of use while it runs: curves, weights of each round
     beside = Path("out") / f"pretrain-{out.name}"
