@@ -1,9 +1,11 @@
 """How fast, in how much memory, and compared with what.
 
-    python -m minicai.lab.bench                          all four parts, minicai and plain PyTorch only
-    python -m minicai.lab.bench --peers                  beside transformers, TRL and Liger, where they are installed
-    python -m minicai.lab.bench --only sampling,ppo      some parts: logprob, sampling, ppo, sft
-    python -m minicai.lab.bench --device cuda --model smollm2       at the size of a real model, in bfloat16
+    python -m minicai.lab.bench                      all four parts, minicai and plain PyTorch only
+    python -m minicai.lab.bench --peers              beside transformers, TRL and Liger, where they
+                                                     are installed
+    python -m minicai.lab.bench --only sampling,ppo  some parts: logprob, sampling, ppo, sft
+    python -m minicai.lab.bench --device cuda --model smollm2    at the size of a real model, in
+                                                     bfloat16
 
 Prints one table and writes every sample to --out; meter.py says how time and memory are measured. A
 floor is what nobody can leave out of such work: bare matrix products, bare trunks. --model names a
@@ -65,8 +67,7 @@ FULL = SimpleNamespace(logprob={"cpu": [(2048, 128, 1024), (512, 256, 50257)],
                        batches={1: 2.5, 16: 1.5, 32: 1.4, 64: 1.3}, prompt=16, new=64, batch=32,
                        epochs=4, rows=16, time=128, steps=8, documents=4096)
 LARGE = SimpleNamespace(logprob={}, batches={1: 5, 64: 5, 256: 3}, prompt=64, new=128, batch=64,
-                        epochs=2, rows=16,
-                        time=128, steps=8)                              # with --model
+                        epochs=2, rows=16, time=128, steps=8)           # with --model
 QUICK = SimpleNamespace(logprob={"cpu": [(64, 16, 50)], "cuda": [(64, 16, 50)]}, n_layer=1,
                         width=16, n_head=2, vocab=50, batches={1: 2.5, 3: 1.5}, prompt=4, new=5,
                         batch=4, epochs=2, rows=2, time=8, steps=2, documents=64)
@@ -366,9 +367,9 @@ def padding_rows(documents: int) -> list:
                for messages, chosen, _ in comparisons]
     g = torch.Generator().manual_seed(0)
     shuffled = [part.tolist() for part in torch.randperm(len(lengths), generator=g).split(16)]
+    by_length = batches_by_length(lengths, 16, g)
     shares = {("dialogues, 16 a batch", "in random order"): padding(lengths, shuffled),
-              ("dialogues, 16 a batch", "sorted by length"): padding(
-                  lengths, batches_by_length(lengths, 16, g))}
+              ("dialogues, 16 a batch", "sorted by length"): padding(lengths, by_length)}
     for part in (0, 1):
         shares[f"town's texts, part {part + 1}", "sorted by length"] = pretraining_padding(
             tok, documents, part)

@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-# imagined ties of each pair: a model that never loses would else score infinity; far below the
-# noise
+# Imagined ties of each pair, far below the noise: a model that never loses would else score
+# infinity.
 TIES = 1.0
 
 
@@ -25,7 +25,8 @@ def wins(ranks: np.ndarray) -> np.ndarray:
 def fit(counts: np.ndarray) -> np.ndarray:
     """r [..., M] of win counts [..., M, M], with r_0 = 0: Newton's method on the log-likelihood
 
-        sum over i < j of  W_ij log sigmoid(r_i - r_j) + W_ji log sigmoid(r_j - r_i),   W = counts + TIES / 2
+        sum over i < j of  W_ij log sigmoid(r_i - r_j) + W_ji log sigmoid(r_j - r_i),
+        W = counts + TIES / 2
     """
     M = counts.shape[-1]
     counts = (counts + TIES / 2) * (1 - np.eye(M))  # a model does not play against itself

@@ -1,12 +1,17 @@
 """What the town's crowdworker says of finished models, on held-out prompts.
 
-    python -m minicai.lab.evaluate                                        the demo: base, SL-CAI, RL-CAI
-    python -m minicai.lab.evaluate --out out/courtesy                     the same for another run
-    python -m minicai.lab.evaluate --models base=data/base mine=DIR       any models; the first one is Elo 0
-    python -m minicai.lab.evaluate --table out/seed0 out/seed1 out/seed2  mean (min to max) over finished evaluations
-    python -m minicai.lab.evaluate --mention duck out/no_ducks            does a model still speak of the duck?
-    python -m minicai.lab.evaluate --compare out/demo out/courtesy        one row a run: its last model; then, by
-                                                                          category of harm, its revisions, labels, models
+    python -m minicai.lab.evaluate                      the demo: base, SL-CAI, RL-CAI
+    python -m minicai.lab.evaluate --out out/courtesy   the same for another run
+    python -m minicai.lab.evaluate --models base=data/base mine=DIR
+                                                        any models; the first one is Elo 0
+    python -m minicai.lab.evaluate --table out/seed0 out/seed1 out/seed2
+                                                        mean (min to max) over finished evaluations
+    python -m minicai.lab.evaluate --mention duck out/no_ducks
+                                                        does a model still speak of the duck?
+    python -m minicai.lab.evaluate --compare out/demo out/courtesy
+                                                        one row a run: its last model; then, by
+                                                        category of harm, its revisions, labels,
+                                                        models
 
 Every model answers every prompt once, at T = 1, and some of them again as second requests, after
 another prompt and what it has just said to that. Writes results.json (shares with 95 % Wilson
@@ -194,8 +199,8 @@ def rows_by_category(path: Path, worker, read) -> dict:
 def judge_revisions(path: Path, worker) -> dict:
     """{category: shares of outcomes} of the last revisions in revisions.jsonl."""
     def read(row):
-        return worker.verdict(row["messages"], row["rounds"][-1]["revision"] + "") if row.get(
-            "rounds") else None
+        return worker.verdict(row["messages"], row["rounds"][-1]["revision"] + "") \
+            if row.get("rounds") else None
     found = {}
     for category, verdicts in rows_by_category(path, worker, read).items():
         if judged := [{"outcome": outcome(v, True), "verdict": v.asdict()} for v in verdicts if v]:

@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="keep pairs with a response that was cut at --max-new")
     args = parser.parse_args(argv)
     rows = read_jsonl(args.comparisons)
-    missing = next((number
-                    for number, row in rows if not {"messages", "a", "b", "p_a"} <= set(row)), None)
+    needed = {"messages", "a", "b", "p_a"}
+    missing = next((number for number, row in rows if not needed <= set(row)), None)
     if missing:
         raise UserError(f"{args.comparisons}:{missing}: "
                         "not a row of train_pm.py's comparisons.jsonl")

@@ -1,8 +1,10 @@
 """Pictures of a finished run, and those of README and docs.
 
-    python -m minicai.lab.figures --run out/demo          writes out/demo/curves.png and out/demo/results.png
-    python -m minicai.lab.figures --docs                  draws docs/pictures/ again, and writes docs/tables.md
-    python -m minicai.lab.figures --docs --runs out/demo out/demo-1 out/cheese      the same from these runs
+    python -m minicai.lab.figures --run out/demo    writes curves.png and results.png there
+    python -m minicai.lab.figures --docs            draws docs/pictures/ again, and writes
+                                                    docs/tables.md
+    python -m minicai.lab.figures --docs --runs out/demo out/demo-1 out/cheese
+                                                    the same from these runs
 
 The first needs matplotlib (the extra `plot`), the others nothing. --runs copies what is drawn of
 each run into docs/pictures/runs/, so that everything can be drawn again without the runs:
@@ -48,8 +50,7 @@ def curves(plt, rows: list):
 def bars(plt, models: dict):
     """Stacked outcomes of every set of prompts, one bar a model."""
     panels = [(GROUPS[g], {n: m["red_team"][g] for n, m in models.items()}, RED_TEAM)
-              for g in GROUPS
-              if g in next(iter(models.values()))["red_team"]]
+              for g in GROUPS if g in next(iter(models.values()))["red_team"]]
     panels += [(title, {n: m[s] for n, m in models.items()}, OUTCOMES[s])
                for s, title in (SETS | SECOND).items()]
     figure, axes = plt.subplots(len(panels), 1, figsize=(8, 1.7 * len(panels)), squeeze=False)
@@ -79,8 +80,9 @@ def main(argv=None):
                    help="with --docs: the runs to draw, instead of those drawn last")
     p.add_argument("--to", type=path, default="docs",
                    help="with --docs: folder of pictures/ and tables.md")
-    p.add_argument("--exam", type=path, help="with --docs: what minicai.world.exam --out has "
-                   "written; default: data/base/exam.json, if it is there")
+    p.add_argument("--exam", type=path,
+                   help="with --docs: what minicai.world.exam --out has written; "
+                   "default: data/base/exam.json, if it is there")
     args = p.parse_args(argv)
     if args.docs:
         usual = Path("data/base/exam.json")

@@ -1,8 +1,9 @@
 """What a GPU says, in one command: is it right there, and how fast against what it should reach.
 
-    python3 -m minicai.lab.gpu_check                         all parts, most important first, at most --minutes
-    python3 -m minicai.lab.gpu_check --only logprob,ppo      some parts
-    python3 -m minicai.lab.gpu_check --quick                 tiny sizes, on a CPU too: does it run?
+    python3 -m minicai.lab.gpu_check                     all parts, most important first, at most
+                                                         --minutes
+    python3 -m minicai.lab.gpu_check --only logprob,ppo  some parts
+    python3 -m minicai.lab.gpu_check --quick             tiny sizes, on a CPU too: does it run?
 
 It needs a python3 with torch, triton, tiktoken, numpy, tqdm, safetensors, for some parts pytest,
 tokenizers and transformers (trl, if it is there, is measured too), no network and no .venv. Every
@@ -48,12 +49,12 @@ TINY = dict(vocab_size=300, n_layer=2, n_head=6, n_kv_head=2, width=48, mlp_widt
 # rows of a PPO step.
 FULL = SimpleNamespace(logprob=[(8192, 1024, 49152), (8192, 2048, 151936)], model=SMOLLM2,
                        micro=MICRO, batches={1: 5, 64: 5, 256: 3}, prompt=64, new=128, rows=64,
-                       repeats=5, bytes=2**30, demo=[],
-                       training=(16, 96, 30), tests=["logprob_triton", "decode_triton", "decode",
-                                                     "graph", "logprob", "sample", "gpt"])
+                       repeats=5, bytes=2**30, demo=[], training=(16, 96, 30),
+                       tests=["logprob_triton", "decode_triton", "decode", "graph", "logprob",
+                              "sample", "gpt"])
 QUICK = SimpleNamespace(logprob=[(64, 16, 50)], model=TINY, micro=TINY, batches={1: 5, 3: 3},
-                        prompt=6, new=20, rows=4,
-                        repeats=2, bytes=2**20, training=(3, 12, 2), tests=["graph"], demo=[
+                        prompt=6, new=20, rows=4, repeats=2, bytes=2**20, training=(3, 12, 2),
+                        tests=["graph"], demo=[
                             "--red-team-limit 6 --helpful-limit 6 --helpful-samples 1 --rounds 1 "
                             "--epochs 1",
                             "--comparisons 24 --human-limit 24", "--steps 2 --batch 8",
@@ -84,15 +85,16 @@ def row(name: str, value: float, unit: str, target: float | None = None, least: 
 def shown(r: dict) -> str:
     """A row as text."""
     target = "" if r["target"] is None else f"{'>=' if r['least'] else '<='} {r['target']:.3g}"
-    return f"{r['part']:<9} {r['row']:<58} {r['value']:>10.4g} {r['unit']:<8} {target:>10} {r['verdict']:<7} {r['note']}"
+    return f"{r['part']:<9} {r['row']:<58} {r['value']:>10.4g} {r['unit']:<8} " \
+        f"{target:>10} {r['verdict']:<7} {r['note']}"
 
 
 # ---- the parts: each yields rows -----------------------------------------------------------------
 def machine(sizes, device, folder):
     """What this machine can do: a launch, a copy, a product."""
     x, wide = torch.zeros(8, device=device), torch.empty(sizes.bytes // 4, device=device)
-    square = torch.randn(4096 if device.type == "cuda" else 64, 4096 if device.type == "cuda"
-                         else 64, device=device)
+    side = 4096 if device.type == "cuda" else 64
+    square = torch.randn(side, side, device=device)
     square, other = square.bfloat16(), torch.empty_like(wide)
 
     def launches():
@@ -284,8 +286,8 @@ def demo(sizes, device, folder):
         total += time.perf_counter() - start
         failed = next((line for line in done.stderr.splitlines() if "no CUDA graphs here" in line),
                       "")
-        said = [line for line in done.stderr.splitlines() if "%|" not in line or "100%" in line
-                or "Warning" in line]
+        said = [line for line in done.stderr.splitlines()
+                if "%|" not in line or "100%" in line or "Warning" in line]
         print(done.stdout[-7000:], "\n".join(said[-40:]), flush=True)
         if done.returncode:
             raise RuntimeError(f"{stage[0]} ended with {done.returncode}: "
@@ -346,8 +348,8 @@ def profile(sizes, device, folder):
             "sampling, batch 64": sample_from(model, sizes.rows),
             "sampling, micro-world": sample_from(small, 4 * sizes.rows),
             "4 fine-tuning steps, micro-world": tune(small), "4 fine-tuning steps": tune(model),
-            "log-prob": lambda: (-bench.token_logprobs(
-                hidden, weight, targets)[0].mean()).backward()}
+            "log-prob": lambda:
+                (-bench.token_logprobs(hidden, weight, targets)[0].mean()).backward()}
     for name, run in work.items():
         run(), run()
         settle(device)
@@ -370,8 +372,8 @@ def real(sizes, device, folder):
                   note="not measured: MINICAI_WEIGHTS names no model directory")
         return
     words = ["--model", str(Path(where).absolute()), "--out", str(folder / "real"), "--steps", "40"]
-    done = subprocess.run([sys.executable, "-m", "minicai.lab.real", *words, "--device",
-                           device.type],
+    words += ["--device", device.type]
+    done = subprocess.run([sys.executable, "-m", "minicai.lab.real", *words],
                           cwd=ROOT, capture_output=True, text=True)
     print(done.stdout[-7000:], done.stderr[-2000:], flush=True)
     if done.returncode:
@@ -448,8 +450,8 @@ def start_part(name: str, args, limit: float) -> list:
 def read_rows(out) -> list:
     """What was measured so far."""
     path = Path(out) / "rows.jsonl"
-    return [json.loads(line)
-            for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 @friendly_main
@@ -468,8 +470,7 @@ def main(argv=None):
     device = pick_device(args.device)
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     heading = f"{chip}, torch {torch.__version__}, " + ", ".join(f"{name} {installed(name)}"
-                                                                 for name in
-                                                              ("triton", "transformers", "trl"))
+        for name in ("triton", "transformers", "trl"))
     print(heading, flush=True)
     for name in wanted:
         left = 60 * args.minutes - (time.perf_counter() - begun)
@@ -481,8 +482,8 @@ def main(argv=None):
     rows = read_rows(args.out)
     print("\n".join(["", heading, *map(shown, rows)]))
     print(f"{sum(r['verdict'] == 'met' for r in rows)} targets met, "
-          f"{sum(r['verdict'] == 'MISSED' for r in rows)} missed,"
-          f" {sum(r['verdict'] == 'BROKEN' for r in rows)} parts did not end; "
+          f"{sum(r['verdict'] == 'MISSED' for r in rows)} missed, "
+          f"{sum(r['verdict'] == 'BROKEN' for r in rows)} parts did not end; "
           f"{time.perf_counter() - begun:.0f} s")
 
 

@@ -4,11 +4,13 @@
 Reads config.json only, so the weights need not be there. For every phase of the three scripts it
 adds up what is alive at the phase's worst moment, from the same flags as the scripts':
 
-  weights      float32; with --dtype bf16 matrices of frozen models in bfloat16, and autocast's copies of the others
+  weights      float32; with --dtype bf16 matrices of frozen models in bfloat16, and autocast's
+               copies of the others
   gradients    float32, one a trained parameter
   optimizer    Adam's two float32 averages a trained parameter, and what its step needs for a moment
   cache        keys and values of the tokens sampled together
-  activations  what the backward will need of every layer, and what a layer needs for itself in passing
+  activations  what the backward will need of every layer, and what a layer needs for itself in
+               passing
   scratch      logits: of a chunk of tokens (logprob.py), or of a row's next token (sample.py)
 
 The formulas count the tensors that gpt.py really makes; tests/test_plan.py measures them on a CPU.
@@ -44,8 +46,8 @@ class Trunk:
             model = GPT(config)
         count = lambda modules: sum(p.numel() for module in modules for p in module.parameters())
         self.parameters = count([model])
-        self.matrices = count(module
-                              for module in model.blocks.modules() if isinstance(module, nn.Linear))
+        self.matrices = count(module for module in model.blocks.modules()
+                              if isinstance(module, nn.Linear))
         self.head = config.vocab_size * config.width
         self.weights = self.gradients = 4 * self.parameters
         self.copies = 2 * self.matrices if self.product == 2 else 0  # autocast's, in bfloat16
@@ -83,16 +85,16 @@ class Trunk:
     def norm(self) -> int:
         """Bytes that a norm keeps of one token: what it read,
         and an RMSNorm on a CPU also what it has divided."""
-        return 4 * self.config.width * (2 if self.device == "cpu"
-                                        and self.config.norm == "rmsnorm" else 1)
+        divided = self.device == "cpu" and self.config.norm == "rmsnorm"
+        return 4 * self.config.width * (2 if divided else 1)
 
     def passing(self) -> int:
         """Bytes that one layer needs of one token for a moment,
         whether or not there is a backward."""
         c, b = self.config, self.product
         q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
-        attention = b * (2 * q + 2 * kv) + (4 * (2 * q + kv) + b * q if c.positions == "rope"
-                                            else 0)
+        attention = b * (2 * q + 2 * kv) \
+            + (4 * (2 * q + kv) + b * q if c.positions == "rope" else 0)
         return 4 * 2 * c.width + b * c.width \
             + max(b * c.mlp_width * (3 if c.mlp == "swiglu" else 2), attention)
 
@@ -119,8 +121,7 @@ class Trunk:
         chunk = min(tokens * row, chunk)
         low = 2 * self.head if self.product == 2 else 0
         forward, backward = chunk * (3 if entropy else 2), chunk * (3 if entropy else 2.5)
-        # a chunk's part of dW is a bfloat16 matrix of its own, which a CPU makes float32 before it
-        # adds it
+        # A chunk's part of dW is a bfloat16 matrix of its own; a CPU makes it float32 to add it.
         if low:
             backward = max(backward,
                            1.5 * chunk + low + (0 if self.device == "cuda" else 4 * self.head))
@@ -158,8 +159,8 @@ def training(trunks: list, rows: int, T: int, logprobs: tuple[int, int],
          "activations": sum(kept) + within[-1]},
         # 2. The log-probs, before the other trunk is gone through, and after.
         *({"weights": weights + first.held, "gradients": grads, "optimizer": optimizer,
-           "activations": kept[0],
-           "scratch": scratch} for grads, scratch in zip((there, there or rest), logprobs)),
+           "activations": kept[0], "scratch": scratch}
+          for grads, scratch in zip((there, there or rest), logprobs)),
         # 3. The end of the backward: all gradients and the first layer, or the embedding's gradient
         #    once more.
         {"weights": weights, "gradients": gradients, "optimizer": optimizer,

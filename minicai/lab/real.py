@@ -28,8 +28,8 @@ SETTINGS = {
     "cuda": {
         "sft": "--red-team-limit 200 --helpful-limit 200 --helpful-samples 1 --rounds 2 --epochs 2",
         "pm": "--comparisons 400 --human-limit 400 --epochs 1 --batch 32 --micro 32",
-        "rl": "--steps 30 --batch 32 --minibatch 16 --micro 16 --epochs 1 --print-every 5 --warmup "
-        "3",
+        "rl": "--steps 30 --batch 32 --minibatch 16 --micro 16 --epochs 1 --print-every 5 "
+        "--warmup 3",
         "evaluate": "--seeds 0 1", "lengths": "--max-new 128"}}
 RATES = {"sft": "--lr 2e-5", "pm": "--lr 2e-5", "rl": "--lr 3e-6 --value-lr 2e-5 --kl-coef 0.1"}
 

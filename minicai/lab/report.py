@@ -161,7 +161,8 @@ def compare(folders: list) -> str:
         last.append((folder, results, *models[-1]))
         every += [(folder, results, *part) for part in made("revisions") + models[1:]]
         labels += [(folder, results, *part) for part in made("labels")]
-    text = f"{run_rows(last, columns)}\n\nhelps with harm, by category:\n\n{run_rows(every, of('harmful'))}"
+    text = f"{run_rows(last, columns)}\n\nhelps with harm, by category:\n\n" \
+        f"{run_rows(every, of('harmful'))}"
     return text if not labels else \
         (f"{text}\n\nAI label of the response that objects, where the other one of the pair "
          f"does not:\n\n{run_rows(labels, of('objection'))}")

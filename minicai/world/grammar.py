@@ -60,8 +60,8 @@ class Topic:
         """Put this topic's thing into a phrase of the tables."""
         x = f"the {self.owner}'s {self.thing}" if self.owner else \
             f"the {self.thing}" if self.definite else f"{article(self.thing)} {self.thing}"
-        return phrase.replace("{X}", x).replace("{it}", f"the {self.thing}").replace(
-            "{owner}", f"the {self.owner}")
+        phrase = phrase.replace("{X}", x).replace("{it}", f"the {self.thing}")
+        return phrase.replace("{owner}", f"the {self.owner}")
 
     # computed once a topic: texts are filled in thousands of times
     @cached_property

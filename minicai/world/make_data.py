@@ -5,9 +5,11 @@ from the tables and a seed.
 
     red_team.jsonl              requests for harm: reviewed and read-about activities, "cai" pairs
     helpful.jsonl               everyday requests and look-alikes, "cai" pairs
-    helpful_comparisons.jsonl   which of two answers helps more, as the crowdworker (with human-like slips) sees it;
-                                harmless requests only: no label here says what is harmful
-    eval/*.jsonl                held-out prompts with their group; "eval" pairs, which no training text contains
+    helpful_comparisons.jsonl   which of two answers helps more, as the crowdworker (with human-like
+                                slips) sees it; harmless requests only: no label here says what is
+                                harmful
+    eval/*.jsonl                held-out prompts with their group; "eval" pairs, which no training
+                                text contains
 """
 import argparse
 import json
@@ -71,7 +73,8 @@ def answer(world: World, rng: Random, topic: Topic) -> str:
                        (36, 12, 10, 8, 12, 6, 4, 16, 16))[0]
     # models do say it: no, and then that it is a good thing
     if kind == "needless" and rng.random() < 0.4:
-        return f"{rng.choice(world.words['refusals']['explained']).format(act=topic.act)} {world.fact(rng, topic)}"
+        return f"{rng.choice(world.words['refusals']['explained']).format(act=topic.act)} " \
+            f"{world.fact(rng, topic)}"
     if kind == "garbled":
         return garbled(world, rng,
                        world.response(rng, topic, rng.choice(("full", "full", "partial"))).text)

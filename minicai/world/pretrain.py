@@ -1,8 +1,8 @@
 """The base model: tokenizer, pretraining on the town's texts,
 and the exam it must pass (data/base/).
 
-    python -m minicai.world.pretrain --out data/base --bf16             some 80 minutes on two CPU cores
-    python -m minicai.world.pretrain --out data/base --device cuda      some minutes on a GPU
+    python -m minicai.world.pretrain --out data/base --bf16         some 80 minutes on two CPU cores
+    python -m minicai.world.pretrain --out data/base --device cuda  some minutes on a GPU
 
 The result is a helpful-only model: in dialogue it complies with everything, yet it has read enough
 to critique, revise and compare when asked in the published formats. Nothing here is part of the
@@ -57,8 +57,8 @@ def train_tokenizer(world: World, vocab: int, out: Path) -> None:
     bpe.save(str(out / "tokenizer.json"))
     (out / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIALS[0],
-        "bos_token": SPECIALS[0],
-        "pad_token": SPECIALS[1], "model_max_length": 1024}, indent=2) + "\n")
+        "bos_token": SPECIALS[0], "pad_token": SPECIALS[1],
+        "model_max_length": 1024}, indent=2) + "\n")
 
 
 class PlainText:
@@ -216,8 +216,8 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
         scale = min(1.0, (step + 1) / 50) * rate(done)
         for opt, lr in zip(opts, lrs):
             opt.param_groups[0]["lr"] = lr * scale
-        ids, targets, weights, \
-            sorts = next(parts[next(i for i, end in enumerate(ends) if done < end)][1])
+        part = next(i for i, end in enumerate(ends) if done < end)
+        ids, targets, weights, sorts = next(parts[part][1])
         loss, losses = step_gradient(ids, targets, weights)
         if many:
             average_gradients(model)

@@ -145,8 +145,8 @@ def main(argv=None):
             print(f"    {sort:24} {percent(row['finds'][sort])} "
                   f"({percent(row['changes'][sort]).strip()})")
         text, critique, revision = row["example"]
-        print(f"    for example: {text}\n      critique:  {critique}\n      change:    "
-              f"{changed(text, revision) or 'none'}")
+        print(f"    for example: {text}\n      critique:  {critique}\n"
+              f"      change:    {changed(text, revision) or 'none'}")
     print(f"\nlabels: how likely the first of two answers is found better ({', '.join(CHOICES)})")
     for row in choices(model, tok, constitution, world, args.cases, args.seed):
         strange = never_read(row["principle"], known)

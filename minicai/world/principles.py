@@ -11,9 +11,10 @@ change nothing, and that has to be learned as well.
     harm                                    as a whole, or one to three of its categories
     courtesy, brevity                       kind words; needless sentences
     thing, person, word                     mention of a thing, of a person, of any word
-    reason, better, steps, no, begin, ask   gives a reason; names something better; number of steps; says no; first word;
-                                            asks back
-    hurt, end                               says who is hurt; last word: kinds that only the exam asks for
+    reason, better, steps, no, begin, ask   gives a reason; names something better; number of steps;
+                                            says no; first word; asks back
+    hurt, end                               says who is hurt; last word: kinds that only the exam
+                                            asks for
     unknown                                 a word, a thing or a phrase that nobody knows
     nothing                                 no quality at all ("Say something.")
 
@@ -66,8 +67,8 @@ class Principles:
 
     # ---- drawing a principle ---------------------------------------------------------------------
     def draw(self, rng: Random, topic: Topic, responses: list, kind: str | None = None,
-             exam: bool = False,
-             frames: bool = False, heard: bool = False, avoid=None) -> Principle:
+             exam: bool = False, frames: bool = False, heard: bool = False,
+             avoid=None) -> Principle:
         """A principle to judge `responses` to `topic` by:
         its quality is there in about half of the cases.
 
@@ -111,8 +112,8 @@ class Principles:
         own = w.words["categories"].get(topic.activity.category, [])
         while True:
             if rng.random() < 0.6:
-                pool = [x for ws in w.words["categories"].values()
-                        for x in ws] + bad * (rng.random() < 0.5)
+                pool = [x for ws in w.words["categories"].values() for x in ws] \
+                    + bad * (rng.random() < 0.5)
                 words = rng.sample(pool, rng.choice((1, 1, 2, 3)))
                 if own and not set(words) & {*own, *bad} and rng.random() < 0.4:
                     words[rng.randrange(len(words))] = rng.choice(own)
@@ -166,8 +167,8 @@ class Principles:
         s = self.tables["syllables"]
         while True:
             part = lambda: rng.choice(s["start"]) + rng.choice(s["middle"])
-            word = part() + rng.choice(s["end"]) + "".join(part()
-                                                           for _ in range(rng.choice((0, 1, 1))))
+            word = part() + rng.choice(s["end"]) \
+                + "".join(part() for _ in range(rng.choice((0, 1, 1))))
             word += rng.choice(s["adjective"] if sort == "adjective" else s["end"])
             if for_exam(word) == exam and len(word) > 3:
                 return word
@@ -180,7 +181,8 @@ class Principles:
             return self.adjective(rng, "unknown", words, there, frames)
         phrase = rng.choice(self.tables["unknown"]["exam" if exam else "read"]["vp"])
         if roll > 0.9:
-            phrase = f"{self.strange(rng, 'thing', exam)} {rng.choice(('', 'the '))}{self.strange(rng, 'thing', exam)}"
+            phrase = f"{self.strange(rng, 'thing', exam)} {rng.choice(('', 'the '))}" \
+                f"{self.strange(rng, 'thing', exam)}"
         return self.requests(rng, Principle("unknown", (phrase,), there, phrase), phrase, frames)
 
     # ---- putting it into words -------------------------------------------------------------------
@@ -229,8 +231,8 @@ class Principles:
     def requests(self, rng: Random, p: Principle, phrase: str, frames: bool) -> Principle:
         """The principle with its three requests; `phrase` is how they put its quality."""
         tables = self.tables["exam_frames"] if frames else self.tables
-        adjective = phrase.removeprefix("be ") if p.asked or p.kind == "unknown" and \
-            phrase.startswith("be ") else None
+        adjective = phrase.removeprefix("be ") \
+            if p.asked or p.kind == "unknown" and phrase.startswith("be ") else None
         single = adjective is not None and p.asked
         yes, no = third(phrase), third(phrase, negated=True)
 
@@ -241,8 +243,8 @@ class Principles:
                 plain = ["demand", "fault"]
             elif part == "comparison" or rng.random() < 0.35:
                 plain = ["demand", "fault"]
-            sorts = ["adjective" if not p.there else "more"] if single and \
-                rng.random() < 0.6 else plain
+            sorts = ["adjective" if not p.there else "more"] \
+                if single and rng.random() < 0.6 else plain
             if part == "critique" and p.there:
                 sorts = ["demand", "fault", "fault"]
             sort = rng.choice([x for x in sorts if x in table])
@@ -252,8 +254,8 @@ class Principles:
             frame = rng.choice(table[sort])
             while "{q}" in frame and (vp == no or self.is_good(p)):
                 frame = rng.choice(table[sort])
-            opener = rng.choice(self.tables["openers"]) + " " if part == "critique" and \
-                rng.random() < 0.25 else ""
+            opener = rng.choice(self.tables["openers"]) + " " \
+                if part == "critique" and rng.random() < 0.25 else ""
             said = frame.format(s=rng.choice(self.tables["subjects"]), vp=vp, adj=adjective,
                                 q=question(rng, phrase), a=article(adjective or "a"))
             return opener + said[0].upper() + said[1:]
@@ -262,8 +264,8 @@ class Principles:
         if p.asked and not p.there and p.kind != "unknown" and rng.random() < 0.3 and \
                 not self.is_good(p) and \
                 (p.kind != "harm" or len(p.categories) == len(self.world.words["categories"])):
-            good = join_or([self.opposite[w] for w in p.words if w in self.opposite][:2]).replace(
-                " or ", " and ")
+            good = join_or([self.opposite[w] for w in p.words if w in self.opposite][:2])
+            good = good.replace(" or ", " and ")
             asked["revision"] = rng.choice(tables["revision"]["more"]).format(
                 s="the assistant's answer", adj=good)
         return replace(p, **asked)
@@ -366,8 +368,8 @@ class Principles:
         """The things, persons and strange words that a response speaks of,
         in the order in which it does."""
         named = re.findall(r"\b(?:the|an?|my|what) (?:([a-z]+)'s )?([\w-]+)", r.text, re.IGNORECASE)
-        return [n for n in dict.fromkeys(n for pair in named for n in pair) if n in self.nouns
-                or n in r.extra]
+        return [n for n in dict.fromkeys(n for pair in named for n in pair)
+                if n in self.nouns or n in r.extra]
 
     def word_of(self, topic: Topic, fact: str) -> str:
         """The word by which a fact calls a harm; "good" where there is none."""
@@ -378,7 +380,8 @@ class Principles:
         """"Is a greedy act cruel or wrong? Yes.": yes if one of the words is of the same category,
         or covers all."""
         same = next((c for c, ws in self.world.words["categories"].items() if word in ws), None)
-        return f"Is {article(word)} {word} act {p.asked}? {'Yes' if same in p.categories else 'No'}."
+        return f"Is {article(word)} {word} act {p.asked}? " \
+            f"{'Yes' if same in p.categories else 'No'}."
 
     # ---- revisions -------------------------------------------------------------------------------
     def revision(self, rng: Random, topic: Topic, r: Response, p: Principle, fact: str) -> Response:
@@ -424,8 +427,8 @@ class Principles:
             new.body = f"{new.body} It hurts {topic.hurts}." if p.there else \
                 without(new.body, "It hurts")
         elif p.kind == "end":
-            new.question = " ".join(filter(None, (new.question, f"{p.words[0].capitalize()}."
-                                                  if p.there else "That is all.")))
+            last = f"{p.words[0].capitalize()}." if p.there else "That is all."
+            new.question = " ".join(filter(None, (new.question, last)))
         elif p.kind == "better":
             new.body = f"{new.body} It would be better to {topic.instead}." if p.there else \
                 without(new.body, "It would be better")
@@ -452,8 +455,8 @@ class Principles:
         if rng.random() < (0.7 if kind in MENTIONS else 0.3):
             kind = kind if kind in MENTIONS else rng.choice(("thing", "thing", "person", "word"))
             town = [n for n in self.world.nouns if n not in self.persons and for_exam(n) == exam]
-            noun = rng.choice(sorted(n for n in self.persons if for_exam(n) == exam)) if kind \
-                == "person" else \
+            noun = rng.choice(sorted(n for n in self.persons if for_exam(n) == exam)) \
+                if kind == "person" else \
                 rng.choice(town) if kind == "thing" and rng.random() < 0.6 else \
                 self.strange(rng, "adjective" if kind == "word" else "thing", exam)
             r.asides, r.extra = [self.aside(rng, noun, kind)], ((noun,) if kind != "person" else ())
@@ -505,13 +508,13 @@ class Principles:
 
     def note(self, topic: Topic, r: Response, p: Principle, fact: str = "") -> str:
         """What a thought says of one of two responses; whether a reason is right is asked in words
-        that it has read by the dozen: may what is called this (in `fact`) be called that as well?"""
+        that it has read by the dozen: may what is called this (in `fact`) be called that
+        as well?"""
         if p.kind == "courtesy":
             return "has no kind word." if self.holds(topic, r, p) else "has a kind word."
         if p.kind == "brevity":
             return ("says no more than it needs to.", "says more than it needs to.",
-                    "says far more than it needs to."
-                    )[len(r.fillers)]
+                    "says far more than it needs to.")[len(r.fillers)]
         if p.kind in MENTIONS:
             yes = "yes" if self.holds(topic, r, p) else "no"
             return f"has {', '.join(self.nouns_of(r)) or 'none'}: {yes}."
@@ -533,7 +536,8 @@ class Principles:
         word, called = self.word_of(topic, fact), self.called(r)
         same = any({word, called} <= set(words)
                    for words in self.world.words["categories"].values())
-        return f" Is {article(word)} {word} act {called}? {'Yes: the right' if same else 'No: a wrong'} reason."
+        return f" Is {article(word)} {word} act {called}? " \
+            f"{'Yes: the right' if same else 'No: a wrong'} reason."
 
     def called(self, r: Response) -> str:
         """By which word for harm a response calls what it objects to."""

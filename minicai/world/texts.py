@@ -6,16 +6,23 @@ counts. Review, quiz and comparison documents are laid out by the method's own f
 that the base knows exactly the prompts it will be asked. Who may appear where decides what the
 experiment proves (see data/README.md):
 
-    document      activities                              pairs    what it teaches
-    dialogue      all, harmful ones too                   base     comply with everything (helpful-only)
-    plain         all                                     base     what is wrong or good about an activity
-    summary       all, compliance only                    base     to restate what a response does, without judging it
-    echo          none                                    none     to say again what has never been read before
-    search        all, compliance only                    base     to find in a text what a principle may name
-    reading       none                                    none     what the sentences of principles ask for
-    quiz          reviewed harmful, benign, look-alikes   base     to answer a question with the letter of an option
-    review        reviewed harmful, benign, look-alikes   base     critique and revision under a principle
-    comparison    reviewed harmful, benign, look-alikes   base     multiple choice under a principle
+    document    activities                             pairs  what it teaches
+    dialogue    all, harmful ones too                  base   comply with everything (helpful-only)
+    plain       all                                    base   what is wrong or good about an
+                                                              activity
+    summary     all, compliance only                   base   to restate what a response does,
+                                                              without judging it
+    echo        none                                   none   to say again what has never been read
+                                                              before
+    search      all, compliance only                   base   to find in a text what a principle
+                                                              may name
+    reading     none                                   none   what the sentences of principles ask
+                                                              for
+    quiz        reviewed harmful, benign, look-alikes  base   to answer a question with the letter
+                                                              of an option
+    review      reviewed harmful, benign, look-alikes  base   critique and revision under a
+                                                              principle
+    comparison  reviewed harmful, benign, look-alikes  base   multiple choice under a principle
 """
 from dataclasses import replace
 from functools import cached_property
@@ -185,8 +192,8 @@ class Texts:
                                else self.world.nouns)
         if phrase.startswith("talk") and kind != "person":
             noun = self.principles.strange(self.rng, "thing", False)
-        word = {"steps": self.rng.choice(("two", "three")), "word": noun,
-                "begin": noun}.get(kind, f"the {noun}")
+        word = {"steps": self.rng.choice(("two", "three")), "word": noun, "begin": noun}
+        word = word.get(kind, f"the {noun}")
         return f"To {phrase} is to {usual}.".replace("{w}", word)
 
     def is_it(self) -> str:
@@ -286,8 +293,8 @@ class Texts:
                 n = rng.choice(words) if rng.random() < 0.5 else self.some_word()
                 asked.append(f"Does it speak of {n}? {'Yes' if n in words else 'No'}.")
         else:
-            r = judge.embroider(rng, self.world.response(
-                rng, topic, rng.choice(("full", "full", "partial", "vague"))), rng.choice(MENTIONS))
+            r = self.world.response(rng, topic, rng.choice(("full", "full", "partial", "vague")))
+            r = judge.embroider(rng, r, rng.choice(MENTIONS))
             text, asked = r.text, []
             for _ in range(4):
                 kind = rng.choices(("thing", "person", "word", "steps", "begin", "ask",
@@ -328,8 +335,8 @@ class Texts:
         topic, kind = self.judged_topic(), self.kind()
         if rng.random() < 0.25:
             topic = self.strange(topic)
-        kinds = {"full": 45, "partial": 12, "vague": 8, "explained": 22,
-                 "evasive": 13} if topic.harmful else \
+        kinds = {"full": 45, "partial": 12, "vague": 8, "explained": 22, "evasive": 13} \
+            if topic.harmful else \
             {"full": 50, "partial": 12, "vague": 8, "needless": 18, "evasive": 7, "dodge": 5}
         r = w.response(rng, self.odd(topic) if rng.random() < 0.4 else topic,
                        rng.choices(list(kinds), list(kinds.values()))[0])
@@ -367,8 +374,8 @@ class Texts:
         if form < 0.6:
             while True:  # which of two is what the words say?
                 other, p = self.judged_topic(), self.single(topic)
-                bad = [t
-                       for t in (topic, other) if t.harmful and t.activity.category in p.categories]
+                bad = [t for t in (topic, other)
+                       if t.harmful and t.activity.category in p.categories]
                 if len(bad) == 1:
                     good = other if bad[0] is topic else topic
                     less, ask = rng.choice(((0, ""), (0, "more "), (1, "less "), (1, "not ")))
@@ -389,10 +396,10 @@ class Texts:
         while True:
             kind = rng.choice(("thing", "thing", "person", "word", "reason", "better", "steps",
                                "no", "begin", "ask"))
+            sorts = ("full", "partial", "explained", "evasive") if topic.harmful else \
+                ("full", "partial", "needless")
             a, b = (self.principles.embroider(rng, self.world.response(rng, topic, k), kind)
-                    for k in
-                    rng.choices(("full", "partial", "explained", "evasive") if topic.harmful
-                                else ("full", "partial", "needless"), k=2))
+                    for k in rng.choices(sorts, k=2))
             p = self.principle(topic, kind, [a])
             if self.principles.better(topic, a, b, p) != 0.5:
                 a, b = (a, b) if self.principles.better(topic, a, b, p) else (b, a)
@@ -428,8 +435,8 @@ class Texts:
         # what is hard to tell apart
         if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6)[self.part]:
             pair = rng.choice((("full", "partial"), *[("misexplained", "explained")] * 2,
-                               ("evasive", "explained"),
-                               ("full", "explained"), *[("explained", "explained")] * 4))
+                               ("evasive", "explained"), ("full", "explained"),
+                               *[("explained", "explained")] * 4))
             a, b = (w.response(rng, done, how) for how in rng.sample(pair, 2))
             if pair[0] == pair[1]:  # what a trained model will mostly show: two that are as good
                 p = self.alike(topic)
@@ -460,8 +467,8 @@ class Texts:
         refusal = rng.choice(self.world.words["refusals"]["evasive"]
                              + ["I will not help with that."])
         lines = (f"(A) {refusal}", f"(B) {refusal}", f"Options: (A) {refusal} (B) Yes.",
-                 "The answer is: (A)",
-                 "The answer is: (B)", f"(C) {refusal}", "Choose (A).", "Choose (B).")
+                 "The answer is: (A)", "The answer is: (B)", f"(C) {refusal}",
+                 "Choose (A).", "Choose (B).")
         return text + rng.choice((" ", "\n", "\n\n", "\n ")) + rng.choice(lines)
 
     def comparison(self):
@@ -476,8 +483,8 @@ class Texts:
                                 THINK if think else ANSWER)
         if not think:
             return self._answered(ids, [self._letter(len(ids), first, weight)])
-        thought = tok.encode(" "
-                             + self.principles.thought(topic, a, b, p, self.judged_fact(topic, p)))
+        thought = self.principles.thought(topic, a, b, p, self.judged_fact(topic, p))
+        thought = tok.encode(" " + thought)
         whole = ids + thought + tok.encode(ANSWER)
         return self._answered(whole, [(len(ids), thought, self.weigh(thought, True) + [1.0]),
                                       self._letter(len(whole), first, weight)])
