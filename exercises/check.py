@@ -44,8 +44,8 @@ def load(path: Path):
 
 
 def run(name: str, file: str = "mine", out=print) -> bool:
-    """Run every check_... of an exercise on one of its files;
-    say what passes and why something does not."""
+    """Run every check_... of an exercise on one of its files; say what passes and why something
+    does not."""
     folder = HERE / name
     stub = next(folder.glob("stub.*"))
     path = folder / f"{file}{stub.suffix}"

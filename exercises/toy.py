@@ -1,5 +1,5 @@
-"""A PPO so small that it runs in seconds: a random model,
-and a reward for every token with an even id.
+"""A PPO so small that it runs in seconds: a random model, and a reward for every token with an even
+id.
 
 Exercises measure on it what takes minutes on the micro-world.
 """
@@ -19,8 +19,8 @@ END, VOCAB = 0, 24
 
 
 class CountEven:
-    """A reward model without weights: (even ids of a response - 3) / 1.5,
-    so that a random policy is paid about 0."""
+    """A reward model without weights: (even ids of a response - 3) / 1.5, so that a random policy
+    is paid about 0."""
 
     def score(self, ids, mask):
         return (((ids % 2 == 0) & mask).sum(1).float() - 3) / 1.5

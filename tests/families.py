@@ -11,18 +11,20 @@ FAMILIES = ["gpt2", "llama3", "qwen2", "qwen3", "smollm2"]
 
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-LLAMA3 = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role "
-          "}}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}{% if add_generation_prompt "
-          "%}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
-SMOLLM2 = ("{% for m in messages %}{% if loop.first and messages[0].role != 'system' "
-           "%}<|im_start|>system\nYou are a vendor's model.<|im_end|>\n{% endif %}<|im_start|>{{ "
-           "m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+LLAMA3 = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}"
+          "<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+          "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+SMOLLM2 = ("{% for m in messages %}{% if loop.first and messages[0].role != 'system' %}"
+           "<|im_start|>system\nYou are a vendor's model.<|im_end|>\n{% endif %}"
+           "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 # The answer that nothing follows is shown with its (empty) thought, those before it without.
-QWEN3 = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == "
-         "'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor "
-         "%}{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined "
-         "and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}")
+QWEN3 = ("{% for m in messages %}<|im_start|>{{ m.role }}\n"
+         "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+         "{{ m.content }}<|im_end|>\n{% endfor %}"
+         "{% if add_generation_prompt %}<|im_start|>assistant\n"
+         "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+         "{% endif %}{% endif %}")
 # Written down from the published tokenizers: the regular expressions are theirs, not minicai's
 # constants.
 LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -46,7 +48,8 @@ CONFIG = {"gpt2": {}, "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": 
 
 # of the real SmolLM2
 LOST, NO_UTF8 = "\x04\x06\x13\x14\x16\x1d", (0xF1, 0xF2, 0xC0, 0xC1, *range(0xF5, 256))
-WORDS = ["the", "The", " cat", " sat", "naïve", " don't", "'LL", "it's", "été", " 東京", "日本語", "мир",
+WORDS = ["the", "The", " cat", " sat", "naïve", " don't", "'LL", "it's", "été",
+         " 東京", "日本語", "мир",
          " 12", "345", "6", "\n", "\n\n", "  ", "\t", "\r\n", "   ", "!", "?!", "...", " (A)", "$%",
          "😀", "👩‍👩‍👧", "e\u0301", "\u00a0", "\u2028", "\u3000",
          "<|im_end|>", "<|endoftext|>", "\n\nHuman:", "\n\nAssistant: ", "def f(x):\n    return x",

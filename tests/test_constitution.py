@@ -14,7 +14,8 @@ from minicai.feedback import comparison_prompt, few_shot_prefix
 from minicai.run import UserError
 
 SHIPPED = Path(__file__).parent.parent / "constitutions"
-WORKED = "Human: a\n\nAssistant: b\n\nCritiqueRequest: c\n\nCritique: d\n\nRevisionRequest: e\n\nRevision: f"
+WORKED = ("Human: a\n\nAssistant: b\n\nCritiqueRequest: c\n\nCritique: d"
+          "\n\nRevisionRequest: e\n\nRevision: f")
 OURS = {"name": "n", "description": "d", "preamble": "p",
         "critique_revision": [{"critique": "c?", "revision": "r."}], "comparison": ["which?"],
         "few_shot": {"critique": [WORKED, "\n\n" + WORKED],

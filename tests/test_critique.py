@@ -75,7 +75,8 @@ def test_a_chat_model_is_asked_in_turns_of_the_chat(family, tmp_path):
     say = lambda *texts: [{"role": ("user", "assistant")[i % 2], "content": t}
                           for i, t in enumerate(texts)]
     system = [{"role": "system", "content": "A review."}]
-    worked = "Human: x\n\nmore\n\nAssistant: y\n\nCritiqueRequest: Bad?\n\nCritique: Yes.\n\nRevisionRequest: Mend.\n\nRevision: z\n\nHuman:"
+    worked = "Human: x\n\nmore\n\nAssistant: y\n\nCritiqueRequest: Bad?\n\nCritique: Yes." \
+        "\n\nRevisionRequest: Mend.\n\nRevision: z\n\nHuman:"
     shown = say("x\n\nmore", "y", "Bad?", "Yes.", 'Mend. The human asked: "x\n\nmore"', "z")
     for shots in ((), (worked,), (worked, worked)):
         before = system + shown * len(shots) + DIALOGUE

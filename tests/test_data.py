@@ -132,7 +132,8 @@ def test_what_real_data_holds_and_nobody_can_use_is_dropped_and_counted(tmp_path
                  {"messages": [SAID]})
     assert read_prompts(path) == [[USER]]
     said = capsys.readouterr().out
-    assert "1 of 4 rows used; dropped: 1 x empty turn (first in line 1), 2 x no user turn (first in line 2)" in said
+    assert "1 of 4 rows used; dropped: 1 x empty turn (first in line 1), " \
+        "2 x no user turn (first in line 2)" in said
     assert read_prompts(write(path, {"prompt": "hi"})) == [[USER]]
     assert capsys.readouterr().out == f"{path}: 1 of 1 rows used; dropped: none\n"
 

@@ -85,7 +85,8 @@ from minicai import decode, sample
 from minicai import decode_triton as kernels
 
 def made(kernel, types, fixed, stages):
-    args = {name: "constexpr" if name in fixed else types.get(name, "*bf16") for name in kernel.arg_names}
+    args = {name: "constexpr" if name in fixed else types.get(name, "*bf16")
+            for name in kernel.arg_names}
     constants = {(kernel.arg_names.index(name),): value for name, value in fixed.items()}
     done = triton.compile(ASTSource(kernel, args, constants), target=GPUTarget("cuda", 90, 32),
                           options={"num_warps": 4, "num_stages": stages})
@@ -93,15 +94,19 @@ def made(kernel, types, fixed, stages):
 
 numbers = {"R": "i32", "K": "i32", "N": "i32", "eps": "fp32"}
 products = {"qkv": (960, {"x": "*fp32"}, dict(NORMED=True, GATED=False, ADDED=False, w2=None)),
-            "gate and up": (1536, {"x": "*fp32"}, dict(NORMED=True, GATED=True, ADDED=False, bias=None)),
-            "down": (576, {"out": "*fp32"}, dict(NORMED=False, GATED=False, ADDED=True, norm=None, w2=None, bias=None)),
-            "head": (49152, {"x": "*fp32", "out": "*fp32"}, dict(NORMED=True, GATED=False, ADDED=False, w2=None))}
-for R, name in [(1, "qkv"), (1, "gate and up"), (1, "down"), (1, "head"), (64, "gate and up"), (64, "down"),
-                (64, "head"), (256, "qkv")]:
+            "gate and up": (1536, {"x": "*fp32"},
+                            dict(NORMED=True, GATED=True, ADDED=False, bias=None)),
+            "down": (576, {"out": "*fp32"},
+                     dict(NORMED=False, GATED=False, ADDED=True, norm=None, w2=None, bias=None)),
+            "head": (49152, {"x": "*fp32", "out": "*fp32"},
+                     dict(NORMED=True, GATED=False, ADDED=False, w2=None))}
+for R, name in [(1, "qkv"), (1, "gate and up"), (1, "down"), (1, "head"),
+                (64, "gate and up"), (64, "down"), (64, "head"), (256, "qkv")]:
     N, types, fixed = products[name]
     BR, BN, BK, stages = kernels.blocks(R, N, fixed["NORMED"])
     made(kernels.product_kernel, numbers | types, fixed | {"BR": BR, "BN": BN, "BK": BK}, stages)
-made(kernels.attention_kernel, {"freq": "*fp32", "positions": "*i64", "at": "*i64", "row_stride": "i32", "S": "i32"},
+made(kernels.attention_kernel,
+     {"freq": "*fp32", "positions": "*i64", "at": "*i64", "row_stride": "i32", "S": "i32"},
      {"H": 9, "G": 3, "D": 64, "Q": 16, "BS": 128}, 3)
 """
 

@@ -113,11 +113,13 @@ from triton.compiler import ASTSource
 from minicai import logprob_triton as kernels
 
 def types(kernel, table):
-    fixed = {"z": "*" + table, "targets": "*i64", "V": "i32", "temperature": "fp32", "BLOCK": "constexpr"}
+    fixed = {"z": "*" + table, "targets": "*i64", "V": "i32", "temperature": "fp32",
+             "BLOCK": "constexpr"}
     return {name: fixed.get(name, "*fp32") for name in kernel.arg_names}
 
 for kernel in (kernels.statistics_kernel, kernels.gradient_kernel):
-    source = ASTSource(kernel, types(kernel, "bf16"), {(kernel.arg_names.index("BLOCK"),): kernels.BLOCK})
+    constants = {(kernel.arg_names.index("BLOCK"),): kernels.BLOCK}
+    source = ASTSource(kernel, types(kernel, "bf16"), constants)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     print(kernel.__name__, len(made.asm["cubin"]) > 0)
 """

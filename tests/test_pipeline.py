@@ -368,7 +368,8 @@ def test_worked_examples_are_used_where_there_is_room_for_them(toy, demo, tmp_pa
     for script, args in ((train_sft, sft_args), (train_pm, pm_args)):
         fails(capsys, script, args(toy, tmp_path / "o", "--constitution", general), "has 512",
               "--no-few-shot")
-    worked = "Human: a\n\nAssistant: b\n\nCritiqueRequest: c\n\nCritique: d\n\nRevisionRequest: e\n\nRevision: f"
+    worked = "Human: a\n\nAssistant: b\n\nCritiqueRequest: c\n\nCritique: d" \
+        "\n\nRevisionRequest: e\n\nRevision: f"
     compared = {"conversation": [{"role": "user", "content": "a"}], "principle": "p", "better": "b",
                 "worse": "w"}
     shots = {"critique": [worked], "comparison": [compared]}

@@ -389,7 +389,8 @@ def test_two_runs_in_one_folder(toy, tmp_path, capsys):
     lock = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     killed(train_sft, sft_args(toy, tmp_path))
-    assert capsys.readouterr().err == f"error: {tmp_path}: another run is writing there; wait until it ends, or give another --out\n"
+    assert capsys.readouterr().err == f"error: {tmp_path}: another run is writing there; " \
+        "wait until it ends, or give another --out\n"
     assert list(tmp_path.iterdir()) == []
     os.close(lock)
     run(train_sft, sft_args(toy, tmp_path))
@@ -421,7 +422,8 @@ def test_too_little_room_is_said_before_anything_is_done(toy, tmp_path, capsys, 
     monkeypatch.setattr(train_sft, "load_model", lambda *_: pytest.fail("a model was loaded"))
     killed(train_sft, sft_args(toy, tmp_path / "o"))
     size = sum(p.numel() for p in load_model(toy / "base")[0].parameters())
-    assert f"{tmp_path / 'o'}: the run needs up to {28 * size / 1e6:,.1f} MB there, 0.0 MB are free" in capsys.readouterr().err
+    assert f"{tmp_path / 'o'}: the run needs up to {28 * size / 1e6:,.1f} MB there, " \
+        "0.0 MB are free" in capsys.readouterr().err
 
 
 # ---- models --------------------------------------------------------------------------------------

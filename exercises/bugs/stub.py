@@ -1,5 +1,5 @@
-"""Three functions with one mistake each. Shapes: B batch, T time, C width, V vocabulary;
-mask [B,T] bool."""
+"""Three functions with one mistake each. Shapes: B batch, T time, C width, V vocabulary; mask [B,T]
+bool."""
 
 import torch
 

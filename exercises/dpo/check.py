@@ -23,8 +23,8 @@ def check_it_starts_at_log_2(mine):
 
 
 def check_gradient(mine):
-    """the better answer becomes likelier, the other less likely, by the same amount;
-    at a label of 1/2 nothing moves"""
+    """the better answer becomes likelier, the other less likely, by the same amount; at a label of
+    1/2 nothing moves"""
     for label, sign in ((1.0, -1), (0.0, 1), (0.5, 0)):
         a, b = (torch.tensor([-5.0], requires_grad=True) for _ in range(2))
         mine.dpo_loss(

@@ -4,8 +4,8 @@ import torch
 
 
 def answer_logprobs(model, prompt: list, answer: list):
-    """log p [len(answer)] of each answer token. model(ids [1,T]) -> hidden [1,T,C];
-    model.head [V,C]."""
+    """log p [len(answer)] of each answer token. model(ids [1,T]) -> hidden [1,T,C]; model.head
+    [V,C]."""
     hidden = model(torch.tensor([prompt + answer]))[0]  # [T,C]
     before = hidden[len(prompt) - 1 : -1]  # the last state predicts nothing that we have
     logp = (before @ model.head.T).log_softmax(-1)  # [len(answer),V]

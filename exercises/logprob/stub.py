@@ -2,8 +2,8 @@
 
 
 def answer_logprobs(model, prompt: list, answer: list):
-    """log p [len(answer)] of each answer token. model(ids [1,T]) -> hidden [1,T,C];
-    model.head [V,C]."""
+    """log p [len(answer)] of each answer token. model(ids [1,T]) -> hidden [1,T,C]; model.head
+    [V,C]."""
     raise NotImplementedError
 
 

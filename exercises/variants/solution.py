@@ -11,8 +11,8 @@ def shape(score):
 
 
 def advantages(rollout, config):
-    """The rollout with `advantages` and `returns` [B,T]:
-    each token has its response's place in its group."""
+    """The rollout with `advantages` and `returns` [B,T]: each token has its response's place in its
+    group."""
     total = (rollout.rewards * rollout.mask).sum(1).view(-1, GROUP)  # [B/GROUP,GROUP]
     better = (total - total.mean(1, keepdim=True)) / (total.std(1, keepdim=True) + 1e-6)
     return rollout._replace(advantages=better.view(-1, 1) * rollout.mask, returns=rollout.rewards)

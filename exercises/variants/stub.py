@@ -9,8 +9,8 @@ def shape(score):
 
 
 def advantages(rollout, config):
-    """The rollout with `advantages` and `returns` [B,T] put in:
-    rollout._replace(advantages=..., returns=...).
+    """The rollout with `advantages` and `returns` [B,T] put in: rollout._replace(advantages=...,
+    returns=...).
 
     rollout.rewards [B,T] holds KL penalties and, on the last token, what the score was worth;
     rollout.mask [B,T]. Without a value model nobody reads the returns; give the rewards to come, or
