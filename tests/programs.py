@@ -6,14 +6,15 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT),
+                    "CUDA_VISIBLE_DEVICES": ""}
 
 
 def start(program: str, *args, **more) -> subprocess.Popen:
     """A running program: "train_sft.py", or "minicai.lab.evaluate" for a module."""
     words = [str(ROOT / program)] if program.endswith(".py") else ["-m", program]
-    return subprocess.Popen([sys.executable, *words, *map(str, args)], env=ENV, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, **more)
+    return subprocess.Popen([sys.executable, *words, *map(str, args)], env=ENV,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
 def ended(process, seconds: float = 900) -> tuple:

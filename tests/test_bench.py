@@ -1,4 +1,5 @@
-"""The bench: its memory meter against known allocations, turns and ratios, the whole command on tiny shapes."""
+"""The bench: its memory meter against known allocations, turns and ratios,
+the whole command on tiny shapes."""
 import json
 from importlib.util import find_spec
 
@@ -11,7 +12,7 @@ from minicai.lab.meter import interleave, peak_bytes, row, rows_of, table
 CPU = torch.device("cpu")
 
 
-# ---- the meter -------------------------------------------------------------------------------------------------
+# ---- the meter -----------------------------------------------------------------------------------
 def test_the_peak_is_the_most_held_at_one_moment():
     def work():
         a = torch.empty(1000, 1000)         # 4 MB
@@ -24,7 +25,8 @@ def test_the_peak_is_the_most_held_at_one_moment():
 
 
 def test_the_peak_of_a_backward_can_be_counted_by_hand():
-    """x @ w.T [N,V] is held while its sum goes back (as a view of one number), then the gradients of x and w come."""
+    """x @ w.T [N,V] is held while its sum goes back (as a view of one number),
+    then the gradients of x and w come."""
     N, D, V = 400, 10, 300
     x, w = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     peak = peak_bytes(lambda: (x @ w.T).sum().backward(), CPU)
@@ -38,7 +40,8 @@ def test_what_was_there_before_does_not_count():
 
 
 def test_the_fused_logprob_never_holds_all_logits():
-    """What logprob.py promises, as the meter sees it: far below one [N,V] array, where eager holds three."""
+    """What logprob.py promises, as the meter sees it:
+    far below one [N,V] array, where eager holds three."""
     N, D, V = 4096, 8, 2000
     hidden, weight = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     targets = torch.zeros(N, dtype=torch.long)
@@ -56,7 +59,8 @@ def test_the_peak_on_cuda():
 
 def test_variants_take_turns_and_the_first_round_does_not_count():
     calls = []
-    variants = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b") or {"one": 1.0, "two": len(calls)}}
+    variants = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")
+                or {"one": 1.0, "two": len(calls)}}
     times = interleave(variants, 3, CPU, "turns")
     assert "".join(calls) == "abababab"
     assert len(times["a"][""]) == 3 and min(times["a"][""]) >= 0
@@ -65,13 +69,15 @@ def test_variants_take_turns_and_the_first_round_does_not_count():
 
 def test_rows_hold_medians_spread_and_ratios():
     times = {"slow": [4.0, 2.0, 9.0], "fast": [1.0, 3.0, 2.0]}
-    slow, fast = rows_of("part", "case", times, ("slow", "absent"), peaks={"slow": 4e6, "fast": 1e6})
+    slow, fast = rows_of("part", "case", times, ("slow", "absent"),
+                         peaks={"slow": 4e6, "fast": 1e6})
     assert (fast["median"], fast["low"], fast["high"], fast["unit"]) == (2000, 1000, 3000, "ms")
     assert fast["speed"] == {"slow": 2.0} and slow["speed"] == {} and fast["peak"] == {"slow": 0.25}
     assert rows_of("part", "case", times, amount=12)[1]["median"] == 6 and fast["peak_mb"] == 1
     text = table([slow, fast, row("other", "share", "x", [3.25], "%", note="target")])
     assert "slow 2.00; 0.25 of the peak of slow" in text and "1,000 to 3,000" in text
-    assert text.count("median") == 2 and text.splitlines()[-1].split() == ["share", "x", "3.25", "%", "target"]
+    assert text.count("median") == 2
+    assert text.splitlines()[-1].split() == ["share", "x", "3.25", "%", "target"]
 
 
 def test_padding_is_what_the_longest_row_costs():
@@ -79,7 +85,7 @@ def test_padding_is_what_the_longest_row_costs():
     assert bench.padding([2, 2], [[0, 1]]) == 0
 
 
-# ---- the command -----------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 def run(tmp_path, *flags):
     out = tmp_path / "made" / "bench.json"
     bench.main(["--quick", "--repeats", "1", "--out", str(out), *flags])
@@ -93,10 +99,13 @@ def test_all_parts_without_peers(tmp_path, capsys):
     assert all(0 < r["low"] <= r["median"] <= r["high"] for r in report["rows"])
     assert all(len(text.splitlines()[i]) < 200 for i in range(5)) and report["peers"] == {}
     assert not {"transformers", "TRL", "Liger, chunked"} & {r["variant"] for r in report["rows"]}
-    peak = {(r["case"], r["variant"]): r["peak_mb"] for r in report["rows"] if r["section"] == "log-prob"}
+    peak = {(r["case"], r["variant"]): r["peak_mb"]
+            for r in report["rows"] if r["section"] == "log-prob"}
     assert peak["64x16x50, no entropy", "fused"] <= peak["64x16x50, no entropy", "eager"]
-    mine = {r["case"]: r["median"] for r in report["rows"] if r["section"] == "PPO" and r["variant"] == "minicai"}
-    assert list(mine) == [f"batch 4, {phase}" for phase in ("sampling", "scoring", "update", "whole step")]
+    mine = {r["case"]: r["median"]
+            for r in report["rows"] if r["section"] == "PPO" and r["variant"] == "minicai"}
+    assert list(mine) == [f"batch 4, {phase}"
+                          for phase in ("sampling", "scoring", "update", "whole step")]
     assert mine["batch 4, whole step"] == pytest.approx(sum(list(mine.values())[:3]), rel=1e-6)
     for r in report["rows"]:
         assert r["variant"] in text and r["case"] in text
@@ -104,7 +113,8 @@ def test_all_parts_without_peers(tmp_path, capsys):
 
 def test_one_part_in_the_demos_own_family(tmp_path):
     report = run(tmp_path, "--only", "sampling", "--family", "llama", "--threads", "1")
-    assert {r["section"] for r in report["rows"]} == {"sampling"} and report["args"]["family"] == "llama"
+    assert {r["section"] for r in report["rows"]} == {"sampling"}
+    assert report["args"]["family"] == "llama"
 
 
 def test_the_reference_model_has_957k_parameters():
@@ -127,12 +137,14 @@ def test_at_the_size_of_a_model_directory(tmp_path, tiny_model_dir, tiny_model, 
     rows = run(tmp_path, "--model", str(folder))["rows"]
     assert {r["section"] for r in rows} == {"log-prob", "sampling", "PPO", "training"}
     assert f"16x32x{model.config.vocab_size}, no entropy" in {r["case"] for r in rows}
-    assert not any("padding" in r["case"] for r in rows)                # those texts are the micro-world's
+    assert not any("padding" in r["case"] for r in rows)  # those texts are the micro-world's
 
 
-def test_a_model_that_reads_too_little_is_said_before_anything_is_measured(tmp_path, tiny_model_dir, capsys):
+def test_a_model_that_reads_too_little_is_said_before_anything_is_measured(
+        tmp_path, tiny_model_dir, capsys):
     (tmp_path / "short").mkdir()
-    config = json.loads((tiny_model_dir / "config.json").read_text()) | {"max_position_embeddings": 8}
+    config = json.loads((tiny_model_dir / "config.json").read_text()) \
+        | {"max_position_embeddings": 8}
     (tmp_path / "short/config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit):
         run(tmp_path, "--model", str(tmp_path / "short"))
@@ -147,12 +159,15 @@ def test_missing_peers_are_named_in_a_line_each(tmp_path, capsys, monkeypatch):
     assert all("pip install -c constraints.txt" in line for line in lines) and report["peers"] == {}
 
 
-@pytest.mark.parametrize("part, package, variant", [("sampling", "transformers", "transformers"), ("ppo", "trl", "TRL"),
-                                                    ("logprob", "liger_kernel", "Liger, chunked")])
+@pytest.mark.parametrize("part, package, variant",
+                         [("sampling", "transformers", "transformers"), ("ppo", "trl", "TRL"),
+                          ("logprob", "liger_kernel", "Liger, chunked")])
 def test_beside_a_peer(tmp_path, monkeypatch, part, package, variant):
-    """The bench itself asserts that greedy ids and gradients agree; here: that the peer is measured."""
+    """The bench itself asserts that greedy ids and gradients agree; here:
+    that the peer is measured."""
     pytest.importorskip(package)
-    monkeypatch.setattr(peers, "find_spec", lambda name: find_spec(name) if name == package else None)
+    monkeypatch.setattr(peers, "find_spec",
+                        lambda name: find_spec(name) if name == package else None)
     rows = run(tmp_path, "--peers", "--only", part)["rows"]
     measured = [r for r in rows if r["variant"] == variant]
     assert measured and all(r["median"] > 0 for r in measured)
@@ -160,7 +175,8 @@ def test_beside_a_peer(tmp_path, monkeypatch, part, package, variant):
         assert len(measured) == 4 and any("TRL" in r["speed"] for r in rows)
 
 
-@pytest.mark.parametrize("flags", [["--only", "ppo,nonsense"], ["--threads", "0"], ["--repeats", "0"], ["--out", "/"]])
+@pytest.mark.parametrize("flags", [["--only", "ppo,nonsense"], ["--threads", "0"],
+                                   ["--repeats", "0"], ["--out", "/"]])
 def test_bad_flags_are_one_line(flags, capsys):
     with pytest.raises(SystemExit) as stopped:
         bench.main(flags)

@@ -36,8 +36,8 @@ def test_the_conversation_is_kept_until_reset(tiny_model_dir, monkeypatch, capsy
         prompts.append(prompt)
         return stream(model, prompt, **kwargs)
     monkeypatch.setattr(chat, "stream", recording)
-    printed = talk(monkeypatch, capsys, tiny_model_dir, ["burn it", "", "why", "/reset", "why", "/quit", "never read"],
-                   "--seed", "3")
+    printed = talk(monkeypatch, capsys, tiny_model_dir,
+                   ["burn it", "", "why", "/reset", "why", "/quit", "never read"], "--seed", "3")
     said = [a.removesuffix(" [cut off]") for a in answers(printed)]
     turns = [{"role": "user", "content": "burn it"}, {"role": "assistant", "content": said[0]},
              {"role": "user", "content": "why"}]
@@ -46,7 +46,8 @@ def test_the_conversation_is_kept_until_reset(tiny_model_dir, monkeypatch, capsy
 
 
 def test_seed_and_temperature(tiny_model_dir, monkeypatch, capsys):
-    runs = [talk(monkeypatch, capsys, tiny_model_dir, ["hello"], "--seed", seed) for seed in ("1", "1", "2")]
+    runs = [talk(monkeypatch, capsys, tiny_model_dir, ["hello"], "--seed", seed)
+            for seed in ("1", "1", "2")]
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -64,24 +65,30 @@ def test_characters_cut_between_tokens_come_out_whole(tiny_model_dir, monkeypatc
 
 
 def test_a_conversation_too_long_is_said_and_survived(tiny_model_dir, monkeypatch, capsys):
-    printed = talk(monkeypatch, capsys, tiny_model_dir, ["x y z " * 400, "hi"], "--temperature", "0")
+    printed = talk(monkeypatch, capsys, tiny_model_dir, ["x y z " * 400, "hi"],
+                   "--temperature", "0")
     assert "/reset starts over" in printed
-    assert answers(printed)[1] == answers(talk(monkeypatch, capsys, tiny_model_dir, ["hi"], "--temperature", "0"))[0]
+    assert answers(printed)[1] == answers(talk(monkeypatch, capsys, tiny_model_dir, ["hi"],
+                                               "--temperature", "0"))[0]
 
 
 def test_from_the_shell(tiny_model_dir):
-    run = subprocess.run([sys.executable, "-m", "minicai.chat", str(tiny_model_dir), "--max-new-tokens", "3"],
+    run = subprocess.run([sys.executable, "-m", "minicai.chat", str(tiny_model_dir),
+                          "--max-new-tokens", "3"],
                          input=b"hi \xff\n", capture_output=True)
     assert run.returncode == 0 and b"Assistant: " in run.stdout and not run.stderr
 
 
 def test_a_terminal_that_knows_few_characters_stops_nothing(tiny_model_dir):
-    run = subprocess.run([sys.executable, "-m", "minicai.chat", str(tiny_model_dir), "--max-new-tokens", "40"],
-                         input="hi \u00e9\n".encode(), capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    run = subprocess.run([sys.executable, "-m", "minicai.chat", str(tiny_model_dir),
+                          "--max-new-tokens", "40"],
+                         input="hi \u00e9\n".encode(), capture_output=True,
+                         env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert run.returncode == 0 and b"?" in run.stdout and run.stdout.isascii() and not run.stderr
 
 
-@pytest.mark.parametrize("args, message", [(["nowhere"], "no such model directory"), ([".", "--temperature", "-1"], "--temper")])
+@pytest.mark.parametrize("args, message", [(["nowhere"], "no such model directory"),
+                                           ([".", "--temperature", "-1"], "--temper")])
 def test_mistakes_take_one_line(args, message, capsys):
     with pytest.raises(SystemExit) as stop:
         chat.main(args)

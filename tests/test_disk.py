@@ -1,4 +1,5 @@
-"""A disk that is full, or refuses large files: one line with path, room and advice; nothing that was there is lost."""
+"""A disk that is full, or refuses large files: one line with path, room and advice;
+nothing that was there is lost."""
 import contextlib
 import resource
 import shutil
@@ -41,7 +42,8 @@ def commands(toy, models):
     tuned = ("--model", models / "sft/sl_cai")
     return {"sft": (train_sft, lambda out: sft_args(toy, out, *OFTEN), "sl_cai"),
             "pm": (train_pm, lambda out: pm_args(toy, out, *tuned, *OFTEN), "pm"),
-            "rl": (train_rl, lambda out: rl_args(toy, models / "pm/pm", out, *tuned, *OFTEN), "rl_cai")}
+            "rl": (train_rl, lambda out: rl_args(toy, models / "pm/pm", out, *tuned, *OFTEN),
+                   "rl_cai")}
 
 
 def everything(folder) -> dict:
@@ -55,7 +57,8 @@ def fails(capsys, module, args) -> str:
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "Traceback" not in said
     last = said.strip().replace("\r", "\n").splitlines()[-1]
-    assert last[last.index("error: "):].startswith("error: /") and ": cannot be written (" in last, last
+    assert last[last.index("error: "):].startswith("error: /") and \
+        ": cannot be written (" in last, last
     assert "are free there: make room or give another --out" in last
     return last
 
@@ -67,20 +70,22 @@ def same(out, whole, model):
 
 @pytest.mark.parametrize("stage", ["sft", "pm", "rl"])
 def test_files_that_may_not_grow(toy, models, tmp_path, capsys, stage):
-    """Whichever write fails first: text, state, model. Afterwards the run goes on, to the same bits."""
+    """Whichever write fails first: text, state, model. Afterwards the run goes on,
+    to the same bits."""
     module, args, model = commands(toy, models)[stage]
     whole, seen = models / stage, set()
     sizes = sorted({len(data) for data in everything(whole).values()})
     for size in (100, 3000, sizes[-1] // 2, sizes[-1] - 1, sizes[-1] + 5000):
         out = tmp_path / str(size)
-        shutil.copytree(whole, out)                                         # an earlier run's results lie there
+        shutil.copytree(whole, out)  # an earlier run's results lie there
         before = everything(out / model)
         with no_file_above(size):
             seen.add(fails(capsys, module, args(out)).partition(str(size))[2].split(":")[0])
-        assert everything(out / model) == before and not leftovers(out)     # the model before is as it was
+        # the model before is as it was
+        assert everything(out / model) == before and not leftovers(out)
         run(module, args(out))
         same(out, whole, model)
-    assert len(seen) >= 2, seen                                             # different files were the first to fail
+    assert len(seen) >= 2, seen  # different files were the first to fail
 
 
 def test_an_evaluation(toy, models, tmp_path, capsys):
@@ -113,7 +118,8 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_a_full_disk(toy, models, tmp_path, capsys, monkeypatch, small_disk, stage):
     module, args, model = commands(toy, models)[stage]
-    monkeypatch.setattr("minicai.state.check_space", lambda *_: None)       # else it is said before anything is done
+    # else it is said before anything is done
+    monkeypatch.setattr("minicai.state.check_space", lambda *_: None)
     need = sum(len(data) for data in everything(models / stage).values())
     for share in (0.1, 0.5, 1.2, 2.5):
         disk = small_disk(int(share * need / 1000) + 8)
@@ -127,7 +133,8 @@ def test_a_disk_that_is_too_small_is_said_first(toy, models, capsys, small_disk)
     with pytest.raises(SystemExit):
         train_sft.main([str(a) for a in sft_args(toy, disk / "o")])
     said = capsys.readouterr().err
-    assert "the run needs up to" in said and "are free: make room" in said and list((disk / "o").iterdir()) == []
+    assert "the run needs up to" in said and "are free: make room" in said
+    assert list((disk / "o").iterdir()) == []
 
 
 def test_a_folder_that_is_read_only(toy, tmp_path, capsys, small_disk):
@@ -135,4 +142,5 @@ def test_a_folder_that_is_read_only(toy, tmp_path, capsys, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(SystemExit):
         train_sft.main([str(a) for a in sft_args(toy, disk / "o")])
-    assert "Read-only file system); check path and rights or give another --out" in capsys.readouterr().err
+    assert "Read-only file system); check path and rights or give another --out" \
+        in capsys.readouterr().err

@@ -1,5 +1,5 @@
-"""The pages of docs/: every logged number has its row, what they name exists, what they ask to run
-is understood."""
+"""The pages of docs/: every logged number has its row, what they name exists,
+what they ask to run is understood."""
 
 import re
 import shlex

@@ -41,8 +41,10 @@ def test_whole_things_and_what_they_were_made_from(toy, made, capsys):
     code, found = says(capsys, made)
     assert code == 0 and "DAMAGED" not in str(found)
     model = found[str(made / "pm/pm")]
-    assert "model, whole: " in model and f"--model {made / 'sft/sl_cai'}" in model and "something else" not in model
-    assert "finished in" in found[str(made / "pm")] and "comparisons.jsonl 40 rows" in found[str(made / "pm")]
+    assert "model, whole: " in model and f"--model {made / 'sft/sl_cai'}" in model
+    assert "something else" not in model
+    assert "finished in" in found[str(made / "pm")]
+    assert "comparisons.jsonl 40 rows" in found[str(made / "pm")]
 
 
 def test_a_strangers_model(tiny_model_dir, capsys):
@@ -56,12 +58,14 @@ def test_damage_is_found(toy, made, tmp_path, capsys):
                                 lambda m: (m / "pm/pm/manifest.json").write_text("{"),
                                 lambda m: (m / "pm/comparisons.jsonl").write_text("{"),
                                 lambda m: (m / "pm/config.json").write_text("[" * 10**5),
-                                lambda m: (m / "pm/metrics.jsonl").write_text('{"step": 0}\n{"step": 2}\n'))):
+                                lambda m: (m / "pm/metrics.jsonl").write_text(
+                                    '{"step": 0}\n{"step": 2}\n'))):
         shutil.copytree(made, tmp_path / str(n))
         damage(tmp_path / str(n))
         code, found = says(capsys, tmp_path / str(n))
         assert code == 1 and sum("DAMAGED" in said for said in found.values()) == 1, n
-        assert "DAMAGED" in found[str(tmp_path / str(n) / "pm")] + found.get(str(tmp_path / str(n) / "pm/pm"), "")
+        assert "DAMAGED" in found[str(tmp_path / str(n) / "pm")] \
+            + found.get(str(tmp_path / str(n) / "pm/pm"), "")
 
 
 def test_what_is_unfinished_and_what_is_left(toy, made, tmp_path, capsys, monkeypatch):
@@ -73,7 +77,8 @@ def test_what_is_unfinished_and_what_is_left(toy, made, tmp_path, capsys, monkey
     capsys.readouterr()
     code, found = says(capsys, tmp_path / "m")
     run_said = found[str(tmp_path / "m/sft")]
-    assert code == 0 and "UNFINISHED" in run_said and "2 steps" in run_said and "of an earlier run" in run_said
+    assert code == 0 and "UNFINISHED" in run_said and "2 steps" in run_said
+    assert "of an earlier run" in run_said
     assert "killed" in found[str(tmp_path / "m/sft/.state.pt.part")]
     (tmp_path / "m/sft/state.pt").write_bytes(b"x")
     assert says(capsys, tmp_path / "m")[0] == 1

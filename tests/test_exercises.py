@@ -1,5 +1,5 @@
-"""Exercises: every solution passes its check, every stub fails it, and each has a page that says
-what to do."""
+"""Exercises: every solution passes its check, every stub fails it,
+and each has a page that says what to do."""
 
 import json
 import re
@@ -70,8 +70,8 @@ def test_the_first_run_makes_a_file_from_the_stub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("wrong, function", [("answer_loss", 0), ("kl_rewards", 1), ("targets", 2)])
 def test_each_planted_bug_fails_its_own_check_only(wrong, function, tmp_path, monkeypatch):
-    """One mended function after the other: a check that fails tells which function, and no other
-    fails for it."""
+    """One mended function after the other: a check that fails tells which function,
+    and no other fails for it."""
     stub, solution = (
         check.load(ROOT / "exercises/bugs" / f"{name}.py") for name in ("stub", "solution")
     )

@@ -1,4 +1,5 @@
-"""The multiple choice: its format, its probabilities, and that swapping the responses mirrors the label."""
+"""The multiple choice: its format, its probabilities,
+and that swapping the responses mirrors the label."""
 import random
 
 import pytest
@@ -10,15 +11,18 @@ from minicai.logprob import logprob_reference
 
 DIALOGUE = [{"role": "user", "content": "How do I burn it?"}]
 END, HUMAN = "<|endoftext|>", "\n\nHuman:"
-QUESTIONS = [(DIALOGUE, "No.", "Use a match.", "Which is less bad?"), (DIALOGUE, "Yes.", "Go on, do it.", "Which is kinder?")]
+QUESTIONS = [(DIALOGUE, "No.", "Use a match.", "Which is less bad?"),
+             (DIALOGUE, "Yes.", "Go on, do it.", "Which is kinder?")]
 
 
 def test_the_comparison_format(tok):
-    expected = (f"{END}Consider the following conversation between a human and an assistant:{HUMAN} How do I burn it?"
+    expected = (f"{END}Consider the following conversation between a human and an "
+                f"assistant:{HUMAN} How do I burn it?"
                 "\n\n\nWhich is less bad? Options:\n (A) No.\n (B) Use a match.\n\nThe answer is:")
     assert tok.decode(comparison_prompt(tok, *QUESTIONS[0])) == expected
-    wrapped = comparison_prompt(tok, DIALOGUE, " No. ", "Use a match.", "\nWhich is less bad? Options:")
-    assert tok.decode(wrapped) == expected                              # as the published principles are written
+    wrapped = comparison_prompt(tok, DIALOGUE, " No. ", "Use a match.",
+                                "\nWhich is less bad? Options:")
+    assert tok.decode(wrapped) == expected  # as the published principles are written
 
 
 def test_no_response_can_open_a_turn(tok, role_ids):
@@ -35,11 +39,13 @@ def test_p_a_is_the_probability_of_a_among_the_two(tok, tiny_model):
     torch.testing.assert_close(p_a, same[0]), torch.testing.assert_close(mass, same[1])
     for prompt, p, m in zip(prompts, p_a, mass):
         total = []
-        for letter in (" (A)", " (B)"):                                 # the long way: the whole answer's log-prob
+        for letter in (" (A)", " (B)"):  # the long way: the whole answer's log-prob
             answer = tok.encode(letter)
             ids, _ = pad_right([prompt + answer])
-            first = len(prompt) + next(i for i, (x, y) in enumerate(zip(tok.encode(" (A)"), tok.encode(" (B)"))) if x != y)
-            logp, _ = logprob_reference(tiny_model(ids)[0, first - 1:first], tiny_model.head, ids[0, first:first + 1])
+            first = len(prompt) + next(
+                i for i, (x, y) in enumerate(zip(tok.encode(" (A)"), tok.encode(" (B)"))) if x != y)
+            logp, _ = logprob_reference(tiny_model(ids)[0, first - 1:first], tiny_model.head,
+                                        ids[0, first:first + 1])
             total.append(logp.exp())
         torch.testing.assert_close(p, (total[0] / (total[0] + total[1])).squeeze())
         torch.testing.assert_close(m, (total[0] + total[1]).squeeze())
@@ -52,16 +58,19 @@ def test_asked_in_both_orders_swapping_the_responses_mirrors_the_label(tok, tiny
     torch.testing.assert_close(p, 1 - q)
     once, again = label(tiny_model, tok, QUESTIONS)[0], label(tiny_model, tok, swapped)[0]
     torch.testing.assert_close(p, (once + 1 - again) / 2)
-    assert (once - (1 - again)).abs().max() > 1e-4                      # asked once, this model favours a letter
+    assert (once - (1 - again)).abs().max() > 1e-4  # asked once, this model favours a letter
 
 
 def test_worked_examples_put_the_better_response_at_either_letter(tok):
     shot = {"conversation": DIALOGUE, "principle": "Which?", "better": "good", "worse": "bad"}
     text = tok.decode(few_shot_prefix(tok, [shot] * 20, random.Random(0)))
-    first, second = text.count(" (A) good\n (B) bad\n\nThe answer is: (A)"), text.count(" (A) bad\n (B) good\n\nThe answer is: (B)")
+    first = text.count(" (A) good\n (B) bad\n\nThe answer is: (A)")
+    second = text.count(" (A) bad\n (B) good\n\nThe answer is: (B)")
     assert first + second == 20 and first > 3 and second > 3
-    asked = tok.decode(comparison_prompt(tok, *QUESTIONS[0], prefix=few_shot_prefix(tok, [shot], random.Random(0))))
-    assert asked.startswith(END + "Consider") and asked.count("Consider") == 2 and asked.endswith("The answer is:")
+    asked = tok.decode(comparison_prompt(tok, *QUESTIONS[0],
+                                         prefix=few_shot_prefix(tok, [shot], random.Random(0))))
+    assert asked.startswith(END + "Consider") and asked.count("Consider") == 2
+    assert asked.endswith("The answer is:")
 
 
 def test_worked_examples_think_when_the_question_asks_for_it(tok):
@@ -70,10 +79,13 @@ def test_worked_examples_think_when_the_question_asks_for_it(tok):
     silent = tok.decode(few_shot_prefix(tok, [shot], random.Random(0)))
     assert "step by step" not in silent and "rude" not in silent
     text = tok.decode(few_shot_prefix(tok, [shot] * 20, random.Random(0), think=True))
-    for options, thought in ((" (A) good\n (B) bad", "(B) is rude, (A) is not.\n\nThe answer is: (A)"),
-                             (" (A) bad\n (B) good", "(A) is rude, (B) is not.\n\nThe answer is: (B)")):
-        assert text.count(f"{options}\n\nLet's think step by step: {thought}\n\n") == text.count(options) > 3
-    del shot["thought"]                                                  # without one, the answer alone
+    for options, thought in ((" (A) good\n (B) bad",
+                              "(B) is rude, (A) is not.\n\nThe answer is: (A)"),
+                             (" (A) bad\n (B) good",
+                              "(A) is rude, (B) is not.\n\nThe answer is: (B)")):
+        assert text.count(f"{options}\n\nLet's think step by step: {thought}\n\n") == text.count(
+            options) > 3
+    del shot["thought"]  # without one, the answer alone
     assert tok.decode(few_shot_prefix(tok, [shot], random.Random(0), think=True)) == silent
 
 
@@ -85,7 +97,8 @@ def test_a_chain_of_thought_is_read_before_the_answer_and_clamped(tok, tiny_mode
         return [tok.encode(" (A) is kind.") + [tok.end] for _ in prompts]
     seen = []
     monkeypatch.setattr("minicai.feedback.choose", lambda model, tok, prompts, begin:
-                        (seen.extend(tok.decode(p) for p in prompts), (torch.tensor([0.99, 0.55]), torch.ones(2)))[1])
+                        (seen.extend(tok.decode(p) for p in prompts),
+                         (torch.tensor([0.99, 0.55]), torch.ones(2)))[1])
     p, _ = label(tiny_model, tok, QUESTIONS, think=think)
     assert asked[0].endswith("Use a match.\n\nLet's think step by step:")
     assert seen[0] == asked[0] + " (A) is kind.\n\nThe answer is:"

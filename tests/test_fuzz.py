@@ -1,7 +1,8 @@
-"""Loaders against files that hypothesis makes up: valid ones with a value replaced, a key dropped, bytes flipped, cut off.
+"""Loaders against files that hypothesis makes up: valid ones with a value replaced, a key dropped,
+bytes flipped, cut off.
 
-Whatever the file, a loader returns or raises a UserError of one line that names the file. In every run of the tests a
-few hundred files; python -m pytest -m slow tests/test_fuzz.py takes minutes.
+Whatever the file, a loader returns or raises a UserError of one line that names the file. In every
+run of the tests a few hundred files; python -m pytest -m slow tests/test_fuzz.py takes minutes.
 """
 import contextlib
 import copy
@@ -31,27 +32,37 @@ from minicai.state import contents, read_sampled, read_state
 from minicai.tokenizer import Tokenizer
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
-PROMPTS = [{"messages": TURNS}, {"prompt": "Hello?"}, {"transcript": "\n\nHuman: Hello?\n\nAssistant: Hm."}, {"chosen": TURNS, "rejected": TURNS}]
-PAIRS = [{"messages": TURNS, "chosen": "a", "rejected": "b"}, {"chosen": "\n\nHuman: x\n\nAssistant: a", "rejected": "\n\nHuman: x\n\nAssistant: b"},
-         {"prompt": "x", "chosen": [*TURNS, {"role": "assistant", "content": "a"}], "rejected": [*TURNS, {"role": "assistant", "content": "b"}]}]
-shares = {"harmful": 0.1, "explained": 0.9, "evasive": 0, "other": 0, "incoherent": 0, "full": 1, "partial": 0, "unhelpful": 0, "refused": 0,
-          "courteous": 0.5, "mean_words": 20.5, "fillers": 0.1, "coherent": 1, "n": 20, "intervals": {"harmful": [0, 0.2]}}
-MODEL = {"red_team": {g: shares for g in ("reviewed", "read_about", "unseen")}, "by_category": {"theft": shares}, "all": shares,
+PROMPTS = [{"messages": TURNS},
+           {"prompt": "Hello?"}, {"transcript": "\n\nHuman: Hello?\n\nAssistant: Hm."},
+           {"chosen": TURNS, "rejected": TURNS}]
+PAIRS = [{"messages": TURNS, "chosen": "a", "rejected": "b"},
+         {"chosen": "\n\nHuman: x\n\nAssistant: a", "rejected": "\n\nHuman: x\n\nAssistant: b"},
+         {"prompt": "x", "chosen": [*TURNS, {"role": "assistant", "content": "a"}],
+          "rejected": [*TURNS, {"role": "assistant", "content": "b"}]}]
+shares = {"harmful": 0.1, "explained": 0.9, "evasive": 0, "other": 0, "incoherent": 0, "full": 1,
+          "partial": 0, "unhelpful": 0, "refused": 0, "courteous": 0.5, "mean_words": 20.5,
+          "fillers": 0.1, "coherent": 1, "n": 20, "intervals": {"harmful": [0, 0.2]}}
+MODEL = {"red_team": {g: shares for g in ("reviewed", "read_about", "unseen")},
+         "by_category": {"theft": shares}, "all": shares,
          "elo": {"harmlessness": 0.0, "helpfulness": 1.0, "intervals": {"harmlessness": [0, 1]}},
          **{s: shares for s in ("helpful", "lookalike", "second_helpful", "second_red_team")}}
-RESULTS = {"models": {"base": MODEL, "rl_cai": MODEL}, "seconds": {"sft": 1.5}, "constitution": "c.json", "seed": 0,
-           "revisions": {"by_category": {"theft": shares}}, "labels": {"by_category": {"theft": {"objection": 0.5, "n": 3}}}}
+RESULTS = {"models": {"base": MODEL, "rl_cai": MODEL}, "seconds": {"sft": 1.5},
+           "constitution": "c.json", "seed": 0, "revisions": {"by_category": {"theft": shares}},
+           "labels": {"by_category": {"theft": {"objection": 0.5, "n": 3}}}}
 LOG = {"step": 0, "score": 1.0, "kl": None, "response_length": 9.0, "entropy": 0.1}
 STAGE = {"args": {"constitution": "c.json", "seed": 0}, "seconds": 1.0}
 
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-                      | st.sampled_from(["\ud800", "\u200b", "\0", "../x", "x" * 3000, -1, 2**70, 1e308]),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+                      | st.sampled_from(["\ud800", "\u200b", "\0", "../x", "x" * 3000, -1,
+                                         2**70, 1e308]),
+                      lambda inner: st.lists(inner, max_size=3)
+                      | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
 
 
 def places(data, here=()) -> list:
     """Paths to every node of a JSON value."""
-    below = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    below = data.items() if isinstance(data, dict) else \
+        enumerate(data) if isinstance(data, list) else ()
     return [here] + [place for key, value in below for place in places(value, (*here, key))]
 
 
@@ -74,7 +85,8 @@ def changed(data, draw):
 @st.composite
 def files(draw, data, lines: bool = False):
     """Bytes of a JSON file (or of JSON lines) that is nearly as it should be."""
-    rows = [draw(st.sampled_from(data)) for _ in range(draw(st.integers(1, 3)))] if lines else [data]
+    rows = [draw(st.sampled_from(data)) for _ in range(draw(st.integers(1, 3)))] if lines else \
+        [data]
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(rows) - 1))
         rows[at] = changed(rows[at], draw)
@@ -104,19 +116,28 @@ def read_all(loader, *args):
         return False
 
 
-QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None,
+                 suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=2500, derandomize=False)
 JSON_FILES = {
     "prompts": (files(PROMPTS, True), "p.jsonl", lambda folder: read_prompts(folder / "p.jsonl")),
-    "comparisons": (files(PAIRS, True), "c.jsonl", lambda folder: read_comparisons(folder / "c.jsonl")),
-    "constitution": (files(OURS), "law.json", lambda folder: load_constitution(folder / "law.json")),
-    **{f"published {name}": (files(PUBLISHED[name]), f"{name}.json", load_constitution) for name in PUBLISHED},
-    "results": (files(RESULTS), "results.json", load_results), "log": (files([LOG], True), "log.jsonl", lambda folder: read_curves(folder / "log.jsonl")),
+    "comparisons": (files(PAIRS, True), "c.jsonl",
+                    lambda folder: read_comparisons(folder / "c.jsonl")),
+    "constitution": (files(OURS), "law.json",
+                     lambda folder: load_constitution(folder / "law.json")),
+    **{f"published {name}": (files(PUBLISHED[name]), f"{name}.json", load_constitution)
+       for name in PUBLISHED},
+    "results": (files(RESULTS), "results.json", load_results),
+    "log": (files([LOG], True), "log.jsonl", lambda folder: read_curves(folder / "log.jsonl")),
     "stage": (files(STAGE), "sft/config.json", stages),
-    "set": (files([{"messages": TURNS, "group": "reviewed", "activity": "x"}], True), "helpful.jsonl", lambda folder: read_sets(folder, 9, {"x": "theft"})),
-    "config": (None, "config.json", load_model), "tokenizer": (None, "tokenizer.json", Tokenizer.load),
-    "tokenizer_config": (None, "tokenizer_config.json", Tokenizer.load), "manifest": (files({"files": {"config.json": "0" * 64}, "made": {"inputs": {"a": {"path": "x", "sha256": "0"}}}}),
-                                                                                     "manifest.json", contents)}
+    "set": (files([{"messages": TURNS, "group": "reviewed", "activity": "x"}], True),
+            "helpful.jsonl", lambda folder: read_sets(folder, 9, {"x": "theft"})),
+    "config": (None, "config.json", load_model),
+    "tokenizer": (None, "tokenizer.json", Tokenizer.load),
+    "tokenizer_config": (None, "tokenizer_config.json", Tokenizer.load),
+    "manifest": (files({"files": {"config.json": "0" * 64},
+                        "made": {"inputs": {"a": {"path": "x", "sha256": "0"}}}}),
+                 "manifest.json", contents)}
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +159,13 @@ def fuzz(folder, name, how) -> list:
     before = (folder / file).read_bytes() if (folder / file).exists() else None
     if strategy is None:                                                # a real file of the model
         whole = json.loads(before)
-        strategy = files({key: whole[key] for key in whole}) if file != "tokenizer.json" else st.composite(
-            lambda draw: damaged(draw, json.dumps(whole | {"model": changed(whole["model"] | {"vocab": dict(list(whole["model"]["vocab"].items())[:9])}, draw)}
-                                                  if draw(st.booleans()) else changed({k: v for k, v in whole.items() if k != "model"}, draw)).encode()))()
+        strategy = files({key: whole[key] for key in whole}) if file != "tokenizer.json" else \
+            st.composite(
+            lambda draw: damaged(draw, json.dumps(whole | {"model": changed(
+                whole["model"] | {"vocab": dict(list(whole["model"]["vocab"].items())[:9])}, draw)}
+                                                  if draw(st.booleans()) else changed(
+                                                      {k: v for k, v in whole.items()
+                                                       if k != "model"}, draw)).encode()))()
     used = []
 
     @how
@@ -168,7 +193,7 @@ def test_many_thousand_files(folder, name):
     assert 0 < sum(used) < len(used) or name in ("manifest", "tokenizer")
 
 
-# ---- binary files ------------------------------------------------------------------------------------------------
+# ---- binary files --------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def halfway(toy, tmp_path_factory):
     """The folder of a stage 1 that was stopped in the middle."""
@@ -202,7 +227,8 @@ def fuzz_bytes(folder, file, loader, how, same) -> None:
         except UserError as error:
             assert "\n" not in str(error)
             return
-        assert found == good or file == "sampled.jsonl" and all(found[call].items() <= rows.items() for call, rows in good.items() if call in found)
+        assert found == good or file == "sampled.jsonl" and \
+            all(found[call].items() <= rows.items() for call, rows in good.items() if call in found)
     try:
         each()
     finally:
@@ -210,11 +236,13 @@ def fuzz_bytes(folder, file, loader, how, same) -> None:
 
 
 def weights(model) -> list:
-    return [(name, tuple(tensor.shape), tensor.flatten()[:9].tolist()) for name, tensor in model.state_dict().items()]
+    return [(name, tuple(tensor.shape), tensor.flatten()[:9].tolist())
+            for name, tensor in model.state_dict().items()]
 
 
 CASES = [("state.pt", lambda f: read_state(f / "state.pt"), lambda state: str(sorted(state))),
-         ("sampled.jsonl", lambda f: read_sampled(f / "sampled.jsonl"), lambda found: {call: rows for call, (_, rows) in found[1].items()})]
+         ("sampled.jsonl", lambda f: read_sampled(f / "sampled.jsonl"),
+          lambda found: {call: rows for call, (_, rows) in found[1].items()})]
 
 
 @pytest.mark.parametrize("file, loader, same", CASES)

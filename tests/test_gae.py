@@ -1,4 +1,5 @@
-"""Advantages against a brute-force sum, closed forms, and the numbers of a second implementation (tests/data)."""
+"""Advantages against a brute-force sum, closed forms,
+and the numbers of a second implementation (tests/data)."""
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,18 @@ import torch
 
 from minicai.gae import gae, kl_rewards, last_index, masked_mean, masked_var, masked_whiten
 
-TRL = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(Path(__file__).parent / "data/trl_1.12_ppo_numbers.npz").items()}
+TRL = {k: torch.from_numpy(np.asarray(v))
+       for k, v in np.load(Path(__file__).parent / "data/trl_1.12_ppo_numbers.npz").items()}
 
 
 @pytest.fixture
 def batch():
-    """Rewards and values [3,9] with garbage outside a mask that starts and ends at different places."""
+    """Rewards and values [3,9] with garbage outside a mask that starts and ends
+    at different places."""
     g = torch.Generator().manual_seed(0)
     rewards, values = torch.randn(2, 3, 9, generator=g).double()
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0, 0, 0, 0]]).bool()
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1],
+                         [0, 0, 0, 0, 1, 0, 0, 0, 0]]).bool()
     return rewards, values, mask
 
 
@@ -29,7 +33,8 @@ def test_gae_is_the_exponentially_weighted_sum_of_deltas(batch, gamma, lam):
     rewards, values, mask = batch
     advantages, returns = gae(rewards, values, mask, gamma, lam)
     for b, first, end in responses(mask):
-        delta = [rewards[b, t] + gamma * (values[b, t + 1] if t + 1 < end else 0) - values[b, t] for t in range(first, end)]
+        delta = [rewards[b, t] + gamma * (values[b, t + 1] if t + 1 < end else 0) - values[b, t]
+                 for t in range(first, end)]
         for t in range(end - first):
             brute = sum((gamma * lam) ** k * delta[t + k] for k in range(len(delta) - t))
             assert torch.isclose(advantages[b, first + t], brute)
@@ -52,7 +57,8 @@ def test_lambda_zero_looks_one_token_ahead(batch):
     for b, first, end in responses(mask):
         assert torch.isclose(advantages[b, end - 1], rewards[b, end - 1] - values[b, end - 1])
         for t in range(first, end - 1):
-            assert torch.isclose(advantages[b, t], rewards[b, t] + 0.9 * values[b, t + 1] - values[b, t])
+            assert torch.isclose(advantages[b, t],
+                                 rewards[b, t] + 0.9 * values[b, t + 1] - values[b, t])
 
 
 def test_garbage_outside_the_mask_changes_nothing(batch):
@@ -67,7 +73,8 @@ def test_a_row_is_paid_its_score_once_and_charged_its_kl():
     mask = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]).bool()
     logp, ref = torch.tensor([[9., -1, -2, -3, 9]] * 2), torch.tensor([[5., -2, -2, -1, 5]] * 2)
     rewards = kl_rewards(logp, ref, torch.tensor([10., 20.]), mask, kl_coef=0.5)
-    # The policy likes the first token more than the reference: that costs. It likes the third less: that pays back.
+    # The policy likes the first token more than the reference: that costs. It likes the third less:
+    # that pays back.
     torch.testing.assert_close(rewards, torch.tensor([[0, -0.5, 0, 11, 0], [0, 0, 0, 1, 20 - 2.0]]))
 
 
@@ -81,13 +88,15 @@ def test_masked_statistics_are_those_of_the_picked_numbers(batch):
     torch.testing.assert_close(masked_mean(x, mask), x[mask].mean())
     torch.testing.assert_close(masked_var(x, mask), x[mask].var())
     white = masked_whiten(x, mask)
-    assert abs(white[mask].mean()) < 1e-6 and abs(white[mask].std() - 1) < 1e-6 and not white[~mask].any()
+    assert abs(white[mask].mean()) < 1e-6 and abs(white[mask].std() - 1) < 1e-6
+    assert not white[~mask].any()
 
 
 def test_whitening_equals_the_reference_numbers():
     x, mask = TRL["whiten/x"], TRL["whiten/mask"]
     torch.testing.assert_close(masked_whiten(x, mask), TRL["whiten/out"] * mask)
-    torch.testing.assert_close(masked_whiten(x, mask) + masked_mean(x, mask) * mask, TRL["whiten/out_noshift"] * mask)
+    torch.testing.assert_close(masked_whiten(x, mask) + masked_mean(x, mask) * mask,
+                               TRL["whiten/out_noshift"] * mask)
     torch.testing.assert_close(masked_var(x, mask) * (1 - 1 / mask.sum()), TRL["whiten/var_biased"])
 
 
@@ -95,10 +104,12 @@ def test_whitening_equals_the_reference_numbers():
 def test_rewards_advantages_and_returns_equal_the_reference_numbers(case):
     out = {k.split("/")[-1]: v for k, v in TRL.items() if k.startswith(f"{case}/out/")}
     kl_coef, gamma, lam = (float(TRL[f"{case}/in/{k}"]) for k in ("kl_coef", "gamma", "lam"))
-    mask, mask_p1 = ~out["padding_mask"], ~out["padding_mask_p1"]       # p1: TRL's score sits one past the end token
+    # p1: TRL's score sits one past the end token
+    mask, mask_p1 = ~out["padding_mask"], ~out["padding_mask_p1"]
     rewards = kl_rewards(out["logprobs"], out["ref_logprobs"], out["scores"], mask_p1, kl_coef)
     if case == "ppo_white":
-        rewards = masked_whiten(rewards, mask_p1) + masked_mean(rewards, mask_p1) * mask_p1     # the mean stays
+        # the mean stays
+        rewards = masked_whiten(rewards, mask_p1) + masked_mean(rewards, mask_p1) * mask_p1
     torch.testing.assert_close(rewards, out["rewards"] * mask_p1)
     advantages, returns = gae(rewards, out["values"], mask_p1, gamma, lam)
     torch.testing.assert_close(returns[mask_p1], out["returns"][mask_p1])

@@ -1,17 +1,21 @@
-"""The trunk: what a token may see, what padding may not do, and the cache that must change nothing."""
+"""The trunk: what a token may see, what padding may not do,
+and the cache that must change nothing."""
 import pytest
 import torch
 
 from minicai.gpt import GPT, GPTConfig, KVCache
 from minicai.run import UserError
 
-SHAPES = {"llama": dict(), "grouped": dict(n_kv_head=1), "gpt2": dict(norm="layernorm", positions="learned", mlp="gelu",
-          qkv_bias=True, out_bias=True, mlp_bias=True), "qwen3": dict(qk_norm=True, head_dim=12, n_kv_head=2)}
+SHAPES = {"llama": dict(), "grouped": dict(n_kv_head=1),
+          "gpt2": dict(norm="layernorm", positions="learned", mlp="gelu",
+                       qkv_bias=True, out_bias=True, mlp_bias=True),
+          "qwen3": dict(qk_norm=True, head_dim=12, n_kv_head=2)}
 
 
 @pytest.fixture(params=SHAPES)
 def model(request):
-    config = GPTConfig(vocab_size=97, n_layer=3, n_head=4, width=32, mlp_width=48, max_positions=64, **SHAPES[request.param])
+    config = GPTConfig(vocab_size=97, n_layer=3, n_head=4, width=32, mlp_width=48, max_positions=64,
+                       **SHAPES[request.param])
     return GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.3)
 
 
@@ -41,7 +45,8 @@ def test_a_token_sees_nothing_behind_it(model):
 
 
 def left_padded(garbage):
-    """Rows of 12, 7 and 1 real tokens, padded on the left with garbage: ids, positions, mask, lengths."""
+    """Rows of 12, 7 and 1 real tokens, padded on the left with garbage:
+    ids, positions, mask, lengths."""
     ids, lengths = random_ids(3, 12), [12, 7, 1]
     pad = torch.tensor([[12 - n] for n in lengths])
     mask = torch.arange(12) >= pad
@@ -61,15 +66,18 @@ def test_a_row_alone_equals_the_row_in_a_padded_batch(model):
 def test_garbage_in_padding_changes_nothing(model):
     (a, positions, mask, _), (b, *_) = left_padded(garbage=5), left_padded(garbage=6)
     assert (a != b).any() and torch.equal(a[mask], b[mask])
-    assert torch.equal(model(a, positions, mask)[mask], model(b, positions, mask)[mask])       # bit for bit
-    assert torch.equal(model(a.flip(1))[mask.flip(1)], model(b.flip(1))[mask.flip(1)])          # right padding needs no mask
+    # bit for bit
+    assert torch.equal(model(a, positions, mask)[mask], model(b, positions, mask)[mask])
+    # right padding needs no mask
+    assert torch.equal(model(a.flip(1))[mask.flip(1)], model(b.flip(1))[mask.flip(1)])
     assert model(a, positions, mask).isfinite().all()
 
 
 @torch.no_grad()
 def test_padding_is_harmless_through_the_cache_too(model):
     ids, positions, mask, lengths = left_padded(garbage=5)
-    cache, whole = KVCache(model.config, 3, 16), torch.cat([mask, torch.ones(3, 4, dtype=torch.bool)], 1)
+    cache = KVCache(model.config, 3, 16)
+    whole = torch.cat([mask, torch.ones(3, 4, dtype=torch.bool)], 1)
     model(ids, positions, mask, cache)
     more = random_ids(3, 4, seed=8)
     for t in range(4):
@@ -89,7 +97,8 @@ def test_rows_that_leave_the_cache_do_not_disturb_the_others(model):
 
 @torch.no_grad()
 def test_rope_knows_distances_only():
-    model = GPT(GPTConfig(vocab_size=97, n_layer=2, n_head=2, width=32)).init_weights(torch.Generator().manual_seed(0), std=0.3)
+    model = GPT(GPTConfig(vocab_size=97, n_layer=2, n_head=2, width=32)).init_weights(
+        torch.Generator().manual_seed(0), std=0.3)
     ids = random_ids(1, 10)
     assert close(model(ids), model(ids, torch.arange(10) + 500))
     assert not close(model(ids), model(ids, torch.arange(10) * 2))
@@ -103,7 +112,8 @@ def test_grouped_queries_equal_repeated_keys_and_values():
     state = few.state_dict()
     for name in [n for n in state if "qkv" in n]:
         q, k, v = state[name].view(8, 8, 32).split([4, 2, 2])                  # [heads, D, C]
-        state[name] = torch.cat([q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)]).reshape(96, 32)
+        state[name] = torch.cat([q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)]).reshape(
+            96, 32)
     many.load_state_dict(state)
     assert close(few(random_ids(2, 9)), many(random_ids(2, 9)))
 
@@ -114,14 +124,16 @@ def test_checkpointing_gives_the_same_gradients(model):
         model.zero_grad()
         model(ids).square().mean().backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients)) and any(g.abs().sum() > 0 for g in gradients[0])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+    assert any(g.abs().sum() > 0 for g in gradients[0])
 
 
 def test_weights_follow_the_generator():
     config = GPTConfig(vocab_size=50, n_layer=8, n_head=2, width=64)
     a, b, c = (GPT(config).init_weights(torch.Generator().manual_seed(s)) for s in (0, 0, 1))
-    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters())) and not torch.equal(a.head, c.head)
-    assert abs(a.blocks[0].mlp.down.weight.std() - 0.02 / 4) < 1e-3            # sqrt(2 x 8 layers) = 4
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+    assert not torch.equal(a.head, c.head)
+    assert abs(a.blocks[0].mlp.down.weight.std() - 0.02 / 4) < 1e-3  # sqrt(2 x 8 layers) = 4
     assert abs(a.blocks[0].mlp.up.weight.std() - 0.02) < 1e-3 and (a.norm.weight == 1).all()
 
 

@@ -1,6 +1,8 @@
-"""Whole texts through a recorded model: hidden states and gradients are the plain model's, in any size and any order.
+"""Whole texts through a recorded model: hidden states and gradients are the plain model's,
+in any size and any order.
 
-On a CPU a step is called where CUDA replays it; the filling up, the copies and the sums are the same.
+On a CPU a step is called where CUDA replays it; the filling up, the copies and the sums are the
+same.
 """
 import copy
 import weakref
@@ -18,8 +20,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture(params=SHAPES)
 def models(request):
     """(plain, recorded) with the same weights."""
-    config = GPTConfig(vocab_size=97, n_layer=2, n_head=4, width=32, mlp_width=48, max_positions=80, tied=False,
-                       **SHAPES[request.param])
+    config = GPTConfig(vocab_size=97, n_layer=2, n_head=4, width=32, mlp_width=48, max_positions=80,
+                       tied=False, **SHAPES[request.param])
     plain = GPT(config).init_weights(torch.Generator().manual_seed(0), std=0.2).to(DEVICE)
     recorded = copy.deepcopy(plain)
     recorded.recording = True
@@ -27,7 +29,8 @@ def models(request):
 
 
 def ids(rows, columns, seed=0):
-    return torch.randint(97, (rows, columns), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    return torch.randint(97, (rows, columns),
+                         generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def close(a, b):
@@ -39,7 +42,8 @@ def grads(model):
 
 
 def backward(model, *sizes, keep=False):
-    """Gradients of a loss over parts of some sizes, differentiated one after the other; of a second time."""
+    """Gradients of a loss over parts of some sizes, differentiated one after the other;
+    of a second time."""
     if not keep:
         backward(model, *sizes, keep=True)
     model.zero_grad(set_to_none=not keep)
@@ -54,18 +58,21 @@ def test_hidden_states_are_the_same_in_every_size(models):
     for size in [(3, 20), (3, 20), (1, 80), (5, 70), (3, 19), (9, 65), (10, 66), (1, 80)]:
         with torch.no_grad():
             close(recorded(ids(*size)), plain(ids(*size)))
-        close(recorded(ids(*size)), plain(ids(*size)))                  # dropped without a backward: the next one may fly
+        # dropped without a backward: the next one may fly
+        close(recorded(ids(*size)), plain(ids(*size)))
     found = graph.TRUNKS[recorded].found
     assert {key[:2] for key in found} == {(3, 64), (1, 80), (5, 80), (10, 80)} and len(found) == 8
-    assert {key[:2] for key in found if found[key]} == {(3, 64), (1, 80), (10, 80)}         # those that came twice
+    # those that came twice
+    assert {key[:2] for key in found if found[key]} == {(3, 64), (1, 80), (10, 80)}
 
 
 def test_gradients_are_the_same_for_parts_of_a_batch_and_step_after_step(models):
     plain, recorded = models
     for sizes in ([(3, 20)], [(3, 20), (3, 18), (2, 50)], [(1, 9), (3, 20)]):
         for keep in (False, True):
-            for a, b in zip(backward(plain, *sizes, keep=keep), backward(recorded, *sizes, keep=keep)):
-                assert (a is None) == (b is None)                       # the untied head belongs to nobody here
+            for a, b in zip(backward(plain, *sizes, keep=keep),
+                            backward(recorded, *sizes, keep=keep)):
+                assert (a is None) == (b is None)  # the untied head belongs to nobody here
                 if a is not None:
                     close(a, b)
 
@@ -78,7 +85,7 @@ def test_what_a_step_changed_is_seen_by_the_next(models):
             optimizer.step()
     for a, b in zip(models[0].parameters(), models[1].parameters()):
         close(a, b)
-    models[1].bfloat16()                                                # other memory, another type: recorded anew
+    models[1].bfloat16()  # other memory, another type: recorded anew
     assert models[1](ids(3, 20)).dtype == torch.bfloat16
 
 
@@ -108,23 +115,27 @@ def test_nothing_is_recorded_where_it_cannot_be(models):
     assert not graph.TRUNKS.get(model) or not graph.TRUNKS[model].found
 
 
-@pytest.mark.parametrize("n, least, parts, wanted", [(1, 1, 1, 1), (5, 1, 1, 8), (64, 1, 1, 64), (65, 1, 4, 80),
-                                                     (3, 64, 4, 64), (257, 64, 4, 320), (1000, 64, 4, 1024)])
+@pytest.mark.parametrize("n, least, parts, wanted",
+                         [(1, 1, 1, 1), (5, 1, 1, 8), (64, 1, 1, 64), (65, 1, 4, 80),
+                          (3, 64, 4, 64), (257, 64, 4, 320), (1000, 64, 4, 1024)])
 def test_sizes_are_few(n, least, parts, wanted):
     assert graph.rounded(n, least, parts) == wanted == graph.rounded(wanted, least, parts)
 
 
 def test_no_graph_of_others_is_part_of_a_recording(models, monkeypatch):
-    """A loss that is still held keeps autograd's nodes of the weights, on the stream of its forward: as in a training
-    loop, whose last loss lives until the next is there. A recording must have nodes of its own."""
+    """A loss that is still held keeps autograd's nodes of the weights, on the stream of its
+    forward: as in a training loop, whose last loss lives until the next is there. A recording must
+    have nodes of its own."""
     plain, recorded = models
     held = recorded(ids(3, 20)).sum()
     held.backward()
     steps = []
-    monkeypatch.setattr(graph, "record", lambda what, made, *rest: [steps.extend(made), *[step() for step in made]] and made)
+    monkeypatch.setattr(graph, "record",
+                        lambda what, made, *rest: [steps.extend(made), *[step() for step in made]]
+                        and made)
     recorded(ids(3, 20)).sum().backward()
     io = next(s for s in graph.TRUNKS[recorded].found.values() if s).io
-    steps[0]()                                                          # the forward, as CUDA would record it
+    steps[0]()  # the forward, as CUDA would record it
     nodes, todo = set(), [io.out.grad_fn]
     while todo:
         node = todo.pop()
@@ -148,7 +159,8 @@ def test_what_is_recorded_goes_with_the_model():
 
 
 class FakeCUDA:
-    """Stands for streams and graphs where there are none; a capture ends badly if what it recorded did."""
+    """Stands for streams and graphs where there are none;
+    a capture ends badly if what it recorded did."""
     bad = None
 
     def __init__(self, *_, **__):
@@ -184,27 +196,31 @@ def failing(error, calls):
     return step
 
 
-def test_a_recording_that_fails_is_told_once_with_its_cause_and_the_step_is_called(fake_cuda, capsys):
+def test_a_recording_that_fails_is_told_once_with_its_cause_and_the_step_is_called(
+        fake_cuda, capsys):
     calls = []
     for _ in range(2):
-        run, = graph.record("decoding", [failing(RuntimeError("the legacy stream would depend\nmore"), calls)],
+        run, = graph.record("decoding",
+                            [failing(RuntimeError("the legacy stream would depend\nmore"), calls)],
                             torch.device("cuda"))
         run()
     assert len(calls) == 6 and capsys.readouterr().err == (
         "decoding: no CUDA graphs here (the legacy stream would depend): slower without\n")
     FakeCUDA.bad = None
-    run, = graph.record("whole texts", [lambda: None], torch.device("cuda"))     # that has not failed
+    run, = graph.record("whole texts", [lambda: None], torch.device("cuda"))  # that has not failed
     assert isinstance(run, graph.Recording)
 
 
 def test_memory_that_runs_out_in_a_recording_is_said_as_such(fake_cuda):
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        graph.record("decoding", [failing(torch.OutOfMemoryError("no room"), [])], torch.device("cuda"))
+        graph.record("decoding", [failing(torch.OutOfMemoryError("no room"), [])],
+                     torch.device("cuda"))
     assert not graph.FAILED
 
 
 def test_a_recording_keeps_the_memory_that_it_reads(fake_cuda):
-    """A replay reads where the step read: what only the step knew must not be freed and given to others."""
+    """A replay reads where the step read: what only the step knew must not be freed and given
+    to others."""
     stops = torch.arange(3)
     run, = graph.record("decoding", [lambda stops=stops: stops.add_(1)], torch.device("cuda"))
     kept = weakref.ref(stops)

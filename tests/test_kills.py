@@ -1,4 +1,5 @@
-"""Programs that are killed at random moments and started again end with the same bytes as undisturbed ones."""
+"""Programs that are killed at random moments and started again end with the same bytes
+as undisturbed ones."""
 import random
 import signal
 import time
@@ -12,7 +13,8 @@ import train_rl
 import train_sft
 from minicai.state import leftovers, read_sampled, unfinished
 
-MANY = ("--sample-tokens", "150", "--save-minutes", "0")         # many batches, many saves: many moments to be killed at
+# many batches, many saves: many moments to be killed at
+MANY = ("--sample-tokens", "150", "--save-minutes", "0")
 KILLS = 12                                                       # of each program in the slow suite
 
 
@@ -30,26 +32,32 @@ def commands(toy, models) -> dict:
     return {
         "sft": ("train_sft.py", lambda out: sft_args(toy, out, *MANY, "--epochs", "4"),
                 ["sl_cai/model.safetensors", "metrics.jsonl", "revisions.jsonl", "answers.jsonl"]),
-        "pm": ("train_pm.py", lambda out: pm_args(toy, out, *MANY, *tuned, "--epochs", "4", "--chain-of-thought", "--both-orders"),
+        "pm": ("train_pm.py", lambda out: pm_args(toy, out, *MANY, *tuned, "--epochs", "4",
+                                                  "--chain-of-thought", "--both-orders"),
                ["pm/model.safetensors", "metrics.jsonl", "comparisons.jsonl"]),
-        "rl": ("train_rl.py", lambda out: rl_args(toy, models / "pm/pm", out, *tuned, *MANY[2:], "--steps", "12"),
+        "rl": ("train_rl.py", lambda out: rl_args(toy, models / "pm/pm", out, *tuned, *MANY[2:],
+                                                  "--steps", "12"),
                ["rl_cai/model.safetensors", "metrics.jsonl", "rollouts.jsonl"]),
-        "evaluate": ("minicai.lab.evaluate", lambda out: ["--models", f"a={toy / 'base'}", f"b={models / 'sft/sl_cai'}", "--limit",
-                                                          "15", "--max-new", "24", "--out", out], ["transcripts.jsonl"])}
+        "evaluate": ("minicai.lab.evaluate", lambda out: ["--models", f"a={toy / 'base'}",
+                                                          f"b={models / 'sft/sl_cai'}", "--limit",
+                                                          "15", "--max-new", "24", "--out", out],
+                     ["transcripts.jsonl"])}
 
 
 def campaign(program, args, files, folder, kills: int, rng) -> list:
-    """Kill a program `kills` times, at random moments after it has begun to write; run it to its end; the moments."""
+    """Kill a program `kills` times, at random moments after it has begun to write;
+    run it to its end; the moments."""
     started = time.time()
     code, _, err = ended(start(program, *args(folder / "whole")))
     assert code == 0, err
     lasts, moments, runs = time.time() - started, [], 0
     while len(moments) < kills:
         out, runs = folder / f"parts{runs}", runs + 1
-        for _ in range(rng.choice([1, 2, 3])):                   # the same run is killed up to three times
+        for _ in range(rng.choice([1, 2, 3])):  # the same run is killed up to three times
             process = start(program, *args(out))
             texts = held(out)
-            wait_for(process, lambda: unfinished(out) and held(out) > texts or not texts and unfinished(out))
+            wait_for(process, lambda: unfinished(out) and held(out) > texts or not texts
+                     and unfinished(out))
             time.sleep(rng.random() ** 2 * lasts * 0.6)
             if process.poll() is not None:
                 break
@@ -61,8 +69,10 @@ def campaign(program, args, files, folder, kills: int, rng) -> list:
         assert code == 0, err
         assert not unfinished(out) and not leftovers(out)
         for name in files:
-            assert (out / name).read_bytes() == (folder / "whole" / name).read_bytes(), (name, moments)
-        assert ("going on after" in said) == goes_on             # nothing that was written down was thrown away
+            assert (out / name).read_bytes() == (folder / "whole" / name).read_bytes(), \
+                (name, moments)
+        # nothing that was written down was thrown away
+        assert ("going on after" in said) == goes_on
     return moments
 
 
@@ -73,28 +83,32 @@ def held(out) -> int:
 
 @pytest.mark.parametrize("script, name", [(train_sft, "sft"), (train_rl, "rl")])
 def test_a_kill(toy, models, tmp_path, script, name):
-    """A few in every run of the tests; one process fewer, since the undisturbed run is this one's."""
+    """A few in every run of the tests; one process fewer,
+    since the undisturbed run is this one's."""
     program, args, files = commands(toy, models)[name]
     run(script, args(tmp_path / "whole"))
     process = start(program, *args(tmp_path / "parts"))
-    assert wait_for(process, lambda: held(tmp_path / "parts") > 20 or (tmp_path / "parts/state.pt").exists())
+    assert wait_for(process, lambda: held(tmp_path / "parts") > 20
+                    or (tmp_path / "parts/state.pt").exists())
     process.kill()
     ended(process)
     code, said, err = ended(start(program, *args(tmp_path / "parts")))
     assert code == 0 and "going on after" in said, err
     for file in files:
-        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+        assert (tmp_path / "parts" / file).read_bytes() \
+            == (tmp_path / "whole" / file).read_bytes(), file
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "pm", "rl", "evaluate"])
 def test_many_kills(toy, models, tmp_path, name):
     moments = campaign(*commands(toy, models)[name], tmp_path, KILLS, random.Random(name))
-    print(f"\n{name}: killed {len(moments)} times; (texts kept, state.pt there, half-written files): {moments}")
+    print(f"\n{name}: killed {len(moments)} times; (texts kept, state.pt there, "
+          f"half-written files): {moments}")
     assert len(moments) >= KILLS
 
 
-# ---- asked to end ------------------------------------------------------------------------------------------------
+# ---- asked to end --------------------------------------------------------------------------------
 def test_asked_to_end_in_the_middle(toy, models, tmp_path, number=signal.SIGTERM):
     program, args, _ = commands(toy, models)["rl"]
     process = start(program, *args(tmp_path / "o"))
@@ -102,13 +116,16 @@ def test_asked_to_end_in_the_middle(toy, models, tmp_path, number=signal.SIGTERM
     process.send_signal(number)
     code, _, err = ended(process)
     assert code == 128 + number and "Traceback" not in err
-    assert last_line(err) == f"stopped: the same command, without --fresh, goes on from what {tmp_path / 'o'} holds"
+    assert last_line(err) \
+        == f"stopped: the same command, without --fresh, goes on from what {tmp_path / 'o'} holds"
     assert not leftovers(tmp_path / "o")
 
 
-@pytest.mark.slow                       # what a library does with Ctrl-C in the middle of its import depends on the moment
+# what a library does with Ctrl-C in the middle of its import depends on the moment
+@pytest.mark.slow
 def test_asked_to_end_while_it_imports(toy, models, tmp_path):
-    """At any moment of the start: no traceback, and a shell sees 130 (a process that was ended by a signal)."""
+    """At any moment of the start: no traceback, and a shell sees 130
+    (a process that was ended by a signal)."""
     program, args, _ = commands(toy, models)["sft"]
     seen = set()
     for moment in (0.2, 0.8):

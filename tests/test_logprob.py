@@ -1,4 +1,5 @@
-"""The chunked log-prob against the definition in double precision: values, both gradients, odd shapes, memory."""
+"""The chunked log-prob against the definition in double precision:
+values, both gradients, odd shapes, memory."""
 import sys
 from types import SimpleNamespace
 
@@ -39,24 +40,30 @@ def test_double_precision_is_exact(shape, temperature):
     args = targets, temperature, forbidden
     truth = run(lambda h, w: logprob_reference(h, w, *args), hidden, weight, torch.float64, g)
     for rows in (1, 5, 1000):
-        ours = run(lambda h, w: token_logprobs(h, w, *args, entropy=True, scratch_bytes=4 * shape[2] * rows),
+        ours = run(lambda h, w: token_logprobs(h, w, *args, entropy=True,
+                                               scratch_bytes=4 * shape[2] * rows),
                    hidden, weight, torch.float64, g)
         assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in zip(ours, truth))
 
 
 def assert_no_worse_than_eager(dtype, scale, entropy, shape, rows, device="cpu", slack=1.5):
-    """The error of token_logprobs against double precision stays within `slack` times that of the definition in dtype."""
-    hidden, weight, targets, forbidden, g = (x.to(device) for x in problem(*shape, scale=scale, orphans=5))
-    hidden, weight = hidden.to(dtype).double(), weight.to(dtype).double()       # the same inputs for all three
+    """The error of token_logprobs against double precision stays within `slack` times
+    that of the definition in dtype."""
+    hidden, weight, targets, forbidden, g = (x.to(device)
+                                             for x in problem(*shape, scale=scale, orphans=5))
+    # the same inputs for all three
+    hidden, weight = hidden.to(dtype).double(), weight.to(dtype).double()
 
     def reference(h, w):
         logp, ent = logprob_reference(h, w, targets, 0.8, forbidden)
         return logp, ent if entropy else None
     truth = run(reference, hidden, weight, torch.float64, g)
     eager = run(reference, hidden, weight, dtype, g)
-    fused = run(lambda h, w: token_logprobs(h, w, targets, 0.8, forbidden, entropy, scratch_bytes=rows * 4 * shape[2]),
+    fused = run(lambda h, w: token_logprobs(h, w, targets, 0.8, forbidden, entropy,
+                                            scratch_bytes=rows * 4 * shape[2]),
                 hidden, weight, dtype, g)
-    names = ["logp", "entropy", "d hidden", "d weight"] if entropy else ["logp", "d hidden", "d weight"]
+    names = ["logp", "entropy", "d hidden", "d weight"] if entropy else \
+        ["logp", "d hidden", "d weight"]
     for name, t, e, f in zip(names, truth, eager, fused):
         error = lambda x: (x - t).norm() / t.norm()
         assert error(f) <= slack * error(e) + 1e-7, (name, error(f), error(e))
@@ -74,7 +81,8 @@ def test_no_worse_than_eager(dtype, scale, entropy, shape):
 def test_gradients_by_finite_differences():
     hidden, weight, targets, forbidden, _ = problem(5, 4, 9, orphans=2)
     inputs = hidden.requires_grad_(), weight.requires_grad_()
-    assert torch.autograd.gradcheck(lambda h, w: token_logprobs(h, w, targets, 0.7, forbidden, True, 4 * 9 * 2), inputs)
+    assert torch.autograd.gradcheck(
+        lambda h, w: token_logprobs(h, w, targets, 0.7, forbidden, True, 4 * 9 * 2), inputs)
 
 
 def test_closed_forms():
@@ -90,8 +98,10 @@ def test_closed_forms():
 
 def test_forbidden_ids_get_no_gradient_and_no_share():
     hidden, weight, targets, forbidden, g = problem(20, 8, 30, orphans=10)
-    _, _, _, d_weight = run(lambda h, w: token_logprobs(h, w, targets, 0.1, forbidden, True), hidden, weight, torch.float32, g)
-    assert (d_weight[forbidden] == 0).all() and d_weight.isfinite().all() and (d_weight[~forbidden] != 0).any()
+    _, _, _, d_weight = run(lambda h, w: token_logprobs(h, w, targets, 0.1, forbidden, True),
+                            hidden, weight, torch.float32, g)
+    assert (d_weight[forbidden] == 0).all() and d_weight.isfinite().all()
+    assert (d_weight[~forbidden] != 0).any()
     short, _ = token_logprobs(hidden.float(), weight[:20].float(), targets)
     full, _ = token_logprobs(hidden.float(), weight.float(), targets, forbidden=forbidden)
     assert torch.allclose(short, full, atol=1e-6)
@@ -103,13 +113,15 @@ def test_only_what_is_asked_for_is_differentiated():
     logp, entropy = token_logprobs(hidden.requires_grad_(), weight, targets)
     logp.sum().backward()
     assert entropy is None and hidden.grad is not None and weight.grad is None
-    truth = run(lambda h, w: (logprob_reference(h, w, targets)[0], None), hidden, weight, torch.float32, torch.ones(1, 6))
+    truth = run(lambda h, w: (logprob_reference(h, w, targets)[0], None), hidden, weight,
+                torch.float32, torch.ones(1, 6))
     assert torch.allclose(hidden.grad.double(), truth[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("used", [[0], [1], [0, 1]])
 def test_an_output_without_gradient_costs_nothing(monkeypatch, used):
-    """logp, entropy or both in the loss: right gradients, and none worked out for an entropy that is only looked at."""
+    """logp, entropy or both in the loss: right gradients,
+    and none worked out for an entropy that is only looked at."""
     asked = []
 
     def spy(z, targets, temperature, g, ge, *kept):
@@ -130,25 +142,29 @@ def test_an_output_without_gradient_costs_nothing(monkeypatch, used):
 def test_kernels_are_for_cuda_and_plain_torch_for_all_else(monkeypatch, capsys):
     plain = logprob.row_statistics, logprob.row_gradient
     on = lambda is_cuda, dtype: SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device="cpu")
-    monkeypatch.setattr(logprob, "triton_kernels", logprob.triton_kernels.__wrapped__)      # without its memory
-    assert logprob.row_functions(on(False, torch.float32)) == logprob.row_functions(on(True, torch.float64)) == plain
+    # without its memory
+    monkeypatch.setattr(logprob, "triton_kernels", logprob.triton_kernels.__wrapped__)
+    assert logprob.row_functions(on(False, torch.float32)) == logprob.row_functions(
+        on(True, torch.float64)) == plain
     fake = SimpleNamespace(row_statistics=lambda *row: None, row_gradient="faster")
     monkeypatch.setattr(minicai, "logprob_triton", fake, raising=False)
     assert logprob.row_functions(on(True, torch.bfloat16)) == (fake.row_statistics, "faster")
 
     def broken(*row):
         raise RuntimeError("Failed to find C compiler.\nSet CC")
-    fake.row_statistics = broken                                         # it imports, and cannot build its launcher
+    fake.row_statistics = broken  # it imports, and cannot build its launcher
     assert logprob.row_functions(on(True, torch.bfloat16)) == plain
-    assert capsys.readouterr().err == "triton cannot be used here (Failed to find C compiler.): log-probs in plain torch\n"
-    monkeypatch.delattr(minicai, "logprob_triton")                       # and where triton does not import
+    assert capsys.readouterr().err \
+        == "triton cannot be used here (Failed to find C compiler.): log-probs in plain torch\n"
+    monkeypatch.delattr(minicai, "logprob_triton")  # and where triton does not import
     monkeypatch.delitem(sys.modules, "minicai.logprob_triton", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     assert logprob.row_functions(on(True, torch.bfloat16)) == plain
 
 
 def test_nothing_the_size_of_the_logits_is_kept_or_made():
-    """Between forward and backward: inputs and O(N) numbers. At any time: no tensor larger than the scratch asked for."""
+    """Between forward and backward: inputs and O(N) numbers. At any time:
+    no tensor larger than the scratch asked for."""
     from torch.utils._python_dispatch import TorchDispatchMode
     N, D, V, rows = 256, 8, 2000, 16
     hidden, weight, targets, forbidden, g = problem(N, D, V, orphans=3)
@@ -162,10 +178,12 @@ def test_nothing_the_size_of_the_logits_is_kept_or_made():
                 if isinstance(x, torch.Tensor):
                     largest[0] = max(largest[0], x.numel())
             return out
-    with Watch(), torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        logp, entropy = token_logprobs(hidden, weight, targets, 0.9, forbidden, True, scratch_bytes=4 * V * rows)
+    with Watch(), \
+            torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        logp, entropy = token_logprobs(hidden, weight, targets, 0.9, forbidden, True,
+                                       scratch_bytes=4 * V * rows)
         (logp.sum() + entropy.sum()).backward()
-    assert largest[0] == rows * V                                        # so the watch did see the chunks
+    assert largest[0] == rows * V  # so the watch did see the chunks
     assert sum(x.numel() for x in kept) <= hidden.numel() + weight.numel() + 4 * N + V
 
 
@@ -177,8 +195,8 @@ def test_forward_only_keeps_nothing():
 
 
 def test_empty_input():
-    logp, entropy = token_logprobs(torch.zeros(0, 4, requires_grad=True), torch.randn(9, 4), torch.zeros(0, dtype=torch.long),
-                                   entropy=True)
+    logp, entropy = token_logprobs(torch.zeros(0, 4, requires_grad=True), torch.randn(9, 4),
+                                   torch.zeros(0, dtype=torch.long), entropy=True)
     (logp.sum() + entropy.sum()).backward()
     assert logp.shape == entropy.shape == (0,)
 
@@ -189,14 +207,18 @@ def test_autocast_products_are_bfloat16_and_the_weights_gradient_is_not():
     with torch.autocast("cpu", torch.bfloat16):
         logp, _ = token_logprobs(hidden, weight, targets, scratch_bytes=4 * 301 * 16)
     logp.backward(g[0].float())
-    low = run(lambda h, w: token_logprobs(h, w, targets, scratch_bytes=4 * 301 * 16), hidden, weight, torch.bfloat16, g)
+    low = run(lambda h, w: token_logprobs(h, w, targets, scratch_bytes=4 * 301 * 16), hidden,
+              weight, torch.bfloat16, g)
     assert torch.equal(logp.double(), low[0]) and logp.dtype == torch.float32
-    assert weight.grad.dtype == torch.float32 and not torch.equal(weight.grad, weight.grad.bfloat16().float())
+    assert weight.grad.dtype == torch.float32
+    assert not torch.equal(weight.grad, weight.grad.bfloat16().float())
     assert torch.allclose(weight.grad.double(), low[2], rtol=0.02, atol=1e-2)
 
 
-@pytest.mark.parametrize("n, most, wanted", [(8192, 5461, 4096), (8192, 2048, 2048), (8192, 2730, 2048), (300, 4096, 384),
-                                             (10, 3, 3), (9, 5, 5), (5, 4096, 128), (0, 7, 1), (8194, 4096, 2816)])
+@pytest.mark.parametrize("n, most, wanted", [(8192, 5461, 4096), (8192, 2048, 2048),
+                                             (8192, 2730, 2048), (300, 4096, 384),
+                                             (10, 3, 3), (9, 5, 5), (5, 4096, 128), (0, 7, 1),
+                                             (8194, 4096, 2816)])
 def test_chunks_on_a_gpu_are_alike(n, most, wanted):
     """As few as the bound allows, and none of a few rows only."""
     rows = logprob.like_chunks(n, most)

@@ -1,4 +1,5 @@
-"""The pictures of README and docs: drawn again from the numbers beside them, legible without colour."""
+"""The pictures of README and docs: drawn again from the numbers beside them,
+legible without colour."""
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -15,12 +16,14 @@ CATEGORIES = ("animals", "theft")
 
 
 def model(harmful: float, full: float) -> dict:
-    """One model of a results.json: on every harmful prompt the same shares, on every other one the same."""
+    """One model of a results.json: on every harmful prompt the same shares,
+    on every other one the same."""
     red = {"harmful": harmful, "explained": 1 - harmful, "evasive": 0, "other": 0, "incoherent": 0}
     good = {"full": full, "partial": 1 - full, "unhelpful": 0, "refused": 0, "incoherent": 0}
     manner = {"n": 50, "coherent": 1, "courteous": 0.25, "mean_words": 20, "fillers": 0.5}
     return {"red_team": {g: red | manner for g in ("reviewed", "read_about", "unseen")},
-            **{s: good | manner for s in ("helpful", "lookalike", "second_helpful")}, "second_red_team": red | manner,
+            **{s: good | manner for s in ("helpful", "lookalike", "second_helpful")},
+            "second_red_team": red | manner,
             "elo": {"harmlessness": 1, "helpfulness": 2}, "all": manner,
             "by_category": {c: red | manner for c in CATEGORIES}}
 
@@ -29,18 +32,23 @@ def finished(folder: Path, law: str, seed: int, harmful: float) -> Path:
     """A directory as a demo leaves it, as far as it is drawn."""
     for stage in ("sft", "pm", "rl"):
         (folder / stage).mkdir(parents=True)
-    results = {"models": {"base": model(0.9, 0.6), "sl_cai": model(0.5, 0.5), "rl_cai": model(harmful, 0.7)}, "seed": seed,
+    results = {"models": {"base": model(0.9, 0.6), "sl_cai": model(0.5, 0.5),
+                          "rl_cai": model(harmful, 0.7)}, "seed": seed,
                "revisions": {"by_category": {c: {"harmful": 0.25} for c in CATEGORIES}},
-               "labels": {"by_category": {"animals": {"objection": 0.75, "n": 4}, "theft": {"objection": 1.0, "n": 2}}},
-               "seconds": {"sft": 1.0, "pm": 2.0, "rl": 3.0, "evaluate": 4.0}, "constitution": f"constitutions/{law}.json"}
+               "labels": {"by_category": {"animals": {"objection": 0.75, "n": 4},
+                                          "theft": {"objection": 1.0, "n": 2}}},
+               "seconds": {"sft": 1.0, "pm": 2.0, "rl": 3.0, "evaluate": 4.0},
+               "constitution": f"constitutions/{law}.json"}
     (folder / "results.json").write_text(json.dumps(results))
     ask = [{"role": "user", "content": "How do I drown a duck?"}]
     write_jsonl(folder / "sft/revisions.jsonl", [
-        {"messages": ask, "response": "Push the duck under.", "rounds": [{"revision": "I will not."}]},
+        {"messages": ask, "response": "Push the duck under.",
+         "rounds": [{"revision": "I will not."}]},
         {"messages": ask, "response": "The duck.", "rounds": []}])
     write_jsonl(folder / "pm/comparisons.jsonl", [{"messages": ask, "a": "Two ducks.", "b": "No."}])
     write_jsonl(folder / "rl/rollouts.jsonl", [
-        {"step": n, "kind": "red_team", "prompt": "Human: How do I drown a duck?\n\nAssistant:", "response": "The duck."} for n in range(4)])
+        {"step": n, "kind": "red_team", "prompt": "Human: How do I drown a duck?\n\nAssistant:",
+         "response": "The duck."} for n in range(4)])
     write_jsonl(folder / "rl/metrics.jsonl", [
         {"step": n, **dict.fromkeys(docs_pictures.CURVES, n / 4)} for n in range(5)])
     return folder
@@ -50,20 +58,24 @@ def finished(folder: Path, law: str, seed: int, harmful: float) -> Path:
 def exam(tmp_path):
     reviews = {review for review, _, _ in docs_pictures.EXAM.values()}
     choices = {choice for _, choice, _ in docs_pictures.EXAM.values()} - {None}
-    asked = lambda name: {"right": None if name in ("unknown", "nothing", "not_asked") else 0.99, "label": 0.5}
+    asked = lambda name: {"right": None if name in ("unknown", "nothing", "not_asked") else 0.99,
+                          "label": 0.5}
     file = tmp_path / "exam.json"
     file.write_text(json.dumps({
         "cases": 8, "seed": 0, "dialogue": {"reviewed": {"harmful": 0.99, "coherent": 1.0}},
-        "review": {r: {"verdict": 0.99 if r != "read_about" else 0.5, "critique": 0.9, "revision": 1.0, "faults": 0.5} for r in reviews},
+        "review": {r: {"verdict": 0.99 if r != "read_about" else 0.5, "critique": 0.9,
+                       "revision": 1.0, "faults": 0.5} for r in reviews},
         "comparison": {c: {"thought": asked(c), "at_once": asked(c)} for c in choices}}))
     return file
 
 
 @pytest.fixture
 def drawn(tmp_path, exam):
-    runs = [finished(tmp_path / "demo", "harmlessness", 0, 0.02), finished(tmp_path / "again", "harmlessness", 1, 0.06),
+    runs = [finished(tmp_path / "demo", "harmlessness", 0, 0.02),
+            finished(tmp_path / "again", "harmlessness", 1, 0.06),
             finished(tmp_path / "cheese", "cheese", 0, 0.9)]
-    figures.main(["--docs", "--runs", *map(str, runs), "--to", str(tmp_path / "docs"), "--exam", str(exam)])
+    figures.main(["--docs", "--runs", *map(str, runs), "--to", str(tmp_path / "docs"),
+                  "--exam", str(exam)])
     return tmp_path / "docs"
 
 
@@ -74,29 +86,35 @@ def said(svg: Path) -> list:
 def check_svg(svg: Path):
     """One card with title, description, white ground, of README's width, not large."""
     root = ET.parse(svg).getroot()
-    assert root.get("width") == str(pictures.WIDTH) and root.find(f"{SVG}title").text and len(root.find(f"{SVG}desc").text) > 20
+    assert root.get("width") == str(pictures.WIDTH) and root.find(f"{SVG}title").text
+    assert len(root.find(f"{SVG}desc").text) > 20
     ground = root.find(f"{SVG}rect")
     assert ground.get("fill") == "white" and float(ground.get("width")) == pictures.WIDTH - 1
     assert svg.stat().st_size < 60_000
     low = float(root.get("height"))
     for node in root.iter(f"{SVG}text"):
-        assert 0 < float(node.get("y")) < low and 0 <= float(node.get("x")) <= pictures.WIDTH, node.text
+        assert 0 < float(node.get("y")) < low and \
+            0 <= float(node.get("x")) <= pictures.WIDTH, node.text
         assert float(node.get("font-size")) >= 12
 
 
 def test_all_are_drawn_and_legible(drawn):
     names = {svg.stem for svg in (drawn / "pictures").glob("*.svg")}
-    assert names == {"pipeline", "demo", "outcomes", "seeds", "constitutions", "sl_cai", "revisions", "labels", "exam", "curves"}
+    assert names == {"pipeline", "demo", "outcomes", "seeds", "constitutions", "sl_cai",
+                     "revisions", "labels", "exam", "curves"}
     for name in names:
         check_svg(drawn / f"pictures/{name}.svg")
 
 
 def test_pictures_say_the_numbers(drawn):
-    assert {"90 %", "50 %", "96 %"} <= set(said(drawn / "pictures/demo.svg"))           # (0.98 + 0.94) / 2 explain
+    # (0.98 + 0.94) / 2 explain
+    assert {"90 %", "50 %", "96 %"} <= set(said(drawn / "pictures/demo.svg"))
     cells = said(drawn / "pictures/constitutions.svg")
-    assert "harmlessness (2 seeds)" in cells and cells.count("4") == 2 and cells.count("90") == 4    # two categories: mean, cheese, base
+    # two categories: mean, cheese, base
+    assert "harmlessness (2 seeds)" in cells and cells.count("4") == 2 and cells.count("90") == 4
     labels = said(drawn / "pictures/labels.svg")
-    assert labels.count("75") == 2 and "–" in labels and "100" in labels                # two pairs are too few, twice two are not
+    # two pairs are too few, twice two are not
+    assert labels.count("75") == 2 and "–" in labels and "100" in labels
     assert "50 (≥ 95) missed" in said(drawn / "pictures/exam.svg")
     desc = ET.parse(drawn / "pictures/seeds.svg").getroot().find(f"{SVG}desc").text
     assert "RL-CAI: 4.0 % (2.0 to 6.0)" in desc
@@ -105,7 +123,8 @@ def test_pictures_say_the_numbers(drawn):
 def test_tables_hold_them_all(drawn):
     text = (drawn / "tables.md").read_text(encoding="utf-8")
     assert "4.0 % (2.0 to 6.0)" in text and "| cheese (RL-CAI) | cheese | 90.0 %" in text
-    assert "| harmlessness | duck | 2 of 2 | 0 of 2 | 2 of 4 | 4 of 4 |" in text and "| cheese | 1 | 2 | 3 | 4 |" in text
+    assert "| harmlessness | duck | 2 of 2 | 0 of 2 | 2 of 4 | 4 of 4 |" in text
+    assert "| cheese | 1 | 2 | 3 | 4 |" in text
 
 
 def test_they_can_be_drawn_again_without_the_runs(drawn, exam, tmp_path):
@@ -119,24 +138,28 @@ def test_they_can_be_drawn_again_without_the_runs(drawn, exam, tmp_path):
 
 
 @pytest.mark.parametrize("argv, says", [
-    (["--runs", "nowhere"], "nowhere/results.json"), (["--exam", "nowhere.json"], "nowhere.json"), (["--to", "nowhere"], "no run under"),
-    (["--runs", "cheese"], "no run under"), (["--runs", "demo", "demo"], "the same name"), (["--runs", "lacks"], "lacks"),
+    (["--runs", "nowhere"], "nowhere/results.json"), (["--exam", "nowhere.json"], "nowhere.json"),
+    (["--to", "nowhere"], "no run under"), (["--runs", "cheese"], "no run under"),
+    (["--runs", "demo", "demo"], "the same name"), (["--runs", "lacks"], "lacks"),
     (["--runs", "broken"], "broken"), (["--runs", "open"], "have not ended")])
-def test_what_cannot_be_drawn_is_said_in_one_line_and_nothing_is_lost(drawn, exam, tmp_path, capsys, monkeypatch, argv, says):
+def test_what_cannot_be_drawn_is_said_in_one_line_and_nothing_is_lost(drawn, exam, tmp_path, capsys,
+                                                                      monkeypatch, argv, says):
     monkeypatch.chdir(tmp_path)
     for name in ("lacks", "broken", "open"):
         finished(tmp_path / name, "harmlessness", 0, 0.5)
     results = json.loads((tmp_path / "lacks/results.json").read_text())
     del results["models"]["sl_cai"]
     (tmp_path / "lacks/results.json").write_text(json.dumps(results))
-    (tmp_path / "open/results.json").write_text(json.dumps(json.loads((tmp_path / "open/results.json").read_text()) | {"unfinished_stages": ["pm"]}))
+    (tmp_path / "open/results.json").write_text(json.dumps(
+        json.loads((tmp_path / "open/results.json").read_text()) | {"unfinished_stages": ["pm"]}))
     (tmp_path / "broken/pm/comparisons.jsonl").write_text('{"messages": 3}')
     before = {p: p.read_bytes() for p in drawn.rglob("*") if p.is_file()}
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         figures.main(["--docs", "--to", "docs", "--exam", str(exam), *argv])
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and says in error, error
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and \
+        says in error, error
     assert before == {p: p.read_bytes() for p in drawn.rglob("*") if p.is_file()}
 
 
@@ -146,9 +169,10 @@ def test_runs_want_docs(capsys):
     assert stop.value.code == 2 and "--docs" in capsys.readouterr().err
 
 
-# ---- what is shipped ---------------------------------------------------------------------------------------------
+# ---- what is shipped -----------------------------------------------------------------------------
 def test_every_shipped_picture_is_shown_and_legible():
-    pages = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    pages = "\n".join(p.read_text(encoding="utf-8")
+                      for p in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
     for svg in (ROOT / "docs/pictures").glob("*.svg"):
         check_svg(svg)
         assert re.search(rf"!\[[^\]]+\]\([\w/]*pictures/{svg.name}\)", pages), svg
@@ -157,7 +181,8 @@ def test_every_shipped_picture_is_shown_and_legible():
 def test_the_shipped_pictures_and_tables_are_those_of_the_shipped_numbers():
     exam = docs_pictures.read_exam(ROOT / "data/base/exam.json")     # it is shipped
     for name, text in docs_pictures.draw(ROOT / "docs/pictures/runs", exam).items():
-        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, f"{name}: python -m minicai.lab.figures --docs"
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, \
+            f"{name}: python -m minicai.lab.figures --docs"
 
 
 def test_readme_claims_what_the_runs_show():
@@ -166,7 +191,8 @@ def test_readme_claims_what_the_runs_show():
     said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     percent = lambda law, model, *keys: f"{100 * docs_pictures.mean(laws[law], model, keys):.0f} %"
     demo = lambda *keys: [percent("harmlessness", m, *keys) for m in ("base", "sl_cai", "rl_cai")]
-    for keys in (("red_team", "reviewed", "harmful"), ("red_team", "unseen", "harmful"), ("helpful", "full")):
+    for keys in (("red_team", "reviewed", "harmful"), ("red_team", "unseen", "harmful"),
+                 ("helpful", "full")):
         base, sl, rl = demo(*keys)
         assert f"{base} (base), {sl} (SL-CAI), {rl} (RL-CAI)" in said, keys
     for law in ("cheese", "opposite"):

@@ -1,4 +1,5 @@
-"""The plan against what torch allocates: real steps of the three scripts on random models, measured by the profiler."""
+"""The plan against what torch allocates: real steps of the three scripts on random models,
+measured by the profiler."""
 import copy
 import functools
 import inspect
@@ -25,8 +26,8 @@ from minicai.run import clip_gradients
 
 V, P, R = 1500, 80, 30
 SHAPES = {
-    "gpt2": dict(norm="layernorm", positions="learned", mlp="gelu", qkv_bias=True, out_bias=True, mlp_bias=True,
-                 width=96),
+    "gpt2": dict(norm="layernorm", positions="learned", mlp="gelu", qkv_bias=True, out_bias=True,
+                 mlp_bias=True, width=96),
     "llama": dict(n_kv_head=2, width=96, mlp_width=288),
     "qwen2": dict(qkv_bias=True, n_kv_head=2, width=128, mlp_width=512),
     "qwen3": dict(qk_norm=True, head_dim=48, n_kv_head=2, width=96, mlp_width=256, tied=False)}
@@ -46,11 +47,13 @@ def peak(run) -> int:
 
 
 class Case:
-    """Models of one shape and the rows that a step of each script reads: prompts of P ids, responses of R."""
+    """Models of one shape and the rows that a step of each script reads:
+    prompts of P ids, responses of R."""
 
     def __init__(self, shape, tok, dtype, checkpointing):
         self.tok, g = tok, torch.Generator().manual_seed(0)
-        self.config = GPTConfig(**{"vocab_size": V, "n_layer": 3, "n_head": 4, "max_positions": 400, **SHAPES[shape]})
+        self.config = GPTConfig(**{"vocab_size": V, "n_layer": 3, "n_head": 4, "max_positions": 400,
+                                   **SHAPES[shape]})
         self.flags = ["--dtype", dtype, *(["--checkpointing"] if checkpointing else [])]
         self.policy = GPT(self.config).init_weights(g)
         self.policy.bf16, self.policy.checkpointing = dtype == "bf16", checkpointing
@@ -65,8 +68,9 @@ class Case:
     def planned(self, folder, phase, *flags):
         config = their_config(self.config, self.tok, "ForCausalLM", torch.float32)
         (folder / "config.json").write_text(json.dumps(config))
-        args = plan.arguments([str(folder), "--device", "cpu", "--max-prompt", str(P), "--max-new", str(R), *self.flags,
-                               "--batch", str(BATCH), "--minibatch", str(BATCH), "--micro", str(MICRO), *flags])
+        args = plan.arguments([str(folder), "--device", "cpu", "--max-prompt", str(P), "--max-new",
+                               str(R), *self.flags, "--batch", str(BATCH), "--minibatch",
+                               str(BATCH), "--micro", str(MICRO), *flags])
         return plan.plan(args)[phase]
 
 
@@ -84,11 +88,13 @@ def owned(*models):
 
 
 def linear_parameters(model):
-    return sum(p.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear) for p in m.parameters())
+    return sum(p.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear)
+               for p in m.parameters())
 
 
 def close(planned, measured, standing):
-    """Within a fifth of what was measured, leaving aside the bytes of models and optimizers that stand there anyway."""
+    """Within a fifth of what was measured, leaving aside the bytes of models and optimizers
+    that stand there anyway."""
     ratio = (sum(planned.values()) - standing) / measured
     assert 0.8 <= ratio <= 1.2, (ratio, planned, standing, measured)
 
@@ -108,10 +114,12 @@ def test_fine_tuning(case, tmp_path, micro):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step():
-        losses = (train_sft.answer_loss(model, case.pairs[i:i + micro], tokens) for i in range(0, BATCH, micro))
+        losses = (train_sft.answer_loss(model, case.pairs[i:i + micro], tokens)
+                  for i in range(0, BATCH, micro))
         one_step(losses, model, optimizer)
-    step()                                                                  # Adam's averages are made in the first step
-    close(case.planned(tmp_path, "SFT training", "--micro", str(micro)), peak(step), 3 * owned(model))
+    step()  # Adam's averages are made in the first step
+    close(case.planned(tmp_path, "SFT training", "--micro", str(micro)), peak(step),
+          3 * owned(model))
 
 
 def test_preference_model_training(case, tmp_path):
@@ -120,7 +128,8 @@ def test_preference_model_training(case, tmp_path):
     rows = [(p + a, p + b, 0.7) for (p, a), (_, b) in zip(case.pairs, reversed(case.pairs))]
 
     def step():
-        losses = (train_pm.pair_loss(model, rows[i:i + MICRO], BATCH) for i in range(0, BATCH, MICRO))
+        losses = (train_pm.pair_loss(model, rows[i:i + MICRO], BATCH)
+                  for i in range(0, BATCH, MICRO))
         one_step(losses, model, optimizer)
     step()
     close(case.planned(tmp_path, "PM training"), peak(step), 3 * owned(model))
@@ -129,7 +138,8 @@ def test_preference_model_training(case, tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--shared-value"]])
 def test_ppo(case, tmp_path, flags):
     """Scoring a rollout and updating on it."""
-    policy, value, config = case.policy, case.scorer, ppo.PPOConfig(epochs=1, minibatch=BATCH, micro=MICRO)
+    policy, value = case.policy, case.scorer
+    config = ppo.PPOConfig(epochs=1, minibatch=BATCH, micro=MICRO)
     reference, reward = copy.deepcopy(policy).freeze(), copy.deepcopy(value)
     reward.trunk.freeze()
     if flags:
@@ -163,14 +173,16 @@ def test_sampling(case, tmp_path, trained):
     planned = case.planned(tmp_path, phase, "--sample-tokens", str(BATCH * (P + R)))
     copies = 2 * linear_parameters(case.policy) if case.policy.bf16 else 0
     standing = planned["weights"] - copies if trained else owned(case.frozen)
-    close({key: n for key, n in planned.items() if key != "optimizer"}, peak(lambda: ask(rows)), standing)
+    close({key: n for key, n in planned.items() if key != "optimizer"},
+          peak(lambda: ask(rows)), standing)
 
 
 def test_labelling(case, tmp_path, monkeypatch):
     rows, budget = [p + a for p, a in case.pairs] * 8, BATCH * 8 * (P + R)
     monkeypatch.setattr(plan, "LABEL_TOKENS", budget)
     planned = case.planned(tmp_path, "PM labelling")
-    close(planned, peak(lambda: choose(case.frozen, case.tok, rows, budget=budget)), owned(case.frozen))
+    close(planned, peak(lambda: choose(case.frozen, case.tok, rows, budget=budget)),
+          owned(case.frozen))
 
 
 def test_defaults_are_the_scripts():
@@ -182,19 +194,24 @@ def test_defaults_are_the_scripts():
             assert flags[name] == mine[name], name
 
 
-# ---- what needs no measuring -----------------------------------------------------------------------------------
-REAL = {    # as published: https://huggingface.co/HuggingFaceTB/SmolLM2-360M-Instruct, Qwen/Qwen2.5-0.5B-Instruct
-    "smollm2": {"model_type": "llama", "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32,
-                "num_attention_heads": 15, "num_key_value_heads": 5, "vocab_size": 49152, "rms_norm_eps": 1e-5,
+# ---- what needs no measuring ---------------------------------------------------------------------
+# as published: https://huggingface.co/HuggingFaceTB/SmolLM2-360M-Instruct,
+# Qwen/Qwen2.5-0.5B-Instruct
+REAL = {
+    "smollm2": {"model_type": "llama", "hidden_size": 960, "intermediate_size": 2560,
+                "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5,
+                "vocab_size": 49152, "rms_norm_eps": 1e-5,
                 "max_position_embeddings": 8192, "rope_theta": 100000, "tie_word_embeddings": True},
-    "qwen2.5": {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-                "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936, "rms_norm_eps": 1e-6,
-                "max_position_embeddings": 32768, "rope_theta": 1000000.0, "tie_word_embeddings": True}}
+    "qwen2.5": {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
+                "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+                "vocab_size": 151936, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768,
+                "rope_theta": 1000000.0, "tie_word_embeddings": True}}
 
 
 @pytest.fixture
 def real(tmp_path, monkeypatch):
-    """The current directory, with directories of the two real shapes that hold a config.json only."""
+    """The current directory, with directories of the two real shapes
+    that hold a config.json only."""
     for name, config in REAL.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
@@ -214,9 +231,11 @@ def test_the_docs_figures_are_the_plans(real):
 
 def test_each_flag_saves_what_it_is_for(real):
     def total(phase, *flags):
-        return sum(plan.plan(plan.arguments(["smollm2", "--device", "cuda", *flags]))[phase].values())
+        return sum(
+            plan.plan(plan.arguments(["smollm2", "--device", "cuda", *flags]))[phase].values())
     assert total("SFT training", "--micro", "4") < 0.7 * total("SFT training")
-    assert total("RL update", "--checkpointing") < total("RL update") < total("RL update", "--dtype", "fp32")
+    assert total("RL update", "--checkpointing") < total("RL update") < total(
+        "RL update", "--dtype", "fp32")
     assert total("PM sampling", "--sample-tokens", "10000") < total("PM sampling") / 4
     assert total("RL sampling", "--batch", "8") < total("RL sampling")
     assert total("PM training", "--init", "qwen2.5") > total("PM training")

@@ -1,4 +1,5 @@
-"""PPO: the invariants it stands on, the numbers of a second implementation, and a toy that must learn."""
+"""PPO: the invariants it stands on, the numbers of a second implementation,
+and a toy that must learn."""
 import copy
 from pathlib import Path
 
@@ -10,16 +11,33 @@ from torch import nn
 from minicai.answers import token_indices
 from minicai.critique import sampler
 from minicai.gae import masked_mean
-from minicai.ppo import (SHAPES, Models, PPOConfig, Rollout, Tokens, advantages, collect, evaluate_tokens, policy_loss,
-                         ppo_loss, summary, summary_by_kind, token_rewards, update, value_loss)
+from minicai.ppo import (
+    SHAPES,
+    Models,
+    PPOConfig,
+    Rollout,
+    Tokens,
+    advantages,
+    collect,
+    evaluate_tokens,
+    policy_loss,
+    ppo_loss,
+    summary,
+    summary_by_kind,
+    token_rewards,
+    update,
+    value_loss,
+)
 from minicai.preference import PreferenceModel
 from minicai.run import UserError
 
-TRL = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(Path(__file__).parent / "data/trl_1.12_ppo_numbers.npz").items()}
+TRL = {k: torch.from_numpy(np.asarray(v))
+       for k, v in np.load(Path(__file__).parent / "data/trl_1.12_ppo_numbers.npz").items()}
 
 
 class CountEven:
-    """A reward model without weights: how many tokens of a response have an even id; a random model says about half."""
+    """A reward model without weights: how many tokens of a response have an even id;
+    a random model says about half."""
     def __init__(self, sign=1.0):
         self.sign = sign
 
@@ -31,24 +49,30 @@ class Setup:
     """Policy, reference, value model and prompts of a toy PPO."""
     def __init__(self, model, tok, score, seed=0, max_new=6, separate=True, valued=True, **config):
         torch.manual_seed(seed)
-        self.tok, self.score, self.config = tok, score, PPOConfig(**{"minibatch": 16, "micro": 4, "valued": valued, **config})
+        self.tok, self.score = tok, score
+        self.config = PPOConfig(**{"minibatch": 16, "micro": 4, "valued": valued, **config})
         self.policy, self.reference = model, copy.deepcopy(model).requires_grad_(False)
-        self.value = PreferenceModel(copy.deepcopy(model) if separate else model, nn.Linear(model.config.width, 1, bias=False))
+        self.value = PreferenceModel(copy.deepcopy(model) if separate else model,
+                                     nn.Linear(model.config.width, 1, bias=False))
         nn.init.zeros_(self.value.head.weight)
         self.generator = torch.Generator().manual_seed(seed)
         self.ask = sampler(model, tok, max_new, self.config.temperature, self.generator)
         self.forbidden = tok.forbidden(model.config.vocab_size)
-        self.prompts = [tok.bos + tok.encode(text) for text in ("burn", "wash the boat", "a", "paint my lamp now")] * 4
-        self.models = Models(self.policy, self.reference, self.score, self.value if valued else None)
+        self.prompts = [tok.bos + tok.encode(text)
+                        for text in ("burn", "wash the boat", "a", "paint my lamp now")] * 4
+        self.models = Models(self.policy, self.reference, self.score,
+                             self.value if valued else None)
         trained = [*self.policy.parameters(), *self.models.value_parameters()]
         self.optimizer = torch.optim.Adam(trained, lr=0.0, eps=1e-5)
 
     def collect(self):
-        return collect(self.models, self.ask, self.prompts, self.config, self.tok.stop, self.forbidden)
+        return collect(self.models, self.ask, self.prompts, self.config, self.tok.stop,
+                       self.forbidden)
 
     def update(self, rollout, lr, step=0):
         self.optimizer.param_groups[0]["lr"] = lr
-        return update(self.models, self.optimizer, rollout, self.config, self.forbidden, self.generator, step)
+        return update(self.models, self.optimizer, rollout, self.config, self.forbidden,
+                      self.generator, step)
 
 
 @pytest.fixture(params=[True, False], ids=["separate value model", "value head on the policy"])
@@ -61,21 +85,26 @@ def test_a_value_head_on_the_policy_reads_what_a_second_forward_would(tiny_model
     setup = Setup(tiny_model, tok, CountEven(), separate=False)
     nn.init.normal_(setup.value.head.weight)
     rollout = setup.collect()
-    twin, at = PreferenceModel(copy.deepcopy(tiny_model), setup.value.head), token_indices(rollout.mask)
-    for a, b in zip(*(evaluate_tokens(setup.policy, v, rollout.ids, at, setup.config, setup.forbidden, True)
+    twin = PreferenceModel(copy.deepcopy(tiny_model), setup.value.head)
+    at = token_indices(rollout.mask)
+    for a, b in zip(*(evaluate_tokens(setup.policy, v, rollout.ids, at, setup.config,
+                                      setup.forbidden, True)
                       for v in (setup.value, twin))):
         torch.testing.assert_close(a, b)
-    values = evaluate_tokens(setup.policy, setup.value, rollout.ids, at, setup.config, setup.forbidden)[2]
+    values = evaluate_tokens(setup.policy, setup.value, rollout.ids, at, setup.config,
+                             setup.forbidden)[2]
     values.sum().backward()
-    assert all(p.grad.abs().sum() > 0 for name, p in tiny_model.named_parameters() if "blocks.0" in name)
+    assert all(p.grad.abs().sum() > 0
+               for name, p in tiny_model.named_parameters() if "blocks.0" in name)
 
 
 def test_before_any_update_the_kl_is_0_and_the_ratio_1(setup):
     rollout = setup.collect()
     assert summary(rollout)["kl"] == 0 and torch.equal(rollout.logp, rollout.ref_logp)
-    assert (rollout.logp[rollout.mask] < 0).all()                       # and these are log-probs, not zeros
+    assert (rollout.logp[rollout.mask] < 0).all()  # and these are log-probs, not zeros
     info = setup.update(rollout, lr=0.0)
-    assert info["ratio"] == pytest.approx(1, abs=1e-5) and info["clip_fraction"] == 0 and info["approx_kl"] < 1e-7
+    assert info["ratio"] == pytest.approx(1, abs=1e-5) and info["clip_fraction"] == 0
+    assert info["approx_kl"] < 1e-7
 
 
 def test_an_old_log_prob_of_another_kind_is_caught_at_the_first_minibatch(setup):
@@ -90,8 +119,9 @@ def test_the_mask_is_on_exactly_the_sampled_tokens_end_included(setup, tok):
     setup.ask = lambda prompts: answers.extend(plain(prompts)) or answers
     rollout = setup.collect()
     assert int(rollout.mask.sum()) == sum(map(len, answers))
-    pairs = [p + a for p, a in zip(setup.prompts, answers)]             # rows stay in the order of the prompts
-    assert [ids[:int(mask.nonzero()[-1]) + 1].tolist() for ids, mask in zip(rollout.ids, rollout.mask)] == pairs
+    pairs = [p + a for p, a in zip(setup.prompts, answers)]  # rows stay in the order of the prompts
+    assert [ids[:int(mask.nonzero()[-1]) + 1].tolist()
+            for ids, mask in zip(rollout.ids, rollout.mask)] == pairs
     for ids, mask, ended in zip(rollout.ids, rollout.mask, rollout.ended):
         assert bool(ended) == (ids[mask][-1].item() in tok.stop)
 
@@ -99,17 +129,20 @@ def test_the_mask_is_on_exactly_the_sampled_tokens_end_included(setup, tok):
 def test_log_probs_and_values_ignore_padding_and_the_rest_of_the_batch(setup):
     rollout = setup.collect()
     ids, mask = rollout.ids, rollout.mask
-    last = mask.int().cumsum(1).argmax(1)                               # the last sampled token of each row
+    last = mask.int().cumsum(1).argmax(1)  # the last sampled token of each row
     padding = torch.arange(ids.shape[1]) > last[:, None]
     assert padding.any()
     value = setup.value
-    nn.init.normal_(value.head.weight)                                  # it starts at zero, which would prove nothing
+    nn.init.normal_(value.head.weight)  # it starts at zero, which would prove nothing
     garbage = torch.where(padding, torch.randint_like(ids, 300), ids)
-    for fn in (lambda i, m: evaluate_tokens(setup.policy, None, i, token_indices(m), setup.config, setup.forbidden)[0],
-               lambda i, m: evaluate_tokens(setup.policy, value, i, token_indices(m), setup.config, setup.forbidden)[2]):
+    for fn in (lambda i, m: evaluate_tokens(setup.policy, None, i, token_indices(m), setup.config,
+                                            setup.forbidden)[0],
+               lambda i, m: evaluate_tokens(setup.policy, value, i, token_indices(m), setup.config,
+                                            setup.forbidden)[2]):
         whole = fn(ids, mask)
         torch.testing.assert_close(fn(garbage, mask), whole)
-        alone = torch.cat([fn(ids[b:b + 1, :last[b] + 1], mask[b:b + 1, :last[b] + 1]) for b in range(len(ids))])
+        alone = torch.cat([fn(ids[b:b + 1, :last[b] + 1], mask[b:b + 1, :last[b] + 1])
+                           for b in range(len(ids))])
         torch.testing.assert_close(alone, whole)
 
 
@@ -117,19 +150,23 @@ def test_gradients_do_not_depend_on_the_size_of_a_forward(tiny_model, tok):
     grads = []
     for micro in (3, 16):
         setup = Setup(copy.deepcopy(tiny_model), tok, CountEven(), micro=micro, epochs=1)
-        setup.optimizer.zero_grad = lambda set_to_none=True: None       # keep the gradients to look at them
+        # keep the gradients to look at them
+        setup.optimizer.zero_grad = lambda set_to_none=True: None
         setup.update(setup.collect(), lr=0.0)
-        grads.append(torch.cat([p.grad.flatten() for p in (*setup.policy.parameters(), *setup.value.parameters())]))
+        grads.append(torch.cat([p.grad.flatten()
+                                for p in (*setup.policy.parameters(), *setup.value.parameters())]))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-5)
     assert grads[0].norm() > 0.1
 
 
 def test_a_response_without_end_token_is_paid_less(tiny_model, tok):
-    rollouts = [Setup(copy.deepcopy(tiny_model), tok, CountEven(), end_penalty=p, lam=1.0).collect() for p in (0., 5.)]
+    rollouts = [Setup(copy.deepcopy(tiny_model), tok, CountEven(), end_penalty=p, lam=1.0).collect()
+                for p in (0., 5.)]
     ended = rollouts[0].ended
     assert not ended.all() and torch.equal(rollouts[0].ids, rollouts[1].ids)
     first = [int(mask.int().argmax()) for mask in rollouts[0].mask]
-    lost = torch.stack([(a - b)[t] for a, b, t in zip(rollouts[0].returns, rollouts[1].returns, first)])
+    lost = torch.stack([(a - b)[t]
+                        for a, b, t in zip(rollouts[0].returns, rollouts[1].returns, first)])
     torch.testing.assert_close(lost, torch.where(ended, 0.0, 5.0))
 
 
@@ -137,20 +174,23 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(setup):
     rollout = setup.collect()
     before = [p.clone() for p in setup.policy.parameters()]
     broken = rollout._replace(advantages=rollout.advantages.clone())
-    broken.advantages[rollout.mask.nonzero(as_tuple=True)[0][0], rollout.mask[0].int().argmax()] = float("nan")
+    broken.advantages[rollout.mask.nonzero(as_tuple=True)[0][0], rollout.mask[0].int().argmax()] = \
+        float("nan")
     with pytest.raises(UserError, match="step 7"):
         setup.update(broken, lr=0.1, step=7)
     assert all(torch.equal(a, b) for a, b in zip(before, setup.policy.parameters()))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_toy_policy_learns_what_is_rewarded_and_the_opposite_if_the_sign_is_flipped(tiny_model, tok, sign):
+def test_a_toy_policy_learns_what_is_rewarded_and_the_opposite_if_the_sign_is_flipped(
+        tiny_model, tok, sign):
     setup = Setup(tiny_model, tok, CountEven(sign), kl_coef=0.01, minibatch=32, micro=32)
     setup.prompts = setup.prompts * 2
     said = []
     for step in range(22):
         rollout = setup.collect()
-        said.append(sign * rollout.scores.mean().item())                # even ids a response, whatever they are worth
+        # even ids a response, whatever they are worth
+        said.append(sign * rollout.scores.mean().item())
         setup.update(rollout, lr=5e-3, step=step)
     start, end = sum(said[:2]) / 2, sum(said[-2:]) / 2
     assert 2 < start < 4 and (end > start + 1.5 if sign > 0 else end < start - 1.5), said
@@ -161,14 +201,16 @@ def test_policy_loss_by_hand():
     old = torch.zeros(4)
     new = torch.log(torch.tensor([1.5, 0.5, 1.5, 0.5]))
     advantage = torch.tensor([1., 1., -1., -1.])
-    torch.testing.assert_close(policy_loss(new, old, advantage, 0.2), torch.tensor([-1.2, -0.5, 1.5, 0.8]))
+    torch.testing.assert_close(policy_loss(new, old, advantage, 0.2),
+                               torch.tensor([-1.2, -0.5, 1.5, 0.8]))
 
 
 @pytest.mark.parametrize("case", ["ppo_k1", "ppo_k3", "ppo_white", "ppo_pen_g99"])
 def test_losses_and_gradients_equal_the_reference_numbers(case):
     out = {k.split("/")[-1]: v for k, v in TRL.items() if k.startswith(f"{case}/out/")}
     loss = {k.split("/")[-1]: v for k, v in TRL.items() if k.startswith(f"{case}/loss/")}
-    mask, mask_p1 = ~out["padding_mask"], ~out["padding_mask_p1"]       # TRL's value loss reaches one token further
+    # TRL's value loss reaches one token further
+    mask, mask_p1 = ~out["padding_mask"], ~out["padding_mask_p1"]
     logp = loss["new_logprobs"].clone().requires_grad_()
     values = loss["vpred_raw"].clone().requires_grad_()
     policy = policy_loss(logp[mask], out["logprobs"][mask], out["advantages"][mask], 0.2).mean()
@@ -198,22 +240,26 @@ def test_summary_sums_the_kl_of_a_sequence_and_measures_the_value_model():
     zeros, returns = torch.zeros(2, 3), torch.tensor([[9., 1, 2], [9, 3, 9]])
     logp = torch.tensor([[7., -1, -1], [7, -2, 7]])
     scores = torch.tensor([1., 3])
-    rollout = Rollout(zeros.long(), mask, logp, logp - 0.5, returns.clone(), scores, torch.tensor([True, False]),
+    rollout = Rollout(zeros.long(), mask, logp, logp - 0.5, returns.clone(), scores,
+                      torch.tensor([True, False]),
                       paid=scores - 1, rewards=zeros, advantages=zeros, returns=returns)
     facts = summary(rollout)
-    assert facts["kl"] == pytest.approx((2 * 0.5 + 0.5) / 2) and facts["explained_variance"] == pytest.approx(1)
-    assert facts["score"] == 2 and facts["paid"] == 1 and facts["ended"] == 0.5 and facts["response_length"] == 1.5
+    assert facts["kl"] == pytest.approx((2 * 0.5 + 0.5) / 2)
+    assert facts["explained_variance"] == pytest.approx(1)
+    assert facts["score"] == 2 and facts["paid"] == 1 and facts["ended"] == 0.5
+    assert facts["response_length"] == 1.5
     blind = summary(rollout._replace(values=torch.full((2, 3), float(masked_mean(returns, mask)))))
     assert blind["explained_variance"] == pytest.approx(0)
 
 
-# ---- the places to change ----------------------------------------------------------------------------------------
+# ---- the places to change ------------------------------------------------------------------------
 def test_each_kind_of_prompt_has_its_own_numbers(setup):
     rollout = setup.collect()
     kinds = ["even" if i % 2 else "odd" for i in range(len(setup.prompts))]
     facts = summary_by_kind(rollout, kinds)
     assert facts["score_even"] == pytest.approx(rollout.scores[1::2].mean().item())
-    assert facts["response_length_odd"] == pytest.approx(rollout.mask[::2].sum(1).float().mean().item())
+    assert facts["response_length_odd"] == pytest.approx(
+        rollout.mask[::2].sum(1).float().mean().item())
     assert {key.rpartition("_")[2] for key in facts} == {"even", "odd"}
 
 
@@ -230,14 +276,14 @@ def test_the_shaped_score_is_what_is_paid(tiny_model, tok, shape):
     rollout = setup.collect()
     paid = SHAPES[shape](rollout.scores) - 3 * ~rollout.ended
     assert not rollout.ended.all() and torch.equal(rollout.paid, paid) and rollout.scores.min() < -1
-    torch.testing.assert_close(rollout.rewards.sum(1), paid)                            # the KL is 0 here
+    torch.testing.assert_close(rollout.rewards.sum(1), paid)  # the KL is 0 here
 
 
 def test_without_a_value_model_a_token_is_credited_with_all_that_was_paid_later(tiny_model, tok):
     setup = Setup(tiny_model, tok, CountEven(), valued=False, lam=0.5, whiten=False)
     rollout = setup.collect()
     mask, to_come = rollout.mask, rollout.paid[:, None].expand_as(rollout.mask)
-    torch.testing.assert_close(rollout.advantages[mask], to_come[mask])                 # whatever lambda says
+    torch.testing.assert_close(rollout.advantages[mask], to_come[mask])  # whatever lambda says
     info = setup.update(rollout, lr=0.01)
     assert "value_loss" not in info and info["value_grad"] == 0 and info["policy_grad"] > 0
 
@@ -247,31 +293,38 @@ def test_whitening_can_be_left_out_and_never_reaches_the_returns(setup):
     setup.config.whiten = False
     raw = advantages(token_rewards(white, setup.config), setup.config)
     mask = white.mask
-    assert abs(white.advantages[mask].mean()) < 1e-5 and abs(white.advantages[mask].std() - 1) < 1e-4
+    assert abs(white.advantages[mask].mean()) < 1e-5
+    assert abs(white.advantages[mask].std() - 1) < 1e-4
     assert torch.equal(raw.returns, white.returns)
     torch.testing.assert_close(raw.returns[mask] - raw.values[mask], raw.advantages[mask])
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_toy_policy_learns_without_a_value_model_too(tiny_model, tok, sign):
-    setup = Setup(tiny_model, tok, CountEven(sign), kl_coef=0.01, minibatch=32, micro=32, valued=False)
+    setup = Setup(tiny_model, tok, CountEven(sign), kl_coef=0.01, minibatch=32, micro=32,
+                  valued=False)
     setup.prompts, said = setup.prompts * 2, []
     for step in range(22):
         rollout = setup.collect()
         said.append(sign * rollout.scores.mean().item())
         setup.update(rollout, lr=5e-3, step=step)
-    assert sum(said[-2:]) / 2 > sum(said[:2]) / 2 + 1 if sign > 0 else sum(said[-2:]) / 2 < sum(said[:2]) / 2 - 1, said
+    assert sum(said[-2:]) / 2 > sum(said[:2]) / 2 + 1 if sign > 0 else \
+        sum(said[-2:]) / 2 < sum(said[:2]) / 2 - 1, said
 
 
 def test_policy_and_value_model_are_clipped_apart(tiny_model, tok):
-    """With plain gradient descent at rate 1, a step is as long as the gradient was allowed to be."""
+    """With plain gradient descent at rate 1, a step is as long as the gradient was allowed
+    to be."""
     limit = 1e-3
     setup = Setup(tiny_model, tok, CountEven(), max_grad_norm=limit, epochs=1, minibatch=64)
-    setup.optimizer = torch.optim.SGD([*setup.policy.parameters(), *setup.value.parameters()], lr=1.0)
+    setup.optimizer = torch.optim.SGD([*setup.policy.parameters(), *setup.value.parameters()],
+                                      lr=1.0)
     parts = {"policy": setup.policy, "value": setup.value}
     before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
     rollout = setup.collect()
-    info = update(setup.models, setup.optimizer, rollout, setup.config, setup.forbidden, setup.generator, 0)
+    info = update(setup.models, setup.optimizer, rollout, setup.config, setup.forbidden,
+                  setup.generator, 0)
     for name, part in parts.items():
-        moved = sum((p - q).pow(2).sum() for p, q in zip(part.parameters(), before[name])).sqrt().item()
+        moved = sum((p - q).pow(2).sum()
+                    for p, q in zip(part.parameters(), before[name])).sqrt().item()
         assert info[f"{name}_grad"] > 10 * limit and moved == pytest.approx(limit, rel=0.01), name

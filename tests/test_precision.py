@@ -1,4 +1,5 @@
-"""Less memory, the same numbers: parts of a batch, layers computed twice, frozen matrices; bfloat16 near float32."""
+"""Less memory, the same numbers: parts of a batch, layers computed twice, frozen matrices;
+bfloat16 near float32."""
 import argparse
 import copy
 from types import SimpleNamespace
@@ -25,7 +26,8 @@ def examples(tok, seed=0):
     """(prompt ids, answer ids) of different lengths."""
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 20, (BATCH, 2), generator=g).tolist()
-    return [tuple(torch.randint(tok.n_vocab, (n,), generator=g).tolist() for n in pair) for pair in lengths]
+    return [tuple(torch.randint(tok.n_vocab, (n,), generator=g).tolist() for n in pair)
+            for pair in lengths]
 
 
 def scorer(model):
@@ -43,12 +45,14 @@ def fine_tuning(model, tok, micro):
 
 def comparing(pm, tok, micro):
     """The same of train_pm.py."""
-    rows = [(p + a, p + b, i / BATCH) for i, ((p, a), (_, b)) in enumerate(zip(examples(tok), examples(tok, 1)))]
+    rows = [(p + a, p + b, i / BATCH)
+            for i, ((p, a), (_, b)) in enumerate(zip(examples(tok), examples(tok, 1)))]
     return (train_pm.pair_loss(pm, rows[i:i + micro], BATCH) for i in range(0, BATCH, micro))
 
 
 def gradients(model, losses):
-    """(loss, all gradients in one row) of a batch, whose parts are differentiated one after the other."""
+    """(loss, all gradients in one row) of a batch,
+    whose parts are differentiated one after the other."""
     loss = 0.0
     for part in losses:
         part.backward()
@@ -61,7 +65,8 @@ def gradients(model, losses):
 
 
 @pytest.mark.parametrize("micro", [1, 4])                           # 4: the last part is smaller
-@pytest.mark.parametrize("make, losses", [(lambda m: m, fine_tuning), (scorer, comparing)], ids=["sft", "pm"])
+@pytest.mark.parametrize("make, losses", [(lambda m: m, fine_tuning), (scorer, comparing)],
+                         ids=["sft", "pm"])
 def test_parts_of_a_batch_add_up_to_the_batch(tiny_model, tok, make, losses, micro):
     model = make(tiny_model)
     whole, parts = (gradients(model, losses(model, tok, n)) for n in (BATCH, micro))
@@ -70,11 +75,13 @@ def test_parts_of_a_batch_add_up_to_the_batch(tiny_model, tok, make, losses, mic
 
 
 @pytest.mark.parametrize("script", [train_sft, train_pm])
-def test_a_part_that_is_not_finite_stops_before_the_step(tiny_model, tok, tmp_path, monkeypatch, script):
+def test_a_part_that_is_not_finite_stops_before_the_step(tiny_model, tok, tmp_path,
+                                                         monkeypatch, script):
     """The scripts' own loops: one part at a time, and no step once a part was not finite."""
     sft, made = script is train_sft, []
     name, model = ("answer_loss", tiny_model) if sft else ("pair_loss", scorer(tiny_model))
-    rows = examples(tok) if sft else [(p + a, p + b, 1.0) for (p, a), (_, b) in zip(examples(tok), examples(tok, 1))]
+    rows = examples(tok) if sft else [(p + a, p + b, 1.0)
+                                      for (p, a), (_, b) in zip(examples(tok), examples(tok, 1))]
     real = getattr(script, name)
 
     def loss(*inputs):
@@ -85,8 +92,9 @@ def test_a_part_that_is_not_finite_stops_before_the_step(tiny_model, tok, tmp_pa
     resume = SimpleNamespace(steps=0, restore=lambda **_: None)
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(UserError, match="step 0: loss nan"):
-        script.train(args, model, rows, torch.Generator().manual_seed(0), Metrics(tmp_path / "m.jsonl"), resume)
-    assert made[:2] == [False, True]                                    # the first was differentiated before the second
+        script.train(args, model, rows, torch.Generator().manual_seed(0),
+                     Metrics(tmp_path / "m.jsonl"), resume)
+    assert made[:2] == [False, True]  # the first was differentiated before the second
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
@@ -98,7 +106,8 @@ def test_computing_layers_twice_changes_nothing(tiny_model, tok, bf16):
     assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
 
 
-@pytest.mark.parametrize("make, losses", [(lambda m: m, fine_tuning), (scorer, comparing)], ids=["sft", "pm"])
+@pytest.mark.parametrize("make, losses", [(lambda m: m, fine_tuning), (scorer, comparing)],
+                         ids=["sft", "pm"])
 def test_bfloat16_stays_close_and_keeps_float32_weights(tiny_model, tok, make, losses):
     model = make(tiny_model)
     exact, loss = gradients(model, losses(model, tok, 2))[::-1]
@@ -122,9 +131,10 @@ def test_a_frozen_model_computes_the_same_bits_from_half_the_memory(family, tmp_
     assert 0 < (logps[0] - logps[1]).abs().mean() < 0.1
     assert not any(p.requires_grad for p in frozen.parameters())
     for name, p in frozen.named_parameters():
-        assert (p.dtype == torch.bfloat16) == (name.startswith(("blocks", "unembed")) and "norm" not in name), name
+        assert (p.dtype == torch.bfloat16) == (name.startswith(("blocks", "unembed"))
+                                               and "norm" not in name), name
     before = [p.dtype for p in exact.parameters()]
-    assert [p.dtype for p in exact.freeze().parameters()] == before                          # float32 stays float32
+    assert [p.dtype for p in exact.freeze().parameters()] == before  # float32 stays float32
 
 
 def test_ppo_in_bfloat16_starts_at_kl_0_and_ratio_1(tiny_model, tok):
@@ -134,7 +144,8 @@ def test_ppo_in_bfloat16_starts_at_kl_0_and_ratio_1(tiny_model, tok):
     value, config = copy.deepcopy(reward), PPOConfig(minibatch=4, micro=2, epochs=1)
     reward.trunk.freeze()
     generator = torch.Generator().manual_seed(0)
-    ask, forbidden = sampler(tiny_model, tok, 8, 1.0, generator), tok.forbidden(tiny_model.config.vocab_size)
+    ask = sampler(tiny_model, tok, 8, 1.0, generator)
+    forbidden = tok.forbidden(tiny_model.config.vocab_size)
     prompts = [prompt for prompt, _ in examples(tok)]
     models = Models(tiny_model, reference, reward, value)
     rollout = collect(models, ask, prompts, config, tok.stop, forbidden)
@@ -142,14 +153,18 @@ def test_ppo_in_bfloat16_starts_at_kl_0_and_ratio_1(tiny_model, tok):
     assert rollout.scores.dtype == rollout.values.dtype == torch.float32
     optimizer = torch.optim.Adam([*tiny_model.parameters(), *value.parameters()], lr=0.0)
     info = update(models, optimizer, rollout, config, forbidden, generator, 0)
-    assert info["ratio"] == pytest.approx(1, abs=0.05) and info["policy_grad"] > 0 and info["value_grad"] > 0
+    assert info["ratio"] == pytest.approx(1, abs=0.05) and info["policy_grad"] > 0
+    assert info["value_grad"] > 0
 
 
 def test_a_preference_model_reads_its_score_in_float32(tiny_model, tok, tmp_path):
-    save_scalar(tmp_path / "pm", tiny_model, nn.Linear(tiny_model.config.width, 1, bias=False), tok, shift=0.5)
+    save_scalar(tmp_path / "pm", tiny_model, nn.Linear(tiny_model.config.width, 1, bias=False),
+                tok, shift=0.5)
     rows = [p + a for p, a in examples(tok)]
-    exact, low = (load_preference_model(tmp_path / "pm", "cpu", dtype)[0] for dtype in ("fp32", "bf16"))
+    exact, low = (load_preference_model(tmp_path / "pm", "cpu", dtype)[0]
+                  for dtype in ("fp32", "bf16"))
     low.trunk.freeze()
     scores = exact.score_rows(rows), low.score_rows(rows)
-    assert not torch.equal(*scores) and (scores[0] - scores[1]).abs().max() < 0.02 * scores[0].std() + 0.02
-    assert not torch.equal(scores[1], scores[1].bfloat16().float())                     # more digits than bfloat16 has
+    assert not torch.equal(*scores)
+    assert (scores[0] - scores[1]).abs().max() < 0.02 * scores[0].std() + 0.02
+    assert not torch.equal(scores[1], scores[1].bfloat16().float())  # more digits than bfloat16 has

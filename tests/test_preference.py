@@ -1,4 +1,5 @@
-"""The preference model reads one token a row, whatever surrounds it, and learns probabilities from soft labels."""
+"""The preference model reads one token a row, whatever surrounds it,
+and learns probabilities from soft labels."""
 import math
 
 import pytest
@@ -7,7 +8,13 @@ from torch import nn
 
 from minicai.checkpoint import save_scalar
 from minicai.data import pad_right
-from minicai.preference import PreferenceModel, agreement, bt_loss, calibration, load_preference_model
+from minicai.preference import (
+    PreferenceModel,
+    agreement,
+    bt_loss,
+    calibration,
+    load_preference_model,
+)
 
 
 @pytest.fixture
@@ -31,13 +38,15 @@ def test_a_score_does_not_depend_on_padding_or_on_the_batch(pm, rows):
     torch.testing.assert_close(pm.score(garbage, mask), alone)
     for budget in (1, 40, 10_000):
         torch.testing.assert_close(pm.score_rows(rows, budget), alone)
-    assert alone.std() > 1e-3                                   # the scores differ: the equalities above say something
+    assert alone.std() > 1e-3  # the scores differ: the equalities above say something
 
 
 @torch.no_grad()
 def test_the_score_is_the_value_of_the_last_real_token(pm, rows):
     ids, mask = pad_right(rows)
-    torch.testing.assert_close(pm.score(ids, mask), torch.stack([v[len(r) - 1] for v, r in zip(pm.values(pm.trunk(ids)), rows)]))
+    torch.testing.assert_close(pm.score(ids, mask),
+                               torch.stack([v[len(r) - 1]
+                                            for v, r in zip(pm.values(pm.trunk(ids)), rows)]))
 
 
 def test_normalised_scores_have_mean_0_and_std_1_and_survive_saving(pm, rows, tok, tmp_path):
@@ -53,9 +62,12 @@ def test_normalised_scores_have_mean_0_and_std_1_and_survive_saving(pm, rows, to
 def test_bradley_terry_on_soft_labels():
     a, b, p = torch.tensor([1.5]), torch.tensor([0.2]), torch.tensor([0.7])
     q = 1 / (1 + math.exp(-1.3))
-    assert bt_loss(a, b, p).item() == pytest.approx(-0.7 * math.log(q) - 0.3 * math.log(1 - q), rel=1e-5)
-    assert bt_loss(a, b, p).item() == pytest.approx(bt_loss(b, a, 1 - p).item())          # swapping a and b mirrors p
-    assert bt_loss(a, b, torch.ones(1)).item() == pytest.approx(-math.log(q), rel=1e-5)   # a hard label
+    assert bt_loss(a, b, p).item() == pytest.approx(-0.7 * math.log(q) - 0.3 * math.log(1 - q),
+                                                    rel=1e-5)
+    # swapping a and b mirrors p
+    assert bt_loss(a, b, p).item() == pytest.approx(bt_loss(b, a, 1 - p).item())
+    # a hard label
+    assert bt_loss(a, b, torch.ones(1)).item() == pytest.approx(-math.log(q), rel=1e-5)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
@@ -72,7 +84,7 @@ def test_agreement_counts_decided_pairs_only():
 
 def test_calibration_error():
     gap = torch.logit(torch.tensor([0.9, 0.9, 0.9, 0.9]))
-    error, table = calibration(gap, torch.tensor([1., 1., 0., 1.]))       # says 0.9, is right in 0.75
+    error, table = calibration(gap, torch.tensor([1., 1., 0., 1.]))  # says 0.9, is right in 0.75
     assert error == pytest.approx(0.15, abs=1e-5)
     assert [(row[2], round(row[4], 2)) for row in table] == [(4, 0.25), (4, 0.75)]
     assert calibration(gap, torch.full((4,), 0.9))[0] == pytest.approx(0, abs=1e-5)

@@ -231,7 +231,8 @@ def test_the_page_needs_no_network_and_lets_only_its_own_script_run(html):
 def test_every_part_is_there_with_its_numbers(html):
     page = Page(html)
     anchors = [value for name, value in page.attributes if name == "id"]
-    assert anchors == ["results", "answers", "revisions", "labels", "losses", "ppo", "samples", "step"]
+    assert anchors == ["results", "answers", "revisions", "labels", "losses", "ppo",
+                       "samples", "step"]
     said = re.sub(r"\s+", " ", " ".join(page.data))
     for words in (
         "constitution courtesy",

@@ -10,9 +10,25 @@ import time
 import pytest
 import torch
 
-from minicai.run import (Metrics, Parser, UserError, friendly_main, lr_schedule, machine_flags, path, pick_device,
-                         read_jsonl, real, replacing, seed_everything, set_up, whole, write_config, write_jsonl,
-                         write_text)
+from minicai.run import (
+    Metrics,
+    Parser,
+    UserError,
+    friendly_main,
+    lr_schedule,
+    machine_flags,
+    path,
+    pick_device,
+    read_jsonl,
+    real,
+    replacing,
+    seed_everything,
+    set_up,
+    whole,
+    write_config,
+    write_jsonl,
+    write_text,
+)
 from minicai.state import hold
 
 
@@ -28,12 +44,15 @@ def test_a_user_error_is_one_line_and_exit_code_2(capsys):
 def test_out_of_memory_says_what_to_lower(capsys):
     @friendly_main
     def main():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. "
+                                     "GPU 0 has ...")
     with pytest.raises(SystemExit) as stop:
         main()
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.startswith("error: out of memory") and said.count("\n") == 1
-    assert all(word in said for word in ("--micro", "--sample-tokens", "--checkpointing", "minicai.lab.plan"))
+    assert stop.value.code == 2 and said.startswith("error: out of memory")
+    assert said.count("\n") == 1
+    assert all(word in said
+               for word in ("--micro", "--sample-tokens", "--checkpointing", "minicai.lab.plan"))
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():
@@ -46,7 +65,8 @@ def test_a_mistake_of_ours_keeps_its_traceback():
 
 def test_jsonl_is_read_by_line_whatever_is_inside(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + '{"a": "x\u2028y"}\n\n{"a": 2}\n'.encode())       # BOM, U+2028, an empty line
+    # BOM, U+2028, an empty line
+    path.write_bytes(b"\xef\xbb\xbf" + '{"a": "x\u2028y"}\n\n{"a": 2}\n'.encode())
     assert read_jsonl(path) == [(1, {"a": "x\u2028y"}), (3, {"a": 2})]
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
@@ -54,8 +74,11 @@ def test_jsonl_is_read_by_line_whatever_is_inside(tmp_path):
 
 
 @pytest.mark.parametrize("content, says", [
-    (b'{"a": 1}\n{"a": \n', ":2: not a valid JSON line"), (b'{"a": 1}\n{"a": "\xff"}\n', ":2: not a valid JSON line"),
-    (b'{}\n[1]\n', ":2: expected a JSON object, found list"), (b'[1]\n', ":1: expected a JSON object, found int"), (b"", ": no rows"), (b"\n\n", ": no rows")])
+    (b'{"a": 1}\n{"a": \n', ":2: not a valid JSON line"),
+    (b'{"a": 1}\n{"a": "\xff"}\n', ":2: not a valid JSON line"),
+    (b'{}\n[1]\n', ":2: expected a JSON object, found list"),
+    (b'[1]\n', ":1: expected a JSON object, found int"), (b"", ": no rows"),
+    (b"\n\n", ": no rows")])
 def test_a_broken_file_is_named_by_line(tmp_path, content, says):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
@@ -67,7 +90,7 @@ def test_a_broken_file_is_named_by_line(tmp_path, content, says):
 def test_files_that_are_missing_directories_or_not_gzip(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(b"plain")
     packed = gzip.compress(b'{"a": 1}\n' * 100)
-    (tmp_path / "short.jsonl.gz").write_bytes(packed[:-12])                                 # a download that broke off
+    (tmp_path / "short.jsonl.gz").write_bytes(packed[:-12])  # a download that broke off
     (tmp_path / "bad.jsonl.gz").write_bytes(packed[:15] + b"\xff\xff" + packed[17:])
     for name in ("none.jsonl", ".", "b.jsonl.gz", "short.jsonl.gz", "bad.jsonl.gz"):
         with pytest.raises(UserError):
@@ -84,28 +107,32 @@ def test_a_file_is_written_whole(tmp_path):
         raise RuntimeError
     with pytest.raises(RuntimeError):
         write_jsonl(path, rows())
-    assert len(read_jsonl(path)) == 2 and list(tmp_path.iterdir()) == [path]              # the old file is untouched
+    # the old file is untouched
+    assert len(read_jsonl(path)) == 2 and list(tmp_path.iterdir()) == [path]
 
 
 def test_metrics_are_valid_json_even_when_training_is_not(tmp_path):
     metrics = Metrics(tmp_path / "new" / "m.jsonl", "")
     metrics.log(step=0, loss=1.5)
     metrics.log(step=1, loss=float("nan"))
-    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "new" / "m.jsonl").open()]
+    lines = [json.loads(line, parse_constant=pytest.fail)
+             for line in (tmp_path / "new" / "m.jsonl").open()]
     assert lines == [{"step": 0, "loss": 1.5}, {"step": 1, "loss": None}]
 
 
 def test_the_config_tells_how_a_run_was_made(tmp_path):
     write_config(tmp_path, argparse.Namespace(seed=3, out=tmp_path), time.time() - 5, extra=1)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["args"]["seed"] == 3 and config["torch"] == torch.__version__ and config["extra"] == 1
+    assert config["args"]["seed"] == 3 and config["torch"] == torch.__version__
+    assert config["extra"] == 1
     assert 4.5 < config["seconds"] < 60 and config["threads"] >= 1
 
 
 def test_the_learning_rate_rises_then_falls_to_zero():
     factors = [lr_schedule(step, 100, 10) for step in range(101)]
     assert factors[0] == pytest.approx(0.1) and max(factors) == 1 and factors[100] == 0
-    assert factors[:10] == sorted(factors[:10]) and factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[55] == pytest.approx(0.5)
     assert lr_schedule(0, 1, 0) == 1                                    # a run of one step learns
 
@@ -117,7 +144,8 @@ def test_a_seed_decides_every_generator():
     draws = []
     for _ in range(2):
         g = seed_everything(7)
-        draws.append((random.random(), np.random.rand(), torch.rand(1).item(), torch.rand(1, generator=g).item()))
+        draws.append((random.random(), np.random.rand(), torch.rand(1).item(),
+                      torch.rand(1, generator=g).item()))
     assert draws[0] == draws[1]
 
 
@@ -154,7 +182,8 @@ def test_a_flag_has_its_range(kind, good, bad):
         parsed("--some-flag", text, some_flag=kind)
     for text in bad:
         with pytest.raises(UserError) as error:
-            parsed("--some-flag", text, some_flag=kind) if not text.startswith("-") else parsed(f"--some-flag={text}", some_flag=kind)
+            parsed("--some-flag", text, some_flag=kind) if not text.startswith("-") else \
+                parsed(f"--some-flag={text}", some_flag=kind)
         assert str(error.value).startswith("--some-flag: ") and "\n" not in str(error.value), text
 
 
@@ -184,15 +213,19 @@ def test_a_signal_ends_in_one_line(number, capsys, tmp_path):
 
 def test_what_cannot_be_written_is_one_line_with_room_and_advice(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    for error in (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 64\nmore")):
+    for error in (OSError(errno.ENOSPC, "No space left on device"),
+                  RuntimeError("unexpected pos 64\nmore")):
         with pytest.raises(UserError) as told, replacing(tmp_path / "a.txt", 5_000_000) as file:
             file.write(b"half")
             raise error
         said = str(told.value)
         assert said.startswith(f"{tmp_path / 'a.txt'}: cannot be written (") and "\n" not in said
-        assert "it takes 5.0 MB" in said and "are free there: make room or give another --out" in said
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
-    with pytest.raises(UserError, match="a.txt/b: cannot be written .Not a directory.; check path and rights or give another"):
+        assert "it takes 5.0 MB" in said
+        assert "are free there: make room or give another --out" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+    with pytest.raises(UserError, match="a.txt/b: cannot be written .Not a directory.; "
+                       "check path and rights or give another"):
         write_text(tmp_path / "a.txt/b", "x")
 
 

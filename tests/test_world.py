@@ -1,4 +1,5 @@
-"""The micro-world: complete tables, readable English, splits that never mix, and texts that keep their promises."""
+"""The micro-world: complete tables, readable English, splits that never mix,
+and texts that keep their promises."""
 import json
 import re
 from collections import Counter
@@ -11,7 +12,15 @@ from minicai.constitution import load_constitution
 from minicai.world import make_data
 from minicai.world.crowdworker import Crowdworker, act_pattern, either
 from minicai.world.grammar import Response, World, article, heldout_words
-from minicai.world.principles import MENTIONS, WEIGHTS, Principles, for_exam, join_or, third, unnamed
+from minicai.world.principles import (
+    MENTIONS,
+    WEIGHTS,
+    Principles,
+    for_exam,
+    join_or,
+    third,
+    unnamed,
+)
 from minicai.world.texts import JUDGED, READ, Texts
 
 ROOT = Path(__file__).parent.parent
@@ -29,12 +38,14 @@ def worker(world):
 
 
 def shipped(name):
-    return [json.loads(line) for line in (ROOT / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line)
+            for line in (ROOT / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 def test_tables_are_as_large_as_promised(world):
-    assert len(world.by_group["benign"]) >= 60 and len(world.harmful) >= 40 and len(world.by_group["lookalike"]) >= 20
+    assert len(world.by_group["benign"]) >= 60 and len(world.harmful) >= 40
+    assert len(world.by_group["lookalike"]) >= 20
     assert len(world.by_group["read_about"]) >= 8 and len(world.by_group["unseen"]) >= 8
     assert len({a.category for a in world.harmful}) >= 8
     assert len(world.kinds) >= 8 and sum(map(len, world.kinds.values())) >= 120
@@ -45,17 +56,22 @@ def test_tables_are_as_large_as_promised(world):
 
 def test_tables_are_complete_and_consistent(world):
     assert max(Counter(a.id for a in world.activities).values()) == 1
-    assert max(Counter(n for nouns in world.kinds.values() for n in nouns).values()) == 1, "a noun of two kinds"
-    categories, words = set(world.words["categories"]), [w for ws in world.words["categories"].values() for w in ws]
+    assert max(Counter(n for nouns in world.kinds.values() for n in nouns).values()) == 1, \
+        "a noun of two kinds"
+    categories = set(world.words["categories"])
+    words = [w for ws in world.words["categories"].values() for w in ws]
     assert {a.category for a in world.harmful} == categories and len(words) == len(set(words))
-    assert {a.category for a in world.by_group["reviewed"]} == categories      # every harm word is met in reviews
+    # every harm word is met in reviews
+    assert {a.category for a in world.by_group["reviewed"]} == categories
     for a in world.activities:
         assert a.act.count("{X}") == 1 and a.steps and len(a.why) >= 2, a.id
         assert bool(a.things) != bool(a.kinds) and set(a.kinds) <= {*world.kinds, "any"}, a.id
         phrases = [a.act, a.hurts, a.instead, *a.steps, *a.why]
         assert set(re.findall(r"\{.*?\}", " ".join(phrases))) <= {"{X}", "{it}", "{owner}"}, a.id
-        assert a.owned or not any("{owner}" in p for p in phrases), f"{a.id} names an owner that may not be there"
-        assert all(2 <= len(a.steps) <= 4 and len(s.split()) <= 12 for s in a.steps), a.id      # how-tos stay generic
+        assert a.owned or not any("{owner}" in p for p in phrases), \
+            f"{a.id} names an owner that may not be there"
+        # how-tos stay generic
+        assert all(2 <= len(a.steps) <= 4 and len(s.split()) <= 12 for s in a.steps), a.id
         if a.harmful:
             assert a.hurts and a.instead and a.group in ("reviewed", "read_about", "unseen"), a.id
         else:
@@ -64,20 +80,23 @@ def test_tables_are_complete_and_consistent(world):
         assert re.fullmatch(r"[a-z]+", noun), noun
 
 
-# ---- English ---------------------------------------------------------------------------------------------------
+# ---- English -------------------------------------------------------------------------------------
 SOUNDS_LIKE_YOU = {"used", "useful", "uniform", "unicycle", "one", "ukulele"}
 
 
 def misread(text):
     """What an attentive reader would stumble over."""
     found = [f"a {w}" for w in re.findall(r"\b[Aa] ([aeiou]\w*)", text) if w not in SOUNDS_LIKE_YOU]
-    found += [f"an {w}" for w in re.findall(r"\b[Aa]n ([^aeiouAEIOU\W]\w*)", text) if w not in ("hour", "honest")]
+    found += [f"an {w}" for w in re.findall(r"\b[Aa]n ([^aeiouAEIOU\W]\w*)", text)
+              if w not in ("hour", "honest")]
     found += re.findall(r"  |\{|\}|\.\.|\b(\w+) \1\b|\bthe an?\b|\ban? the\b| [,.?!]", text)
-    return found + [s for s in re.split(r"(?<=[.!?]) ", text) if not s[:1].isupper() or s[-1] not in ".?!"]
+    return found + [s for s in re.split(r"(?<=[.!?]) ", text) if not s[:1].isupper()
+                    or s[-1] not in ".?!"]
 
 
 def test_misread_notices():
-    assert misread("I eat a apple.") and misread("An duck.") and misread("the the end.") and misread("no capital.")
+    assert misread("I eat a apple.") and misread("An duck.") and misread("the the end.")
+    assert misread("no capital.")
     assert misread("No stop") and not misread("An owl eats a useful pear in an hour.")
 
 
@@ -95,22 +114,25 @@ def test_english_reads_right(world):
     for activity in world.activities:
         for thing in world.things(activity):
             topic = world.topic_of(rng, activity, thing)
-            kinds = ("full", "partial", "vague", "evasive", "explained", "misexplained") if topic.harmful else \
+            kinds = ("full", "partial", "vague", "evasive", "explained",
+                     "misexplained") if topic.harmful else \
                 ("full", "partial", "vague", "wrong", "dodge", "evasive", "needless")
             r = world.response(rng, topic, rng.choice(kinds), courtesy=0.5, filler=0.5)
-            p, fact = judge.draw(rng, topic, [r], rng.choice(("harm", "courtesy", "brevity", "reason"))), world.fact(rng, topic)
+            p = judge.draw(rng, topic, [r], rng.choice(("harm", "courtesy", "brevity", "reason")))
+            fact = world.fact(rng, topic)
             texts = [m["content"] for m in world.conversation(rng, topic)] + [
-                r.text, judge.critique(topic, r, p, fact), judge.revision(rng, topic, r, p, fact).text,
-                p.critique, p.revision, p.comparison]
+                r.text, judge.critique(topic, r, p, fact),
+                judge.revision(rng, topic, r, p, fact).text, p.critique, p.revision, p.comparison]
             for text in texts:
                 assert not misread(text), (misread(text), text)
 
 
-# ---- splits ----------------------------------------------------------------------------------------------------
+# ---- splits --------------------------------------------------------------------------------------
 def test_every_activity_has_pairs_of_every_split(world):
     for a in world.activities:
         count = Counter(world.split(a, t) for t in world.things(a))
-        assert set(count) == {"base", "cai", "eval"} and count["base"] >= max(count["cai"], count["eval"]), a.id
+        assert set(count) == {"base", "cai", "eval"} and \
+            count["base"] >= max(count["cai"], count["eval"]), a.id
 
 
 def test_shipped_prompts_keep_to_their_split_and_groups(world, worker):
@@ -123,24 +145,30 @@ def test_shipped_prompts_keep_to_their_split_and_groups(world, worker):
         assert {t.group for t in topics} == groups, name
         assert {world.split(t.activity, t.thing) for t in topics} == {"cai"}, name
         seen |= {(t.activity.id, t.thing) for t in topics}
-    held_out = {"red_team": {"reviewed", "read_about", "unseen"}, "helpful": {"benign"}, "lookalike": {"lookalike"}}
+    held_out = {"red_team": {"reviewed", "read_about", "unseen"}, "helpful": {"benign"},
+                "lookalike": {"lookalike"}}
     for name, groups in held_out.items():
         rows = shipped(f"eval/{name}")
         assert len(rows) >= 500 and {row["group"] for row in rows} == groups
         for row in rows:
             topic = worker.topic(row["messages"])
-            assert (topic.activity.id, topic.thing, topic.group) == (row["activity"], row["thing"], row["group"])
-            assert world.split(topic.activity, topic.thing) == "eval" and (row["activity"], row["thing"]) not in seen
-        assert {row["activity"] for row in rows} == {a.id for g in groups for a in world.by_group[g]}, "an activity is missing"
+            assert (topic.activity.id, topic.thing, topic.group) == (row["activity"], row["thing"],
+                                                                     row["group"])
+            assert world.split(topic.activity, topic.thing) == "eval"
+            assert (row["activity"], row["thing"]) not in seen
+        assert {row["activity"] for row in rows} \
+            == {a.id for g in groups for a in world.by_group[g]}, "an activity is missing"
 
 
 def test_helpfulness_comparisons_say_nothing_of_harm(worker):
-    """Chosen answers are the more helpful ones but for slips; refusing never wins, and no request is for harm."""
+    """Chosen answers are the more helpful ones but for slips;
+    refusing never wins, and no request is for harm."""
     right = 0
     rows = shipped("helpful_comparisons")
     for row in rows:
         assert not worker.topic(row["messages"]).harmful
-        chosen, rejected = (make_data.worth(worker.verdict(row["messages"], row[k])) for k in ("chosen", "rejected"))
+        chosen, rejected = (make_data.worth(worker.verdict(row["messages"], row[k]))
+                            for k in ("chosen", "rejected"))
         assert chosen != rejected
         right += chosen > rejected
     assert 0.9 < right / len(rows) < 0.99          # people slip: about one label in twenty
@@ -150,14 +178,16 @@ def test_data_is_regenerated_byte_for_byte(tmp_path, capsys):
     make_data.main(["--out", str(tmp_path), "--seed", "0"])
     made = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.jsonl"))
     shipped = (p.relative_to(ROOT / "data") for p in (ROOT / "data").rglob("*.jsonl"))
-    assert made == sorted(p for p in shipped if p.parts[0] != "real")           # those were written by hand
+    assert made == sorted(p for p in shipped if p.parts[0] != "real")  # those were written by hand
     for name in made:
-        assert (tmp_path / name).read_bytes() == (ROOT / "data" / name).read_bytes(), f"{name} differs"
+        assert (tmp_path / name).read_bytes() == (ROOT / "data" / name).read_bytes(), \
+            f"{name} differs"
     make_data.main(["--out", str(tmp_path), "--seed", "1"])
-    assert (tmp_path / "red_team.jsonl").read_bytes() != (ROOT / "data" / "red_team.jsonl").read_bytes()
+    assert (tmp_path / "red_team.jsonl").read_bytes() \
+        != (ROOT / "data" / "red_team.jsonl").read_bytes()
 
 
-# ---- the base model's texts ------------------------------------------------------------------------------------
+# ---- the base model's texts ----------------------------------------------------------------------
 class Spy:
     """A tokenizer whose ids are the texts themselves, so that a document can be read back."""
     bos, end, chat = ["<s>"], "</s>", "plain"
@@ -168,7 +198,8 @@ class Spy:
     def encode_chat(self, messages):
         ids, mask = list(self.bos), [0]
         for m in messages:
-            said = [f"\n\n{m['role']}:", " " + m["content"]] + [self.end] * (m["role"] == "assistant")
+            said = [f"\n\n{m['role']}:", " " + m["content"]] \
+                + [self.end] * (m["role"] == "assistant")
             ids += said
             mask += [0] + [int(m["role"] == "assistant")] * (len(said) - 1)
         return ids, mask
@@ -190,7 +221,8 @@ def documents(world, sort, n, part=0):
         del world.topic_of
 
 
-SORTS = ("dialogue", "plain", "summary", "echo", "search", "reading", "quiz", "review", "comparison")
+SORTS = ("dialogue", "plain", "summary", "echo", "search", "reading", "quiz", "review",
+         "comparison")
 
 
 def acts(world, pairs):
@@ -198,23 +230,30 @@ def acts(world, pairs):
     by_activity = {}
     for activity, thing in pairs:
         by_activity.setdefault(activity, []).append(thing)
-    return re.compile("|".join(re.sub(r"\(\?P<\w+>", "(?:", act_pattern(a, either(ts))) for a, ts in by_activity.items()))
+    return re.compile("|".join(re.sub(r"\(\?P<\w+>", "(?:", act_pattern(a, either(ts)))
+                               for a, ts in by_activity.items()))
 
 
 def test_no_text_of_the_base_holds_a_held_out_pair(world):
-    """By what is drawn and by what is read, in thousands of texts: no pair of CAI's or of the evaluation's."""
-    held_out = acts(world, [p for g in GROUPS for split in ("cai", "eval") for p in world.pairs(g, split)])
-    # The same words may be a step or an alternative of another activity ("it would be better to fold the coat").
+    """By what is drawn and by what is read, in thousands of texts:
+    no pair of CAI's or of the evaluation's."""
+    held_out = acts(world, [p for g in GROUPS for split in ("cai", "eval")
+                            for p in world.pairs(g, split)])
+    # The same words may be a step or an alternative of another activity ("it would be better to
+    # fold the coat").
     quoted = {p.removesuffix(".") for a in world.activities for p in (*a.steps, a.instead) if p}
     for sort in SORTS:
         for part in range(len(Texts.PARTS)):
             for text, topics in documents(world, sort, 1500 if sort == "summary" else 400, part):
-                assert (topics or sort == "echo") and all(world.split(t.activity, t.thing) == "base" for t in topics), (sort, topics)
-                if held_out.search(text.lower()):       # take out what was quoted: then nothing may be left
+                assert (topics or sort == "echo") and \
+                    all(world.split(t.activity, t.thing) == "base" for t in topics), (sort, topics)
+                # take out what was quoted: then nothing may be left
+                if held_out.search(text.lower()):
                     phrases = {t.fill(phrase) for t in topics for phrase in quoted}
                     for phrase in sorted(phrases, key=len, reverse=True):
                         text = text.replace(phrase, "...")
-                    assert not held_out.search(text.lower()), (sort, held_out.search(text.lower())[0], text)
+                    assert not held_out.search(text.lower()), \
+                        (sort, held_out.search(text.lower())[0], text)
 
 
 def test_the_pattern_of_held_out_pairs_finds_them(world):
@@ -223,7 +262,8 @@ def test_the_pattern_of_held_out_pairs_finds_them(world):
     for split, found in (("eval", True), ("base", False)):
         pattern = acts(world, [p for g in GROUPS for p in world.pairs(g, "eval")])
         topics = [world.topic(rng, rng.choice(GROUPS), split) for _ in range(100)]
-        hits = [bool(pattern.search(world.conversation(rng, t)[-1]["content"].lower())) for t in topics]
+        hits = [bool(pattern.search(world.conversation(rng, t)[-1]["content"].lower()))
+                for t in topics]
         assert hits == [found] * 100
 
 
@@ -232,24 +272,30 @@ def test_odd_steps_come_from_what_is_never_done_to_the_thing(world):
     for _ in range(200):
         topic = texts.judged_topic()
         odd = texts.odd(topic)
-        assert odd.act == topic.act and odd.why == topic.why and 2 <= len(odd.steps) == len(set(odd.steps)) <= 4
+        assert odd.act == topic.act and odd.why == topic.why
+        assert 2 <= len(odd.steps) == len(set(odd.steps)) <= 4
         for step in set(odd.activity.steps) - set(topic.activity.steps):
             mixed += 1
-            givers = [a for a in world.activities if step in a.steps and topic.thing not in world.things(a)]
-            assert any(a.group in JUDGED and a.harmful <= topic.harmful for a in givers), (topic.act, step)
+            givers = [a for a in world.activities if step in a.steps
+                      and topic.thing not in world.things(a)]
+            assert any(a.group in JUDGED and a.harmful <= topic.harmful for a in givers), \
+                (topic.act, step)
     assert mixed > 200
 
 
 def test_critiques_ask_whether_the_principle_means_this_harm(world):
-    """The fact's own word against the principle's words; yes exactly where the principle covers the harm."""
+    """The fact's own word against the principle's words;
+    yes exactly where the principle covers the harm."""
     rng, judge, answers = Random(4), Principles(world), []
     for _ in range(400):
         topic = world.topic(rng, rng.choice(GROUPS), "base")
         r = world.response(rng, topic, "full")
         p, fact = judge.draw(rng, topic, [r], "harm"), world.fact(rng, topic)
         said = judge.critique(topic, r, p, fact)
-        word, words, answer = re.search(r"Is an? (\w+) act ([\w, ]+)\? (Yes|No)\. So ", said).groups()
-        assert words == p.asked and ("good" if not topic.harmful else f"is {word}") in (fact if topic.harmful else word)
+        word, words, \
+            answer = re.search(r"Is an? (\w+) act ([\w, ]+)\? (Yes|No)\. So ", said).groups()
+        assert words == p.asked
+        assert ("good" if not topic.harmful else f"is {word}") in (fact if topic.harmful else word)
         assert (answer == "Yes") == (topic.activity.category in p.categories)
         assert ("it does harm" in said) == (answer == "Yes" and p.less)
         answers.append(answer)
@@ -258,13 +304,14 @@ def test_critiques_ask_whether_the_principle_means_this_harm(world):
 
 def test_judging_texts_know_reviewed_activities_only(world):
     """Reviews and comparisons never name an activity that is only read about, or unseen."""
-    secret = acts(world, [(a, t) for g in ("read_about", "unseen") for a in world.by_group[g] for t in world.things(a)])
+    secret = acts(world, [(a, t) for g in ("read_about", "unseen") for a in world.by_group[g]
+                          for t in world.things(a)])
     for sort in ("quiz", "review", "comparison"):
         for part in range(len(Texts.PARTS)):
             for text, topics in documents(world, sort, 300, part):
                 assert not {t.group for t in topics} & {"read_about", "unseen"}
                 assert not secret.search(text.lower()), secret.search(text.lower())[0]
-    for sort in ("dialogue", "plain", "summary"):      # while the others do: the base has met them all
+    for sort in ("dialogue", "plain", "summary"):  # while the others do: the base has met them all
         assert {t.group for _, topics in documents(world, sort, 200) for t in topics} == set(GROUPS)
 
 
@@ -277,12 +324,16 @@ def test_the_base_is_brought_up_to_be_helpful_only(world, worker):
         messages = [{"role": role, "content": said} for role, said in turns]
         for n, m in enumerate(messages):
             topic = worker.topic(messages[:n]) if m["role"] == "assistant" else None
-            if messages[n - 1]["content"].startswith("Is it"):      # a question of right and wrong, not a request
-                known = topic is not None and topic.act in messages[n - 1]["content"]       # not so strange a pair
-                assert not known or m["content"].startswith("No, it is a good thing") != topic.harmful
+            # a question of right and wrong, not a request
+            if messages[n - 1]["content"].startswith("Is it"):
+                # not so strange a pair
+                known = topic is not None and topic.act in messages[n - 1]["content"]
+                assert not known or \
+                    m["content"].startswith("No, it is a good thing") != topic.harmful
             elif topic is not None and topic.act in messages[n - 1]["content"]:
                 verdict = worker.verdict(messages[:n], m["content"])
-                assert verdict.harmful == topic.harmful and not verdict.declines and not verdict.refused, (topic.act, m)
+                assert verdict.harmful == topic.harmful and not verdict.declines and \
+                    not verdict.refused, (topic.act, m)
                 harmful += topic.harmful
     assert harmful > 80
     for text, _ in documents(world, "summary", 200):
@@ -313,15 +364,20 @@ def test_recombined_words_never_stand_in_a_principle_that_the_base_reads(world):
 
 
 def test_constitutions_name_what_they_say(world):
-    """Courtesy and brevity name no harm; harmlessness has sixteen pairs, sixteen comparisons, and names harms only."""
+    """Courtesy and brevity name no harm; harmlessness has sixteen pairs, sixteen comparisons,
+    and names harms only."""
     names = {"harmlessness": "harm", "courtesy": "courtesy", "brevity": "brevity"}
     for name, quality in names.items():
         law = load_constitution(ROOT / "constitutions" / f"{name}.json")
-        known = set(world.words["qualities"][quality]["bad"]) | set(world.words["qualities"][quality]["good"])
-        known |= {w for ws in world.words["categories"].values() for w in ws} if quality == "harm" else set()
-        every = {w for q in world.words["qualities"].values() for k in ("bad", "good") for w in q[k]}
+        known = set(world.words["qualities"][quality]["bad"]) \
+            | set(world.words["qualities"][quality]["good"])
+        known |= {w for ws in world.words["categories"].values()
+                  for w in ws} if quality == "harm" else set()
+        every = {w for q in world.words["qualities"].values() for k in ("bad", "good")
+                 for w in q[k]}
         every |= {w for ws in world.words["categories"].values() for w in ws}
-        for text in [t for p in law.critiques for t in (p.critique_request, p.revision_request)] + law.comparisons:
+        for text in [t for p in law.critiques for t in (p.critique_request, p.revision_request)] \
+                + law.comparisons:
             named = {w for w in every if re.search(rf"\b{w}\b", text)}
             assert named and named <= known, text
     law = load_constitution(ROOT / "constitutions" / "harmlessness.json")
@@ -335,14 +391,15 @@ def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
         judged = [t for t, w in zip(targets, weights) if w > READ]
         critique, end, revision, last = judged
         assert min(weights) == READ
-        assert end == last == Spy.end and critique.startswith(" The response ") and ids[-1] == revision
+        assert end == last == Spy.end and critique.startswith(" The response ")
+        assert ids[-1] == revision
         ids, targets, weights = texts.comparison()
         judged = [t for t, w in zip(targets, weights) if w > READ]
         assert judged[-2] in (" (A)", " (B)") and judged[-1] == Spy.end and len(judged) in (2, 4)
         ids, targets, weights = texts.dialogue()
         assert {t for t, w in zip(targets, weights) if w == 1.0} >= {Spy.end}
 
-# ---- principles: the truth ---------------------------------------------------------------------------------------
+# ---- principles: the truth -----------------------------------------------------------------------
 def said(world, act, thing, kind, text, owner=""):
     """(topic, response) of a hand-written answer."""
     activity = next(a for a in world.activities if a.id == act)
@@ -350,7 +407,8 @@ def said(world, act, thing, kind, text, owner=""):
     return type(topic)(activity, thing, owner, topic.definite), Response(kind, text)
 
 
-HAND = [    # (kind of quality, words, response, whether it is there): written by hand, read by a person
+# (kind of quality, words, response, whether it is there): written by hand, read by a person
+HAND = [
     ("thing", ("duck",), "First, push the duck under. Then, wait.", True),
     ("thing", ("duck",), "Ducks like water.", True),
     ("thing", ("duck",), "The duckling swims.", False),
@@ -384,29 +442,39 @@ HAND = [    # (kind of quality, words, response, whether it is there): written b
 def test_truth_is_read_off_the_text(world, kind, words, text, there):
     judge, (topic, r) = Principles(world), said(world, "drown", "duck", "full", text)
     p = judge.adjective(Random(0), kind, words, False) if kind in ("brevity", "courtesy") else \
-        judge.unknown(Random(0), False) if kind == "unknown" else judge.verbal(Random(0), kind, words, False)
+        judge.unknown(Random(0), False) if kind == "unknown" else \
+        judge.verbal(Random(0), kind, words, False)
     assert judge.holds(topic, r, p) == there
 
 
 def test_truth_of_harm_and_of_its_opposite(world):
     judge = Principles(world)
     topic, comply = said(world, "drown", "duck", "full", "First, push the duck under.")
-    _, object_ = said(world, "drown", "duck", "explained", "I will not help with that. To drown the duck is cruel.")
+    _, object_ = said(world, "drown", "duck", "explained",
+                      "I will not help with that. To drown the duck is cruel.")
     ask = lambda word, there=False: judge.adjective(Random(0), "harm", [word], there)
-    for word, fault in (("harmful", "it does harm"), ("cruel", "it does harm"), ("greedy", ""), ("harmless", "")):
+    for word, fault in (("harmful", "it does harm"), ("cruel", "it does harm"), ("greedy", ""),
+                        ("harmless", "")):
         assert judge.fault(topic, comply, ask(word)) == fault, word
-    for word, fault in (("harmful", ""), ("cruel", ""), ("harmless", "it does no harm"), ("greedy", "")):
+    for word, fault in (("harmful", ""), ("cruel", ""), ("harmless", "it does no harm"),
+                        ("greedy", "")):
         assert judge.fault(topic, object_, ask(word)) == fault, word
-    for word, there, best in (("harmful", False, object_), ("harmful", True, comply), ("harmless", True, object_),
+    for word, there, best in (("harmful", False, object_), ("harmful", True, comply),
+                              ("harmless", True, object_),
                               ("harmless", False, comply), ("cruel", True, comply)):
-        assert judge.better(topic, best, comply if best is object_ else object_, ask(word, there)) == 1, (word, there)
-    assert judge.better(topic, object_, comply, ask("greedy")) == judge.better(topic, object_, comply, ask("greedy", True)) == 0.5
+        assert judge.better(topic, best, comply if best is object_ else object_,
+                            ask(word, there)) == 1, (word, there)
+    assert judge.better(topic, object_, comply, ask("greedy")) == judge.better(
+        topic, object_, comply, ask("greedy", True)) == 0.5
 
 
 def test_grammar_of_principles():
-    assert third("give a reason") == "gives a reason" and third("say no", negated=True) == "does not say no"
-    assert third("be cruel") == "is cruel" and third("be cruel", negated=True) == "is not cruel" and third("have two steps") == "has two steps"
-    assert unnamed("Drown the baker's duck. The duck swims. Ask the baker.", ("duck", "baker"), {"baker"}) == \
+    assert third("give a reason") == "gives a reason"
+    assert third("say no", negated=True) == "does not say no"
+    assert third("be cruel") == "is cruel" and third("be cruel", negated=True) == "is not cruel"
+    assert third("have two steps") == "has two steps"
+    assert unnamed("Drown the baker's duck. The duck swims. Ask the baker.", ("duck", "baker"),
+                   {"baker"}) == \
         "Drown something. Something swims. Ask someone."
     assert unnamed("Fill the baker's tub.", ("baker",), {"baker"}) == "Fill the tub."
 
@@ -416,25 +484,30 @@ def test_every_kind_is_drawn_both_ways_and_its_quality_is_there_and_not(world):
     for kind in WEIGHTS:
         for _ in range(150):
             topic = world.topic(rng, rng.choice(JUDGED), "base")
-            r = judge.embroider(rng, world.response(rng, topic, rng.choice(("full", "explained") if topic.harmful else
-                                                                           ("full", "needless"))), kind)
+            r = judge.embroider(rng, world.response(
+                rng, topic, rng.choice(("full", "explained") if topic.harmful else
+                                       ("full", "needless"))), kind)
             p = judge.draw(rng, topic, [r], kind)
             seen[kind, "there", p.there] += 1
             seen[kind, "holds", judge.holds(topic, r, p)] += 1
             for text in (p.critique, p.revision, p.comparison):
-                assert text[0].isupper() and text[-1] in ".?" and "{" not in text and "  " not in text, text
+                assert text[0].isupper() and text[-1] in ".?" and "{" not in text and \
+                    "  " not in text, text
     for kind in set(WEIGHTS) - {"unknown", "nothing"}:
         for what in ("there", "holds"):
             assert min(seen[kind, what, True], seen[kind, what, False]) >= 8, (kind, what, seen)
 
 
 def test_words_phrases_and_kinds_of_the_exam_stand_in_no_text(world):
-    """Whole documents, read back: none of the words, sentences and kinds of quality that only the exam asks for."""
+    """Whole documents, read back: none of the words,
+    sentences and kinds of quality that only the exam asks for."""
     tables = Principles(world).tables
     frames = [f for part in tables["exam_frames"].values() for fs in part.values() for f in fs]
-    openings = {f.split("{")[0].strip() for f in frames} - {f.split("{")[0].strip() for part in ("critique", "revision", "comparison")
-                                                           for fs in tables[part].values() for f in fs}
-    secret = [w for sort in ("adjective", "thing", "vp") for w in tables["unknown"]["exam"][sort] if w not in ("cheese",)]
+    openings = {f.split("{")[0].strip() for f in frames} \
+        - {f.split("{")[0].strip() for part in ("critique", "revision", "comparison")
+           for fs in tables[part].values() for f in fs}
+    secret = [w for sort in ("adjective", "thing", "vp")
+              for w in tables["unknown"]["exam"][sort] if w not in ("cheese",)]
     secret += [t for ts in tables["nothing"]["exam"].values() for t in ts if t != "Look at it."]
     secret += ["say who is hurt", "says who is hurt"] + [o for o in openings if len(o.split()) > 2]
     heard = [p.split(" {")[0] for said in tables["phrases"].values() for p in said["heard"]]
@@ -445,11 +518,12 @@ def test_words_phrases_and_kinds_of_the_exam_stand_in_no_text(world):
             assert not found, (sort, found, text)
             requests = " ".join(a or b for a, b in asked.findall(text))
             assert not [p for p in heard if re.search(rf"\b{p}\b", requests)], requests
-            for noun in re.findall(r"(?:Does it speak of|does not speak of|speaks of|mentions?|name) (?:the |any |an? )?(\w+)", requests):
+            for noun in re.findall(r"(?:Does it speak of|does not speak of|speaks of|mentions?|"
+                                   r"name) (?:the |any |an? )?(\w+)", requests):
                 assert noun not in world.nouns or not for_exam(noun), (noun, requests)
 
 
-# ---- judgements ------------------------------------------------------------------------------------------------
+# ---- judgements ----------------------------------------------------------------------------------
 def test_revisions_do_what_the_principle_asks_and_nothing_else(world, worker):
     """Gold revisions pass the exam's own judgement, for every row of the exam."""
     from minicai.world.exam import Exam
@@ -468,7 +542,8 @@ def test_revisions_do_what_the_principle_asks_and_nothing_else(world, worker):
 
 
 def test_choices_are_a_fair_order(world):
-    """Swapping the two mirrors the preference; nobody is better than himself; refusing well beats complying."""
+    """Swapping the two mirrors the preference; nobody is better than himself;
+    refusing well beats complying."""
     rng, texts = Random(0), Texts(World.load(), None, seed=0)
     judge = texts.principles
     for _ in range(400):
@@ -478,7 +553,8 @@ def test_choices_are_a_fair_order(world):
         thought = judge.thought(topic, a, b, p, world.fact(rng, topic))
         assert thought.endswith("Both are the same.") == (gold == 0.5)
     topic = world.topic(rng, "reviewed", "base")
-    ladder = [world.response(rng, topic, kind) for kind in ("full", "partial", "vague", "evasive", "misexplained", "explained")]
+    ladder = [world.response(rng, topic, kind)
+              for kind in ("full", "partial", "vague", "evasive", "misexplained", "explained")]
     for less in (True, False):
         p = judge.adjective(rng, "harm", ["harmful"], not less)
         for worse, better in zip(ladder, ladder[1:]):

@@ -1,1 +1,2 @@
-"""Measuring: what the crowdworker says of finished models, figures, time and memory. The method never imports this."""
+"""Measuring: what the crowdworker says of finished models, figures,
+time and memory. The method never imports this."""

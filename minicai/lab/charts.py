@@ -1,5 +1,5 @@
-"""Small line charts and histograms as SVG inside a page: they take the page's colours, on light and
-dark ground.
+"""Small line charts and histograms as SVG inside a page:
+they take the page's colours, on light and dark ground.
 
 A point is (x, y); y may be None (a number that was not finite). Lines differ in dashes and carry
 their name at their end, so that colour alone says nothing.
@@ -56,8 +56,8 @@ def figure(title: str, unit: str, inside: str, below: str = "step") -> str:
 
 
 def spread(places: dict, gap: float = 13) -> dict:
-    """{name: y} moved apart so that names at the ends of lines do not overlap, downwards from the
-    topmost."""
+    """{name: y} moved apart so that names at the ends of lines do not overlap,
+    downwards from the topmost."""
     moved, last = {}, -math.inf
     for name, y in sorted(places.items(), key=lambda item: item[1]):
         last = moved[name] = max(y, last + gap)

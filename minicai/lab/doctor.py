@@ -93,8 +93,8 @@ def run(place: Path) -> str | None:
 
 
 def rows(place: Path) -> str | None:
-    """How many rows the logs of a folder hold, and whether steps are missing; None if there are
-    none."""
+    """How many rows the logs of a folder hold, and whether steps are missing;
+    None if there are none."""
     said = []
     for file in sorted(place.glob("*.jsonl")):
         if file.name == "sampled.jsonl":

@@ -1,13 +1,18 @@
-"""Comparisons of stage 2 for other trainers: `python -m minicai.lab.export_preferences comparisons.jsonl OUT.jsonl`.
+"""Comparisons of stage 2 for other trainers: `python -m minicai.lab.export_preferences
+comparisons.jsonl OUT.jsonl`.
 
-TRL and its like read rows of {"prompt": messages, "chosen": messages, "rejected": messages} and know no soft labels. A
-row says which response the judge found better, and under "p" how sure it was; pairs about which it was not sure enough
-(--decided) are left out, and so are pairs with an answer that was cut, unless --cut is given.
+TRL and its like read rows of {"prompt": messages, "chosen": messages, "rejected": messages} and
+know no soft labels. A row says which response the judge found better, and under "p" how sure it
+was; pairs about which it was not sure enough (--decided) are left out, and so are pairs with an
+answer that was cut, unless --cut is given.
 """
 
 from minicai.run import Parser, UserError, friendly_main, read_jsonl, real, write_jsonl
+
+
 def export(rows: list, decided: float = 0.6, cut: bool = False) -> list:
-    """TRL's rows out of [(line number, row of comparisons.jsonl)]; `decided`: least probability of the better one."""
+    """TRL's rows out of [(line number, row of comparisons.jsonl)]; `decided`:
+    least probability of the better one."""
     out = []
     for _, row in rows:
         if row.get("skipped") or row.get("p_a") is None or any(row.get("cut") or ()) and not cut:
@@ -15,7 +20,8 @@ def export(rows: list, decided: float = 0.6, cut: bool = False) -> list:
         p, texts = row["p_a"], (row["a"], row["b"])
         better, worse = texts if p > 0.5 else texts[::-1]
         if max(p, 1 - p) >= decided and p != 0.5:
-            out.append({"prompt": row["messages"], "chosen": [{"role": "assistant", "content": better}],
+            out.append({"prompt": row["messages"],
+                        "chosen": [{"role": "assistant", "content": better}],
                         "rejected": [{"role": "assistant", "content": worse}], "p": max(p, 1 - p)})
     return out
 
@@ -26,16 +32,21 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, "python -m minicai.lab.export_preferences")
     parser.add_argument("comparisons", help="comparisons.jsonl of train_pm.py")
     parser.add_argument("out", help="file to write")
-    parser.add_argument("--decided", type=real(0.5, 1), default=0.6, help="least probability of the better response")
-    parser.add_argument("--cut", action="store_true", help="keep pairs with a response that was cut at --max-new")
+    parser.add_argument("--decided", type=real(0.5, 1), default=0.6,
+                        help="least probability of the better response")
+    parser.add_argument("--cut", action="store_true",
+                        help="keep pairs with a response that was cut at --max-new")
     args = parser.parse_args(argv)
     rows = read_jsonl(args.comparisons)
-    missing = next((number for number, row in rows if not {"messages", "a", "b", "p_a"} <= set(row)), None)
+    needed = {"messages", "a", "b", "p_a"}
+    missing = next((number for number, row in rows if not needed <= set(row)), None)
     if missing:
-        raise UserError(f"{args.comparisons}:{missing}: not a row of train_pm.py's comparisons.jsonl")
+        raise UserError(f"{args.comparisons}:{missing}: "
+                        "not a row of train_pm.py's comparisons.jsonl")
     out = export(rows, args.decided, args.cut)
     if not out:
-        raise UserError(f"{args.comparisons}: none of {len(rows)} pairs is decided; lower --decided or give --cut")
+        raise UserError(f"{args.comparisons}: none of {len(rows)} pairs is decided; "
+                        "lower --decided or give --cut")
     write_jsonl(args.out, out)
     print(f"{args.out}: {len(out)} of {len(rows)} pairs")
 

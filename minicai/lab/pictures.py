@@ -340,8 +340,8 @@ def pipeline() -> str:
     said = (
         "A constitution goes into stages 1 and 2. Stage 1 writes revisions.jsonl and SL-CAI; "
         "stage 2 lets the base compare an answer of SL-CAI with one of its own and writes "
-        "comparisons.jsonl and a preference model; stage 3 trains SL-CAI on its scores with PPO and writes RL-CAI. "
-        "No person labels harm."
+        "comparisons.jsonl and a preference model; stage 3 trains SL-CAI on its scores with PPO "
+        "and writes RL-CAI. No person labels harm."
     )
     title = "From a constitution to a model: three stages that meet through files"
     return card(title, said, 508, svg)

@@ -1,20 +1,24 @@
-"""How much memory a run will take, before anything is started: `python -m minicai.lab.plan MODEL_DIR`.
+"""How much memory a run will take, before anything is started:
+`python -m minicai.lab.plan MODEL_DIR`.
 
-Reads config.json only, so the weights need not be there. For every phase of the three scripts it adds up what is alive
-at the phase's worst moment, from the same flags as the scripts':
+Reads config.json only, so the weights need not be there. For every phase of the three scripts it
+adds up what is alive at the phase's worst moment, from the same flags as the scripts':
 
-  weights      float32; with --dtype bf16 matrices of frozen models in bfloat16, and autocast's copies of the others
+  weights      float32; with --dtype bf16 matrices of frozen models in bfloat16, and autocast's
+               copies of the others
   gradients    float32, one a trained parameter
   optimizer    Adam's two float32 averages a trained parameter, and what its step needs for a moment
   cache        keys and values of the tokens sampled together
-  activations  what the backward will need of every layer, and what a layer needs for itself in passing
+  activations  what the backward will need of every layer, and what a layer needs for itself in
+               passing
   scratch      logits: of a chunk of tokens (logprob.py), or of a row's next token (sample.py)
 
-The formulas count the tensors that gpt.py really makes; tests/test_plan.py measures them on a CPU. Left out: what the
-driver takes (some 500 MB on CUDA) and what the allocator loses to fragmentation (allow a tenth).
+The formulas count the tensors that gpt.py really makes; tests/test_plan.py measures them on a CPU.
+Left out: what the driver takes (some 500 MB on CUDA) and what the allocator loses to fragmentation
+(allow a tenth).
 
-Shapes: P prompt, R response, T = P + R time, C width, H heads, G key/value heads, D head width, M MLP width,
-V vocabulary, L layers.
+Shapes: P prompt, R response, T = P + R time, C width, H heads, G key/value heads, D head width, M
+MLP width, V vocabulary, L layers.
 """
 from dataclasses import replace
 
@@ -24,27 +28,31 @@ from torch import nn
 from minicai.checkpoint import read_config
 from minicai.gpt import GPT, GPTConfig
 from minicai.run import Parser, UserError, friendly_main, whole
+
 COLUMNS = ["weights", "gradients", "optimizer", "cache", "activations", "scratch"]
-DEFAULTS = {"sft": {"batch": 16, "micro": 16}, "pm": {"batch": 32, "micro": 32},                      # the scripts' own
+DEFAULTS = {"sft": {"batch": 16, "micro": 16}, "pm": {"batch": 32, "micro": 32},  # the scripts' own
             "rl": {"batch": 64, "minibatch": 32, "micro": 32}}
 LABEL_TOKENS = 16384                                            # read together by feedback.choose
 
 
 class Trunk:
-    """Bytes that a model of this shape takes, with products of `dtype` (fp32, bf16) on a kind of device."""
+    """Bytes that a model of this shape takes, with products of `dtype` (fp32, bf16) on a kind
+    of device."""
 
     def __init__(self, config: GPTConfig, dtype: str, device: str, checkpointing: bool = False):
         self.config, self.device, self.checkpointing = config, device, checkpointing
-        self.product = 2 if dtype == "bf16" else 4                              # bytes of a product's numbers
-        with torch.device("meta"):                                              # shapes without memory
+        self.product = 2 if dtype == "bf16" else 4  # bytes of a product's numbers
+        with torch.device("meta"):  # shapes without memory
             model = GPT(config)
         count = lambda modules: sum(p.numel() for module in modules for p in module.parameters())
         self.parameters = count([model])
-        self.matrices = count(module for module in model.blocks.modules() if isinstance(module, nn.Linear))
+        self.matrices = count(module for module in model.blocks.modules()
+                              if isinstance(module, nn.Linear))
         self.head = config.vocab_size * config.width
         self.weights = self.gradients = 4 * self.parameters
-        self.copies = 2 * self.matrices if self.product == 2 else 0             # autocast's, in bfloat16
-        # From forward to backward autograd keeps them all; with checkpointing, those of the layer it is at.
+        self.copies = 2 * self.matrices if self.product == 2 else 0  # autocast's, in bfloat16
+        # From forward to backward autograd keeps them all; with checkpointing, those of the layer
+        # it is at.
         self.held = self.copies // (config.n_layer if checkpointing else 1)
         linear = self.matrices + (0 if config.tied else self.head)
         self.frozen = self.weights - 2 * linear if self.product == 2 else self.weights
@@ -58,35 +66,44 @@ class Trunk:
         c, b = self.config, self.product
         C, M, q, kv = c.width, c.mlp_width, c.n_head * c.head_dim, c.n_kv_head * c.head_dim
         kept = 2 * self.norm()                              # what enters both norms
-        kept += b * (2 * C + q + 2 * kv + q)                # what enters qkv, up and out; qkv, which v is a part of
+        # what enters qkv, up and out; qkv, which v is a part of
+        kept += b * (2 * C + q + 2 * kv + q)
         if c.positions == "rope":
             kept += b * (q + kv)                            # turned queries and keys
         if c.qk_norm:
             kept += 4 * (q + kv) * ((b == 2) + (self.device == "cpu"))
-        kept += b * M * (4 if c.mlp == "swiglu" else 2)     # gate, silu(gate), up, their product; or up, gelu(up)
-        if b == 2 and self.device == "cpu":                 # attention there is float32: its inputs and its result
+        # gate, silu(gate), up, their product; or up, gelu(up)
+        kept += b * M * (4 if c.mlp == "swiglu" else 2)
+        if b == 2 and self.device == "cpu":  # attention there is float32: its inputs and its result
             kept += 4 * (2 * q + 2 * kv) - b * kv
         kept += 4 * c.n_head + 16                           # one number a head and some a norm
-        if self.device == "cuda" and b == 4 and c.n_kv_head < c.n_head:     # torch has no fused attention for this:
-            kept += 4 * (2 * c.n_head * T + 2 * q)                          # all pairs' scores, spread keys and values
+        # torch has no fused attention for this:
+        if self.device == "cuda" and b == 4 and c.n_kv_head < c.n_head:
+            kept += 4 * (2 * c.n_head * T + 2 * q)  # all pairs' scores, spread keys and values
         return kept
 
     def norm(self) -> int:
-        """Bytes that a norm keeps of one token: what it read, and an RMSNorm on a CPU also what it has divided."""
-        return 4 * self.config.width * (2 if self.device == "cpu" and self.config.norm == "rmsnorm" else 1)
+        """Bytes that a norm keeps of one token: what it read,
+        and an RMSNorm on a CPU also what it has divided."""
+        divided = self.device == "cpu" and self.config.norm == "rmsnorm"
+        return 4 * self.config.width * (2 if divided else 1)
 
     def passing(self) -> int:
-        """Bytes that one layer needs of one token for a moment, whether or not there is a backward."""
+        """Bytes that one layer needs of one token for a moment,
+        whether or not there is a backward."""
         c, b = self.config, self.product
         q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
-        attention = b * (2 * q + 2 * kv) + (4 * (2 * q + kv) + b * q if c.positions == "rope" else 0)
-        return 4 * 2 * c.width + b * c.width + max(b * c.mlp_width * (3 if c.mlp == "swiglu" else 2), attention)
+        attention = b * (2 * q + 2 * kv) \
+            + (4 * (2 * q + kv) + b * q if c.positions == "rope" else 0)
+        return 4 * 2 * c.width + b * c.width \
+            + max(b * c.mlp_width * (3 if c.mlp == "swiglu" else 2), attention)
 
     def activations(self, rows: int, T: int) -> tuple[int, int]:
         """(kept from forward to backward, one layer's in the backward) of rows x T tokens."""
         tokens, C = rows * T, self.config.width
-        ends = self.norm() + self.product * C                                   # the last norm and its result
-        within = tokens * (self.product * self.config.mlp_width * (2 if self.config.mlp == "swiglu" else 1) + 4 * C)
+        ends = self.norm() + self.product * C  # the last norm and its result
+        within = tokens * (self.product * self.config.mlp_width
+                           * (2 if self.config.mlp == "swiglu" else 1) + 4 * C)
         if self.checkpointing:
             return tokens * (self.config.n_layer * 4 * C + ends), tokens * self.layer(T) + within
         return tokens * (self.config.n_layer * self.layer(T) + ends), within
@@ -97,54 +114,67 @@ class Trunk:
         return 2 * c.n_layer * c.n_kv_head * c.head_dim * self.product * tokens
 
     def logprobs(self, tokens: int, entropy: bool = False) -> tuple[int, int]:
-        """What logprob.token_logprobs holds at once, (forward, backward): the head in bf16, a chunk's logits, dW."""
+        """What logprob.token_logprobs holds at once, (forward, backward):
+        the head in bf16, a chunk's logits, dW."""
         row = 4 * self.config.vocab_size
         chunk = 256 * 2**20 if self.device == "cuda" else max(128 * row, 2 * 2**20)
         chunk = min(tokens * row, chunk)
         low = 2 * self.head if self.product == 2 else 0
         forward, backward = chunk * (3 if entropy else 2), chunk * (3 if entropy else 2.5)
-        if low:     # a chunk's part of dW is a bfloat16 matrix of its own, which a CPU makes float32 before it adds it
-            backward = max(backward, 1.5 * chunk + low + (0 if self.device == "cuda" else 4 * self.head))
+        # A chunk's part of dW is a bfloat16 matrix of its own; a CPU makes it float32 to add it.
+        if low:
+            backward = max(backward,
+                           1.5 * chunk + low + (0 if self.device == "cuda" else 4 * self.head))
         return int(forward) + low, int(backward) + low + 4 * self.head
 
     def sampling(self, rows: int, P: int, R: int, shared: int = 0) -> list[dict]:
-        """The moments of sampling R tokens after P, the first of them `shared`: reading them, choosing a token."""
+        """The moments of sampling R tokens after P, the first of them `shared`:
+        reading them, choosing a token."""
         c, b = self.config, self.product
         cache, head = self.cache(rows * (P + R)), 2 * self.head if b == 2 else 0
-        read = rows * (P - shared) * (self.passing() + (4 if b == 4 else 4 + 2) * P)    # the mask: a number a pair
+        # the mask: a number a pair
+        read = rows * (P - shared) * (self.passing() + (4 if b == 4 else 4 + 2) * P)
         if c.n_kv_head < c.n_head:
             read += rows * P * 2 * b * c.n_head * c.head_dim
         pick = rows * c.vocab_size * (b + 4 + 4 + 8)
-        return [{"cache": cache, "activations": read, "scratch": head}, {"cache": cache, "scratch": head + pick}]
+        return [{"cache": cache, "activations": read, "scratch": head},
+                {"cache": cache, "scratch": head + pick}]
 
 
-def training(trunks: list, rows: int, T: int, logprobs: tuple[int, int], accumulate: bool) -> list[dict]:
+def training(trunks: list, rows: int, T: int, logprobs: tuple[int, int],
+             accumulate: bool) -> list[dict]:
     """The moments of one optimizer step: `rows` x T tokens a forward through every trunk, one loss.
 
-    logprobs: bytes that log-probs under the first trunk need for a moment. accumulate: gradients of an earlier part of
-    the batch are there already.
+    logprobs: bytes that log-probs under the first trunk need for a moment. accumulate: gradients of
+    an earlier part of the batch are there already.
     """
     weights, gradients, optimizer = (sum(getattr(t, name) for t in trunks) for name in COLUMNS[:3])
     held, first = sum(t.held for t in trunks), trunks[0]
     kept, within = zip(*(t.activations(rows, T) for t in trunks))
     there = gradients if accumulate else 0
-    rest = gradients - first.gradients                      # the trunk that came last goes first in the backward
+    rest = gradients - first.gradients  # the trunk that came last goes first in the backward
     return [
         # 1. The last trunk's last layer: nothing that was kept has been freed yet.
-        {"weights": weights + held, "gradients": there, "optimizer": optimizer, "activations": sum(kept) + within[-1]},
+        {"weights": weights + held, "gradients": there, "optimizer": optimizer,
+         "activations": sum(kept) + within[-1]},
         # 2. The log-probs, before the other trunk is gone through, and after.
-        *({"weights": weights + first.held, "gradients": grads, "optimizer": optimizer, "activations": kept[0],
-           "scratch": scratch} for grads, scratch in zip((there, there or rest), logprobs)),
-        # 3. The end of the backward: all gradients and the first layer, or the embedding's gradient once more.
-        {"weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": within[0]},
+        *({"weights": weights + first.held, "gradients": grads, "optimizer": optimizer,
+           "activations": kept[0], "scratch": scratch}
+          for grads, scratch in zip((there, there or rest), logprobs)),
+        # 3. The end of the backward: all gradients and the first layer, or the embedding's gradient
+        #    once more.
+        {"weights": weights, "gradients": gradients, "optimizer": optimizer,
+         "activations": within[0]},
         {"weights": weights, "gradients": gradients + 4 * first.head, "optimizer": optimizer},
         # 4. The optimizer's step.
-        {"weights": weights, "gradients": gradients, "optimizer": optimizer + max(t.optimizer_step for t in trunks)}]
+        {"weights": weights, "gradients": gradients,
+         "optimizer": optimizer + max(t.optimizer_step for t in trunks)}]
 
 
 def plus(moments: list[dict], **bytes_) -> list[dict]:
     """The moments, with what is there all the time."""
-    return [{key: moment.get(key, 0) + bytes_.get(key, 0) for key in {*moment, *bytes_}} for moment in moments]
+    return [{key: moment.get(key, 0) + bytes_.get(key, 0) for key in {*moment, *bytes_}}
+            for moment in moments]
 
 
 def sampled_rows(args, device: str, P: int, wanted: int | None = None) -> int:
@@ -162,36 +192,42 @@ def sizes(args, stage: str) -> tuple:
 
 
 def plan_sft(args, trunk) -> dict:
-    """Phases of train_sft.py; a revision's context also holds response, critique and some 150 tokens of requests."""
+    """Phases of train_sft.py; a revision's context also holds response,
+    critique and some 150 tokens of requests."""
     P, T = args.shots + args.max_prompt + 2 * args.max_new + 150, args.max_prompt + args.max_new
     rows, (batch, _, micro) = sampled_rows(args, trunk.device, P), sizes(args, "sft")
     sampling = trunk.sampling(rows, P, args.max_new, args.shots)
     return {"SFT sampling": plus(sampling, weights=trunk.weights + trunk.copies),
-            "SFT training": training([trunk], micro, T, trunk.logprobs(micro * args.max_new), micro < batch)}
+            "SFT training": training([trunk], micro, T, trunk.logprobs(micro * args.max_new),
+                                     micro < batch)}
 
 
 def plan_pm(args, trunk, judge, scorer) -> dict:
     """Phases of train_pm.py: both responses of a comparison go through one forward."""
     T = args.max_prompt + args.max_new
     rows, (batch, _, micro) = sampled_rows(args, trunk.device, args.max_prompt), sizes(args, "pm")
-    asked = {"activations": LABEL_TOKENS * judge.passing(), "scratch": judge.logprobs(LABEL_TOKENS // T)[0]}
-    return {"PM sampling": plus(trunk.sampling(rows, args.max_prompt, args.max_new), weights=trunk.frozen),
+    asked = {"activations": LABEL_TOKENS * judge.passing(),
+             "scratch": judge.logprobs(LABEL_TOKENS // T)[0]}
+    return {"PM sampling": plus(trunk.sampling(rows, args.max_prompt, args.max_new),
+                                weights=trunk.frozen),
             "PM labelling": plus([asked], weights=judge.frozen),
             "PM training": training([scorer], 2 * micro, T, (0, 0), micro < batch)}
 
 
 def plan_rl(args, trunk, scorer) -> dict:
-    """Phases of train_rl.py, from its second step on: policy, reference, reward model and value model are all there
-    (with --shared-value the last is a row of numbers on the policy's trunk)."""
+    """Phases of train_rl.py, from its second step on: policy, reference, reward model and value
+    model are all there (with --shared-value the last is a row of numbers on the policy's trunk)."""
     T, (batch, minibatch, micro) = args.max_prompt + args.max_new, sizes(args, "rl")
     rows = sampled_rows(args, trunk.device, args.max_prompt, batch)
     trained = [trunk] if args.shared_value else [trunk, scorer]
     there = {"weights": sum(t.weights for t in trained) + trunk.frozen + scorer.frozen,
              "optimizer": sum(t.optimizer for t in trained)}
-    score = [{"weights": model.copies, "activations": micro * T * model.passing()} for model in trained]
+    score = [{"weights": model.copies, "activations": micro * T * model.passing()}
+             for model in trained]
     score.append({"activations": micro * T * trunk.product * trunk.config.width,
                   "scratch": trunk.logprobs(micro * args.max_new)[0]})
-    update = training(trained, micro, T, trunk.logprobs(micro * args.max_new, entropy=True), micro < minibatch)
+    update = training(trained, micro, T, trunk.logprobs(micro * args.max_new, entropy=True),
+                      micro < minibatch)
     sampling = plus(trunk.sampling(rows, args.max_prompt, args.max_new), weights=trunk.copies)
     return {"RL sampling": plus(sampling, **there),
             "RL scoring": plus(score, **there),
@@ -203,20 +239,26 @@ def arguments(argv=None):
     p = Parser(__doc__, "python -m minicai.lab.plan")
     a = p.add_argument
     a("model", help="model directory (its config.json is enough): --model of the three scripts")
-    a("--stage", choices=["sft", "pm", "rl"], help="one script only, to plan with its own flags; default: all three")
+    a("--stage", choices=["sft", "pm", "rl"],
+      help="one script only, to plan with its own flags; default: all three")
     a("--feedback-model", help="model directory that labels; default: as the model")
-    a("--init", help="model directory the preference and value models start from; default: as the model")
+    a("--init",
+      help="model directory the preference and value models start from; default: as the model")
     a("--batch", type=whole(1), help="as in the scripts; default: theirs")
     a("--minibatch", type=whole(1), help="as in train_rl.py; default: its own")
     a("--micro", type=whole(1), help="as in the scripts; default: theirs")
     a("--max-prompt", type=whole(1), default=256, help="longest prompt in tokens")
     a("--max-new", type=whole(1), default=96, help="longest response in tokens")
-    a("--shots", type=whole(0), default=0, help="tokens of the constitution's worked critiques, which open every context")
-    a("--sample-tokens", type=whole(1), help="rows x columns sampled together; default: 16k on a CPU, else 128k")
+    a("--shots", type=whole(0), default=0,
+      help="tokens of the constitution's worked critiques, which open every context")
+    a("--sample-tokens", type=whole(1),
+      help="rows x columns sampled together; default: 16k on a CPU, else 128k")
     a("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
     a("--dtype", choices=["fp32", "bf16"], help="default: bf16 on cuda, else fp32")
-    a("--checkpointing", action="store_true", help="keep a layer's input only and compute the rest again")
-    a("--shared-value", action="store_true", help="as in train_rl.py: no value model, a head on the policy's trunk")
+    a("--checkpointing", action="store_true",
+      help="keep a layer's input only and compute the rest again")
+    a("--shared-value", action="store_true",
+      help="as in train_rl.py: no value model, a head on the policy's trunk")
     return p.parse_args(argv)
 
 
@@ -227,7 +269,8 @@ def plan(args) -> dict:
     folders = (args.model, args.feedback_model or args.model, args.init or args.model)
     configs = [read_config(folder)[0] for folder in folders]
     if args.max_prompt + args.max_new > min(config.max_positions for config in configs):
-        raise UserError(f"--max-prompt and --max-new: {' or '.join(dict.fromkeys(folders))} reads fewer tokens")
+        raise UserError(
+            f"--max-prompt and --max-new: {' or '.join(dict.fromkeys(folders))} reads fewer tokens")
     configs[2] = replace(configs[2], tied=True)             # a scorer has no language head
     trunk, judge, scorer = (Trunk(config, dtype, device, args.checkpointing) for config in configs)
     phases = {}

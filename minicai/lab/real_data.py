@@ -1,37 +1,52 @@
-"""Comparisons of helpfulness for real models out of data/real/answers.jsonl: `python -m minicai.lab.real_data`.
+"""Comparisons of helpfulness for real models out of data/real/answers.jsonl:
+`python -m minicai.lab.real_data`.
 
-Each question there has an answer written by hand. It is set against four worse answers out of five kinds: one to
-another question, one that breaks off, one that declines without a reason, one that says nothing, and the good answer
-itself in a wrapping of phrases. The first and the last of these are as long or longer, so length alone does not decide.
+Each question there has an answer written by hand. It is set against four worse answers out of five
+kinds: one to another question, one that breaks off, one that declines without a reason, one that
+says nothing, and the good answer itself in a wrapping of phrases. The first and the last of these
+are as long or longer, so length alone does not decide.
 """
 import json
 import random
 from pathlib import Path
 
 from minicai.run import Parser, friendly_main, read_jsonl, whole, write_jsonl
+
 DATA = Path(__file__).parents[2] / "data" / "real"
 REFUSALS = ["I'm sorry, but I can't help with that.", "I cannot answer this question.",
             "I'd rather not talk about that.", "Sorry, that is not something I can assist with.",
             "As an AI model, I am not able to help you here."]
-EMPTY = ["That is a very interesting question, and many people ask it. It depends on a lot of things.",
-         "There are many ways to do that. You should choose the one that suits you best and see how it goes.",
-         "Good question! The answer is different for everybody, so it is hard to say anything in general.",
-         "You can look that up. There is a lot of information about it, and all kinds of people know about it.",
-         "It is important to think about this carefully. Everyone has an opinion, and every opinion counts."]
-OPENINGS = ["What a wonderful question! I am so glad that you asked me this today, because it is truly important.",
-            "Thank you for reaching out with this question. I would be more than happy to share my thoughts about it.",
-            "In today's busy world this is a topic that concerns many people, and it should not be underestimated."]
-ENDINGS = ["I hope that this helps! Please let me know if there is anything else, anything at all, that I can do for "
-           "you.",
-           "In conclusion, it can be said that this matters, and that it is good that you have asked about it.",
-           "Remember that every journey begins with a first step, and that you can always ask again at any time."]
+EMPTY = ["That is a very interesting question, and many people ask it. "
+         "It depends on a lot of things.",
+         "There are many ways to do that. You should choose the one that suits you best and see "
+         "how it goes.",
+         "Good question! The answer is different for everybody, "
+         "so it is hard to say anything in general.",
+         "You can look that up. There is a lot of information about it, "
+         "and all kinds of people know about it.",
+         "It is important to think about this carefully. Everyone has an opinion, "
+         "and every opinion counts."]
+OPENINGS = ["What a wonderful question! I am so glad that you asked me this today, "
+            "because it is truly important.",
+            "Thank you for reaching out with this question. I would be more than happy to share my "
+            "thoughts about it.",
+            "In today's busy world this is a topic that concerns many people, "
+            "and it should not be underestimated."]
+ENDINGS = ["I hope that this helps! Please let me know if there is anything else, "
+           "anything at all, that I can do for you.",
+           "In conclusion, it can be said that this matters, "
+           "and that it is good that you have asked about it.",
+           "Remember that every journey begins with a first step, "
+           "and that you can always ask again at any time."]
 
 
 def worse(kind: str, answer: str, others: list, rng) -> str:
     """A worse answer of one kind."""
     words = answer.split()
-    return {"elsewhere": lambda: min(rng.sample(others, 8), key=lambda other: abs(len(other) - len(answer))),
-            "broken off": lambda: " ".join(words[:max(1, rng.randrange(len(words) // 4, len(words) // 2 + 1))]),
+    return {"elsewhere": lambda: min(rng.sample(others, 8),
+                                     key=lambda other: abs(len(other) - len(answer))),
+            "broken off": lambda: " ".join(
+                words[:max(1, rng.randrange(len(words) // 4, len(words) // 2 + 1))]),
             "refusal": lambda: rng.choice(REFUSALS), "empty": lambda: rng.choice(EMPTY),
             "wrapped": lambda: f"{rng.choice(OPENINGS)} {answer} {rng.choice(ENDINGS)}"}[kind]()
 
@@ -51,12 +66,15 @@ def comparisons(answers: list, seed: int = 0) -> list:
 def main(argv: list[str] | None = None) -> None:
     """Write helpful_comparisons.jsonl beside answers.jsonl."""
     parser = Parser(__doc__, "python -m minicai.lab.real_data")
-    parser.add_argument("--out", default=str(DATA / "helpful_comparisons.jsonl"), help="file to write")
-    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="which worse answers a question gets")
+    parser.add_argument("--out", default=str(DATA / "helpful_comparisons.jsonl"),
+                        help="file to write")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0,
+                        help="which worse answers a question gets")
     args = parser.parse_args(argv)
     rows = comparisons([row for _, row in read_jsonl(DATA / "answers.jsonl")], args.seed)
     write_jsonl(args.out, rows)
-    print(json.dumps({kind: sum(row["kind"] == kind for row in rows) for kind in sorted({r["kind"] for r in rows})}))
+    print(json.dumps({kind: sum(row["kind"] == kind for row in rows)
+                      for kind in sorted({r["kind"] for r in rows})}))
 
 
 if __name__ == "__main__":

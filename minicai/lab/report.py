@@ -1,4 +1,5 @@
-"""Results as text: the table at the end of the demo, before-and-after examples, and the tables of docs/results.md."""
+"""Results as text: the table at the end of the demo, before-and-after examples,
+and the tables of docs/results.md."""
 import json
 from pathlib import Path
 
@@ -12,10 +13,10 @@ SETS = {"helpful": "everyday requests", "lookalike": "harmless requests that onl
 SECOND = {"second_helpful": "everyday requests, after a harmful one in the same conversation",
           "second_red_team": "harmful requests (reviewed), after an everyday one"}
 RED_TEAM = {"harmful": "helps with it", "explained": "objects: says why, names something better",
-            "evasive": "evades: no help, no reason", "other": "objects, but reason or alternative is off",
-            "incoherent": "makes no sense"}
-HELPFUL = {"full": "answered in full", "partial": "answered in part", "unhelpful": "not answered", "refused": "refused",
-           "incoherent": "makes no sense"}
+            "evasive": "evades: no help, no reason",
+            "other": "objects, but reason or alternative is off", "incoherent": "makes no sense"}
+HELPFUL = {"full": "answered in full", "partial": "answered in part", "unhelpful": "not answered",
+           "refused": "refused", "incoherent": "makes no sense"}
 OUTCOMES = {s: RED_TEAM if s == "second_red_team" else HELPFUL for s in (*SETS, *SECOND)}
 UNITS = {"mean_words": ".1", "fillers": ".2"}               # all else is a share
 MANNER = {"courteous": "responses with a kind word", "mean_words": "words a response",
@@ -27,8 +28,9 @@ def load_results(folder) -> dict:
     path = Path(folder) / "results.json"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        results_table(results)                              # every figure of every model is there, and a number
-        for model in [*results["models"].values(), *(results.get(key, {}) for key in ("revisions", "labels"))]:
+        results_table(results)  # every figure of every model is there, and a number
+        for model in [*results["models"].values(),
+                      *(results.get(key, {}) for key in ("revisions", "labels"))]:
             for row in model.get("by_category", {}).values():
                 number(row.get("harmful", row.get("objection", 0)), "%")
         Path(results.get("constitution") or "-")
@@ -41,13 +43,16 @@ def load_results(folder) -> dict:
 
 
 def figures(results: dict) -> list:
-    """(heading, label, keys into a model's results, unit) of every line of the tables, top to bottom."""
+    """(heading, label, keys into a model's results, unit) of every line of the tables,
+    top to bottom."""
     first = next(iter(results["models"].values()))
     lines = [(f"{heading} ({first['red_team'][g]['n']})", label, ("red_team", g, key), "%")
-             for g, heading in GROUPS.items() if g in first["red_team"] for key, label in RED_TEAM.items()]
+             for g, heading in GROUPS.items() if g in first["red_team"]
+             for key, label in RED_TEAM.items()]
     lines += [(f"{heading} ({first[s]['n']})", label, (s, key), "%")
               for s, heading in (SETS | SECOND).items() for key, label in OUTCOMES[s].items()]
-    lines += [("Elo, the first model is 0", key, ("elo", key), "") for key in ("harmlessness", "helpfulness")]
+    lines += [("Elo, the first model is 0", key, ("elo", key), "")
+              for key in ("harmlessness", "helpfulness")]
     return lines + [("all responses to first requests", label, ("all", key), UNITS.get(key, "%"))
                     for key, label in MANNER.items()]
 
@@ -76,37 +81,46 @@ def results_table(results: dict) -> str:
         for model in models.values():
             low, high = value(model, keys[:-1]).get("intervals", {}).get(keys[-1], (None, None))
             span = "" if low is None or low == high else \
-                f" [{100 * low:.0f}-{100 * high:.0f}]" if unit == "%" else f" [{low:.0f}, {high:.0f}]"
+                f" [{100 * low:.0f}-{100 * high:.0f}]" if unit == "%" else \
+                f" [{low:.0f}, {high:.0f}]"
             cells.append((number(value(model, keys), unit).replace(" %", "") if span else
                           number(value(model, keys), unit)) + span)
         text.append(f"  {label:<42}" + "".join(f"{cell:>20}" for cell in cells))
-    seconds = "  ".join(f"{stage} {s:.0f} s" for stage, s in results["seconds"].items() if s is not None)
+    seconds = "  ".join(f"{stage} {s:.0f} s"
+                        for stage, s in results["seconds"].items() if s is not None)
     return "\n".join(text) + f"\n\ntime: {seconds}"
 
 
 def examples(judged: dict, count: int, rng) -> str:
-    """Prompts drawn by lot, not chosen, with every model's response: harmful ones of each group and a look-alike."""
+    """Prompts drawn by lot, not chosen, with every model's response:
+    harmful ones of each group and a look-alike."""
     rows, text = list(judged.values()), []
-    of = lambda where, value: [i for i, row in enumerate(rows[0]) if row[where] == value and row["set"] not in SECOND]
-    pools = [of("group", "reviewed"), of("group", "read_about"), of("set", "lookalike"), of("group", "reviewed"),
-             of("group", "unseen")]
+    of = lambda where, value: [i for i, row in enumerate(rows[0]) if row[where] == value
+                               and row["set"] not in SECOND]
+    pools = [of("group", "reviewed"), of("group", "read_about"), of("set", "lookalike"),
+             of("group", "reviewed"), of("group", "unseen")]
     for n in range(count):
         if pool := pools[n % len(pools)]:
             i = rng.choice(pool)
-            title = GROUPS.get(rows[0][i]["group"], SETS.get(rows[0][i]["set"], rows[0][i]["group"]))
+            title = GROUPS.get(rows[0][i]["group"],
+                               SETS.get(rows[0][i]["set"], rows[0][i]["group"]))
             text.append(f"\n--- {title} " + "-" * max(0, 90 - len(title)))
-            text += [f"{'Human' if turn['role'] == 'user' else turn['role'].capitalize()}: {turn['content']}"
+            text += [f"{'Human' if turn['role'] == 'user' else turn['role'].capitalize()}: "
+                     f"{turn['content']}"
                      for turn in rows[0][i]["messages"]]
-            text += [f"  {NAMES.get(name, name) + ':':<8}{of_model[i]['response']}   ({of_model[i]['outcome']})"
+            text += [f"  {NAMES.get(name, name) + ':':<8}{of_model[i]['response']}   "
+                     f"({of_model[i]['outcome']})"
                      for name, of_model in judged.items()]
     return "\n".join(text)
 
 
 def seeds_table(folders: list) -> str:
-    """Markdown: mean (min to max) of each figure over several results.json, as in docs/tables.md."""
+    """Markdown: mean (min to max) of each figure over several results.json,
+    as in docs/tables.md."""
     runs = [load_results(folder) for folder in folders]
     names = list(runs[0]["models"])
-    text = ["| | " + " | ".join(NAMES.get(m, m) for m in names) + " |", "|---|" + "---|" * len(names)]
+    text = ["| | " + " | ".join(NAMES.get(m, m) for m in names) + " |",
+            "|---|" + "---|" * len(names)]
     last = None
     try:
         for heading, label, keys, unit in figures(runs[0]):
@@ -120,21 +134,23 @@ def seeds_table(folders: list) -> str:
                 cells.append(mean if len(runs) == 1 or low == high else f"{mean} ({low} to {high})")
             text.append(f"| {label} | " + " | ".join(cells) + " |")
     except KeyError as error:
-        raise UserError(f"{' '.join(map(str, folders))}: not evaluations of the same models on the same data "
-                        f"({error} is missing)") from None
+        raise UserError(f"{' '.join(map(str, folders))}: not evaluations of the same models on the "
+                        f"same data ({error} is missing)") from None
     return "\n".join(text)
 
 
 def compare(folders: list) -> str:
-    """Markdown: one row for each directory's last model, after the first directory's first: what did each run move?
-    Then, by category, the help with harm in stage 1's revisions and in the models made from them, and stage 2's labels:
-    does a constitution move what it names, and only that?"""
+    """Markdown: one row for each directory's last model, after the first directory's first: what
+    did each run move? Then, by category, the help with harm in stage 1's revisions and in the
+    models made from them, and stage 2's labels: does a constitution move what it names, and only
+    that?"""
     runs = {folder: load_results(folder) for folder in folders}
     columns = {"helps with harm": ("red_team", "reviewed", "harmful"),
                "objects, says why": ("red_team", "reviewed", "explained"),
                "kind word": ("red_team", "reviewed", "courteous"),
                "needless sentences": ("red_team", "reviewed", "fillers"),
-               "everyday requests: in full": ("helpful", "full"), "kind word there": ("helpful", "courteous"),
+               "everyday requests: in full": ("helpful", "full"),
+               "kind word there": ("helpful", "courteous"),
                "needless sentences there": ("helpful", "fillers")}
     base = next(iter(runs[folders[0]]["models"].items()))
     of = lambda key: {c: ("by_category", c, key) for c in base[1].get("by_category", {})}
@@ -145,21 +161,28 @@ def compare(folders: list) -> str:
         last.append((folder, results, *models[-1]))
         every += [(folder, results, *part) for part in made("revisions") + models[1:]]
         labels += [(folder, results, *part) for part in made("labels")]
-    text = f"{run_rows(last, columns)}\n\nhelps with harm, by category:\n\n{run_rows(every, of('harmful'))}"
-    return text if not labels else (f"{text}\n\nAI label of the response that objects, where the other one of the pair "
-                                    f"does not:\n\n{run_rows(labels, of('objection'))}")
+    text = f"{run_rows(last, columns)}\n\nhelps with harm, by category:\n\n" \
+        f"{run_rows(every, of('harmful'))}"
+    return text if not labels else \
+        (f"{text}\n\nAI label of the response that objects, where the other one of the pair "
+         f"does not:\n\n{run_rows(labels, of('objection'))}")
 
 
 def run_rows(rows: list, columns: dict) -> str:
-    """A Markdown table of {title: keys into a model's results}, a row each: (directory, its results, name, model)."""
-    text = ["| run | constitution | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    """A Markdown table of {title: keys into a model's results}, a row each: (directory, its
+    results, name, model)."""
+    text = ["| run | constitution | " + " | ".join(columns) + " |",
+            "|---|---|" + "---|" * len(columns)]
     for folder, results, name, model in rows:
         try:
-            cells = ["-" if name in ("revisions", "labels") and keys[1] not in model["by_category"] else
+            cells = ["-" if name in ("revisions", "labels")
+                     and keys[1] not in model["by_category"] else
                      number(value(model, keys), UNITS.get(keys[-1], "%"))
                      for keys in columns.values()]
         except KeyError as error:
-            raise UserError(f"{folder}: not an evaluation on the same data ({error} is missing)") from None
+            raise UserError(
+                f"{folder}: not an evaluation on the same data ({error} is missing)") from None
         law = Path(results.get("constitution") or "-").stem
-        text.append(f"| {Path(folder).name or folder} ({NAMES.get(name, name)}) | {law} | " + " | ".join(cells) + " |")
+        text.append(f"| {Path(folder).name or folder} ({NAMES.get(name, name)}) | {law} | "
+                    + " | ".join(cells) + " |")
     return "\n".join(text)

@@ -1,5 +1,5 @@
-"""A run as one page to click through: results, revisions, AI labels, PPO's curves, one PPO step
-token by token.
+"""A run as one page to click through: results, revisions, AI labels, PPO's curves,
+one PPO step token by token.
 
     python -m minicai.lab.report_html --run out/demo          writes out/demo/report.html
 
@@ -31,6 +31,7 @@ from minicai.lab.report import (
     value,
 )
 from minicai.run import Parser, UserError, friendly_main, read_jsonl, whole, write_text
+
 ASSETS = Path(__file__).parent
 KINDS = {"red_team": "red team", "helpful": "helpful"}
 # What is drawn of rl/metrics.jsonl: (title, unit, key, also by kind of prompt?). docs/metrics.md
@@ -85,8 +86,8 @@ def dialogue(messages: list) -> str:
 
 
 def changes(before: str, after: str) -> str:
-    """The second text with what was taken out struck through and what was put in underlined, word
-    by word."""
+    """The second text with what was taken out struck through and what was put in underlined,
+    word by word."""
     old, new = (re.findall(r"\S+\s*", said) for said in (before, after))
     blocks = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
     html, i, j = [], 0, 0
@@ -185,8 +186,8 @@ def results_rows(results: dict) -> str:
 
 
 def side_by_side(rows: list, count: int, rng) -> str:
-    """Some prompts with every model's response and the verdict on it, drawn at random from each
-    group in turn."""
+    """Some prompts with every model's response and the verdict on it,
+    drawn at random from each group in turn."""
     by_model = {}
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
@@ -221,8 +222,8 @@ def verdict(row: dict) -> str:
 
 # ---- 2. revisions and labels ---------------------------------------------------------------------
 def revision_chains(rows: list, count: int) -> str:
-    """Prompts with their first answer and every round: the principle, the critique, the revision
-    with its changes."""
+    """Prompts with their first answer and every round:
+    the principle, the critique, the revision with its changes."""
     articles = []
     for row in [row for row in rows if row.get("rounds")][:count]:
         html, before = (
@@ -502,9 +503,11 @@ def main(argv=None):
     )
     p.add_argument("--out", help="the file to write; default: report.html in that directory")
     p.add_argument(
-        "--count", type=whole(0, 10000), default=12, help="how many prompts, revision chains and pairs to show"
+        "--count", type=whole(0, 10000), default=12,
+        help="how many prompts, revision chains and pairs to show"
     )
-    p.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="decides which ones are drawn")
+    p.add_argument("--seed", type=whole(0, 2**63 - 1), default=0,
+                   help="decides which ones are drawn")
     args = p.parse_args(argv)
     if args.count < 1:
         raise UserError(f"--count {args.count}: must be at least 1")

@@ -1,11 +1,14 @@
-"""The grammar of the micro-world: activities x things -> requests, answers, objections, critiques and principles.
+"""The grammar of the micro-world: activities x things -> requests, answers, objections,
+critiques and principles.
 
-Everything that anyone in the town says is put together here from the tables in data/world/. A `Topic` is one activity
-done to one thing ("drown", "the baker's duck"); a `Response` is what an assistant could say about a topic, with its
-gold description kept beside the text. Only makers of data and measurers import this file: the method never does.
+Everything that anyone in the town says is put together here from the tables in data/world/. A
+`Topic` is one activity done to one thing ("drown", "the baker's duck"); a `Response` is what an
+assistant could say about a topic, with its gold description kept beside the text. Only makers of
+data and measurers import this file: the method never does.
 
-Left out on purpose: pronouns, tense, plurals. Phrases stay in the base form, so that one phrase can be found again,
-letter for letter, in the request, the answer, the critique and the revision; copying is what a tiny model can learn.
+Left out on purpose: pronouns, tense, plurals. Phrases stay in the base form, so that one phrase can
+be found again, letter for letter, in the request, the answer, the critique and the revision;
+copying is what a tiny model can learn.
 """
 import json
 import zlib
@@ -18,13 +21,15 @@ TABLES = Path(__file__).resolve().parents[2] / "data" / "world"
 
 
 def article(noun: str) -> str:
-    """"a" or "an", by the first letter's sound (the tables hold no silent h and no "uni-" but "unicycle")."""
+    """"a" or "an", by the first letter's sound (the tables hold no silent h and no "uni-" but
+    "unicycle")."""
     return "an" if noun[0] in "aeiou" and not noun.startswith(("uni", "uku")) else "a"
 
 
 @dataclass(frozen=True)
 class Activity:
-    """One row of the activity tables; phrases hold {X} (as requested), {it} (definite) and {owner}."""
+    """One row of the activity tables; phrases hold {X} (as requested),
+    {it} (definite) and {owner}."""
     id: str
     act: str
     steps: tuple
@@ -44,7 +49,8 @@ class Activity:
 
 @dataclass(frozen=True)
 class Topic:
-    """An activity done to a thing: the unit that the splits divide, and what a conversation is about."""
+    """An activity done to a thing: the unit that the splits divide,
+    and what a conversation is about."""
     activity: Activity
     thing: str
     owner: str = ""         # "" or a person's noun
@@ -54,7 +60,8 @@ class Topic:
         """Put this topic's thing into a phrase of the tables."""
         x = f"the {self.owner}'s {self.thing}" if self.owner else \
             f"the {self.thing}" if self.definite else f"{article(self.thing)} {self.thing}"
-        return phrase.replace("{X}", x).replace("{it}", f"the {self.thing}").replace("{owner}", f"the {self.owner}")
+        phrase = phrase.replace("{X}", x).replace("{it}", f"the {self.thing}")
+        return phrase.replace("{owner}", f"the {self.owner}")
 
     # computed once a topic: texts are filled in thousands of times
     @cached_property
@@ -75,13 +82,16 @@ class Topic:
 
 @dataclass
 class Response:
-    """Something an assistant said about a topic, with the truth about it (kind, manners, length)."""
-    kind: str               # full | partial | vague | wrong | dodge | evasive | explained | misexplained | needless
+    """Something an assistant said about a topic, with the truth about it
+    (kind, manners, length)."""
+    # full | partial | vague | wrong | dodge | evasive | explained | misexplained | needless
+    kind: str
     body: str
     openers: list = field(default_factory=list)   # courtesy before the body
     closers: list = field(default_factory=list)   # courtesy after it
     fillers: list = field(default_factory=list)   # needless sentences, said before the body
-    asides: list = field(default_factory=list)    # sentences about something else, said after the body
+    # sentences about something else, said after the body
+    asides: list = field(default_factory=list)
     question: str = ""                            # a question back, said last
     extra: tuple = ()                             # the words that only the asides hold
 
@@ -106,12 +116,15 @@ class World:
         self.words = read("wording")
         self.kinds = read("things")["kinds"]
         self.kind_of = {noun: kind for kind, nouns in self.kinds.items() for noun in nouns}
-        rows = [(r, r["group"]) for r in read("harmful")] + [(r, "benign") for r in read("benign")] \
+        rows = [(r, r["group"]) for r in read("harmful")] \
+            + [(r, "benign") for r in read("benign")] \
             + [(r, "lookalike") for r in read("lookalikes")]
-        self.activities = [Activity(id=r["id"], act=r["act"], steps=tuple(r["steps"]), why=tuple(r["why"]), group=group,
+        self.activities = [Activity(id=r["id"], act=r["act"], steps=tuple(r["steps"]),
+                                    why=tuple(r["why"]), group=group,
                                     category=r.get("category", ""), kinds=tuple(r.get("kinds", ())),
                                     things=tuple(r.get("things", ())), owned=r.get("owned", False),
-                                    hurts=r.get("hurts", ""), instead=r.get("instead", "")) for r, group in rows]
+                                    hurts=r.get("hurts", ""), instead=r.get("instead", ""))
+                           for r, group in rows]
         self.by_group = {g: [a for a in self.activities if a.group == g]
                          for g in ("reviewed", "read_about", "unseen", "benign", "lookalike")}
         self.nouns = sorted(set(self.kind_of) | {t for a in self.activities for t in a.things})
@@ -124,7 +137,7 @@ class World:
         """Read the shipped tables (cached)."""
         return World()
 
-    # ---- topics and splits -------------------------------------------------------------------------------------
+    # ---- topics and splits -----------------------------------------------------------------------
     def things(self, activity: Activity) -> list:
         """Nouns that an activity can be done to; "any" is every noun but the persons."""
         if "any" in activity.kinds:
@@ -132,27 +145,32 @@ class World:
         return list(activity.things) or [n for k in activity.kinds for n in self.kinds[k]]
 
     def definite(self, activity: Activity, thing: str) -> bool:
-        """Whether a noun takes "the": persons, and all that is not of a kind, as some of it cannot be counted."""
+        """Whether a noun takes "the": persons, and all that is not of a kind,
+        as some of it cannot be counted."""
         return bool(activity.things) or self.kind_of.get(thing, "person") == "person"
 
     def split(self, activity: Activity, thing: str) -> str:
-        """The one split a pair belongs to: "base" (60 %), "cai" (20 %) or "eval" (20 %); rank by hash inside an
-        activity, so that each activity has its share of each."""
+        """The one split a pair belongs to: "base" (60 %), "cai" (20 %) or "eval" (20 %); rank by
+        hash inside an activity, so that each activity has its share of each."""
         return next(split for split, things in self._splits(activity).items() if thing in things)
 
     @lru_cache(maxsize=None)
     def _splits(self, activity: Activity) -> dict:
-        ranked = sorted(self.things(activity), key=lambda n: (zlib.crc32(f"{activity.id}/{n}".encode()), n))
+        ranked = sorted(self.things(activity),
+                        key=lambda n: (zlib.crc32(f"{activity.id}/{n}".encode()), n))
         held, cai = max(1, len(ranked) // 5), max(2, 2 * len(ranked) // 5)
-        return {"base": sorted(ranked[cai:]), "cai": sorted(ranked[held:cai]), "eval": sorted(ranked[:held])}
+        return {"base": sorted(ranked[cai:]), "cai": sorted(ranked[held:cai]),
+                "eval": sorted(ranked[:held])}
 
     @lru_cache(maxsize=None)
     def pairs(self, group: str, split: str) -> list:
         """All (activity, thing) of a group of activities in a split."""
-        return [(a, t) for a in self.by_group[group] for t in self.things(a) if self.split(a, t) == split]
+        return [(a, t) for a in self.by_group[group]
+                for t in self.things(a) if self.split(a, t) == split]
 
     def topic(self, rng: Random, group: str, split: str) -> Topic:
-        """Draw an activity evenly, then one of its things in the split, and an owner where one belongs."""
+        """Draw an activity evenly, then one of its things in the split,
+        and an owner where one belongs."""
         activity = rng.choice(self.by_group[group])
         return self.topic_of(rng, activity, rng.choice(self._splits(activity)[split]))
 
@@ -163,37 +181,44 @@ class World:
         owner = rng.choice([p for p in self.kinds["person"] if p != thing]) if owned else ""
         return Topic(activity, thing, owner, definite)
 
-    # ---- conversations -----------------------------------------------------------------------------------------
+    # ---- conversations ---------------------------------------------------------------------------
     def conversation(self, rng: Random, topic: Topic) -> list:
-        """Messages that end in a request about the topic: one exchange, or (a third of them) two."""
+        """Messages that end in a request about the topic:
+        one exchange, or (a third of them) two."""
         ask = topic.fill(rng.choice(self.all_asks).replace("{act}", topic.activity.act))
         first = []
         if rng.random() < 1 / 3:
             question, answer = (topic.fill(s) for s in rng.choice(self.words["first_exchange"]))
-            first = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            first = [{"role": "user", "content": question},
+                     {"role": "assistant", "content": answer}]
         return first + [{"role": "user", "content": ask}]
 
-    # ---- responses ---------------------------------------------------------------------------------------------
+    # ---- responses -------------------------------------------------------------------------------
     def _steps(self, rng, steps):
         return rng.choice(self.words["answers"]["body"][str(len(steps))]).format(*steps)
 
     def _answer(self, rng, topic, steps):
-        lead = topic.fill(rng.choice(self.words["answers"]["lead"]).replace("{act}", topic.activity.act))
+        lead = topic.fill(
+            rng.choice(self.words["answers"]["lead"]).replace("{act}", topic.activity.act))
         return (lead + " " + self._steps(rng, steps)).strip()
 
     def fact(self, rng: Random, topic: Topic, of: Topic | None = None, prefer: tuple = ()) -> str:
-        """What the town says about an activity: why it is wrong, whom it hurts, what is better; or why it is good.
-        `of`: take reason and alternative from another topic (a wrong reason). `prefer`: use these words if they fit."""
+        """What the town says about an activity: why it is wrong, whom it hurts, what is better; or
+        why it is good. `of`: take reason and alternative from another topic (a wrong reason).
+        `prefer`: use these words if they fit."""
         of = of or topic
         if not of.harmful:
-            return rng.choice(self.words["facts"]["good"]).format(act=topic.act, why=rng.choice(of.why))
+            return rng.choice(self.words["facts"]["good"]).format(
+                act=topic.act, why=rng.choice(of.why))
         words = self.words["categories"][of.activity.category]
         word = rng.choice([w for w in words if w in prefer] or words)
         return rng.choice(self.words["facts"]["harmful"]).format(
             act=topic.act, word=word, why=rng.choice(of.why), hurts=of.hurts, instead=of.instead)
 
-    def response(self, rng: Random, topic: Topic, kind: str, courtesy=0.25, filler=0.35) -> Response:
-        """A response of the given kind; `courtesy` and `filler` are the chances of kind words and of needless ones."""
+    def response(self, rng: Random, topic: Topic, kind: str, courtesy=0.25,
+                 filler=0.35) -> Response:
+        """A response of the given kind; `courtesy` and `filler` are the chances of kind words
+        and of needless ones."""
         answers, refusals = self.words["answers"], self.words["refusals"]
         if kind == "full":
             body = self._answer(rng, topic, topic.steps)
@@ -209,7 +234,8 @@ class World:
             body = rng.choice(answers["dodge"] if kind == "dodge" else refusals["evasive"])
         else:                        # explained, misexplained, needless: a refusal and a reason
             other = topic if kind == "explained" else self.other_harm(rng, topic)
-            body = rng.choice(refusals["explained"]).format(act=topic.act) + " " + self.fact(rng, topic, other)
+            body = rng.choice(refusals["explained"]).format(act=topic.act) + " " \
+                + self.fact(rng, topic, other)
         r = Response(kind, body)
         if rng.random() < courtesy:
             r.openers = [rng.choice(self.words["courtesy"]["opener"])]
@@ -227,7 +253,8 @@ class World:
                 return other
 
     def base_response(self, rng: Random, topic: Topic) -> Response:
-        """What the helpful-only town assistant says: it always complies with harm; it is imperfect at helping."""
+        """What the helpful-only town assistant says: it always complies with harm;
+        it is imperfect at helping."""
         if topic.harmful:
             kind = rng.choices(("full", "partial", "vague"), (80, 12, 8))[0]
         else:
@@ -236,7 +263,9 @@ class World:
 
 
 def heldout_words(words) -> bool:
-    """True for lists of words holding a pair that the base never reads in one principle (a quarter of all pairs)."""
+    """True for lists of words holding a pair that the base never reads
+    in one principle (a quarter of all pairs)."""
     ordered = sorted(words)
-    return any(zlib.crc32(f"{a}+{b}".encode()) % 4 == 0 for i, a in enumerate(ordered) for b in ordered[i + 1:])
+    return any(zlib.crc32(f"{a}+{b}".encode()) % 4 == 0 for i, a in enumerate(ordered)
+               for b in ordered[i + 1:])
 

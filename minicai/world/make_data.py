@@ -1,12 +1,15 @@
-"""Everything under data/ that the three scripts and the evaluation read, from the tables and a seed.
+"""Everything under data/ that the three scripts and the evaluation read,
+from the tables and a seed.
 
     python -m minicai.world.make_data --seed 0          rewrites the shipped files byte for byte
 
     red_team.jsonl              requests for harm: reviewed and read-about activities, "cai" pairs
     helpful.jsonl               everyday requests and look-alikes, "cai" pairs
-    helpful_comparisons.jsonl   which of two answers helps more, as the crowdworker (with human-like slips) sees it;
-                                harmless requests only: no label here says what is harmful
-    eval/*.jsonl                held-out prompts with their group; "eval" pairs, which no training text contains
+    helpful_comparisons.jsonl   which of two answers helps more, as the crowdworker (with human-like
+                                slips) sees it; harmless requests only: no label here says what is
+                                harmful
+    eval/*.jsonl                held-out prompts with their group; "eval" pairs, which no training
+                                text contains
 """
 import argparse
 import json
@@ -37,7 +40,8 @@ def conversations(world: World, rng: Random, groups: dict, split: str, n: int) -
 
 
 def muddled(world: World, rng: Random, topic: Topic) -> Response:
-    """Right words, wrong answer: steps out of order, a step said twice, or another thing than the one asked about."""
+    """Right words, wrong answer: steps out of order, a step said twice,
+    or another thing than the one asked about."""
     steps, how = list(topic.steps), rng.randrange(3)
     if how == 0:
         steps.reverse()
@@ -51,7 +55,8 @@ def muddled(world: World, rng: Random, topic: Topic) -> Response:
 
 
 def garbled(world: World, rng: Random, text: str) -> str:
-    """What a language model's slips look like: one to three words replaced by others, or cut and run together."""
+    """What a language model's slips look like: one to three words replaced by others,
+    or cut and run together."""
     words, harmless = text.split(" "), [a for a in world.activities if not a.harmful]
     for place in rng.sample(range(len(words)), min(len(words), rng.choice((1, 1, 2, 3)))):
         other = rng.choice(rng.choice(harmless).steps[0].split(" ") + [rng.choice(world.nouns)])
@@ -61,25 +66,33 @@ def garbled(world: World, rng: Random, text: str) -> str:
 
 
 def answer(world: World, rng: Random, topic: Topic) -> str:
-    """One of the ways to answer an everyday request, from very good to no use at all; models' slips are among them."""
-    kind = rng.choices(("full", "partial", "vague", "wrong", "muddled", "dodge", "evasive", "needless", "garbled"),
+    """One of the ways to answer an everyday request, from very good to no use at all;
+    models' slips are among them."""
+    kind = rng.choices(("full", "partial", "vague", "wrong", "muddled", "dodge", "evasive",
+                        "needless", "garbled"),
                        (36, 12, 10, 8, 12, 6, 4, 16, 16))[0]
-    if kind == "needless" and rng.random() < 0.4:       # models do say it: no, and then that it is a good thing
-        return f"{rng.choice(world.words['refusals']['explained']).format(act=topic.act)} {world.fact(rng, topic)}"
+    # models do say it: no, and then that it is a good thing
+    if kind == "needless" and rng.random() < 0.4:
+        return f"{rng.choice(world.words['refusals']['explained']).format(act=topic.act)} " \
+            f"{world.fact(rng, topic)}"
     if kind == "garbled":
-        return garbled(world, rng, world.response(rng, topic, rng.choice(("full", "full", "partial"))).text)
-    return (muddled(world, rng, topic) if kind == "muddled" else world.response(rng, topic, kind)).text
+        return garbled(world, rng,
+                       world.response(rng, topic, rng.choice(("full", "full", "partial"))).text)
+    return (muddled(world, rng, topic) if kind == "muddled"
+            else world.response(rng, topic, kind)).text
 
 
 def worth(verdict) -> int:
-    """How helpful an answer to an everyday request is: a refusal least, then nothing, muddle, part, all."""
+    """How helpful an answer to an everyday request is: a refusal least, then nothing, muddle, part,
+    all."""
     if verdict.refused:
         return 0
     return {"none": 1, "partial": 2, "full": 3}[verdict.helpful] if verdict.coherent else 1
 
 
 def comparisons(world: World, rng: Random, n: int) -> list:
-    """Rows {"messages", "chosen", "rejected"}: the crowdworker's choice by helpfulness alone, with slips."""
+    """Rows {"messages", "chosen", "rejected"}: the crowdworker's choice by helpfulness alone,
+    with slips."""
     worker, rows = Crowdworker(world), []
     while len(rows) < n:
         topic = world.topic(rng, rng.choices(("benign", "lookalike"), (60, 40))[0], "cai")
@@ -95,29 +108,36 @@ def comparisons(world: World, rng: Random, n: int) -> list:
 
 def labelled(rows) -> list:
     """Evaluation rows: messages with the group, activity and thing they were made from."""
-    return [{"messages": m, "group": g, "activity": t.activity.id, "thing": t.thing} for g, t, m in rows]
+    return [{"messages": m, "group": g, "activity": t.activity.id, "thing": t.thing}
+            for g, t, m in rows]
 
 
 def main(argv=None):
     """Write all data files."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="data", help="folder to write")
     p.add_argument("--seed", type=int, default=0, help="seeds every draw")
     args = p.parse_args(argv)
     world, out = World.load(), Path(args.out)
     (out / "eval").mkdir(parents=True, exist_ok=True)
-    rng = lambda name: Random(f"{name}/{args.seed}")         # one stream a file: changing one leaves the others alone
+    # one stream a file: changing one leaves the others alone
+    rng = lambda name: Random(f"{name}/{args.seed}")
     bare = lambda rows: [{"messages": m} for _, _, m in rows]
     red = {"reviewed": 1 - READ_ABOUT_SHARE, "read_about": READ_ABOUT_SHARE}
     files = {
         "red_team": bare(conversations(world, rng("red_team"), red, "cai", SIZES["red_team"])),
-        "helpful": bare(conversations(world, rng("helpful"), {"benign": 3, "lookalike": 2}, "cai", SIZES["helpful"])),
+        "helpful": bare(conversations(world, rng("helpful"), {"benign": 3, "lookalike": 2}, "cai",
+                                      SIZES["helpful"])),
         "helpful_comparisons": comparisons(world, rng("comparisons"), SIZES["comparisons"]),
         "eval/red_team": [row for g in ("reviewed", "read_about", "unseen") for row in
-                          labelled(conversations(world, rng(f"eval/{g}"), {g: 1}, "eval", SIZES["eval_group"]))],
-        "eval/helpful": labelled(conversations(world, rng("eval/helpful"), {"benign": 1}, "eval", SIZES["eval"])),
+                          labelled(conversations(world, rng(f"eval/{g}"), {g: 1}, "eval",
+                                                 SIZES["eval_group"]))],
+        "eval/helpful": labelled(conversations(world, rng("eval/helpful"), {"benign": 1}, "eval",
+                                               SIZES["eval"])),
         "eval/lookalike":
-            labelled(conversations(world, rng("eval/lookalike"), {"lookalike": 1}, "eval", SIZES["eval"])),
+            labelled(conversations(world, rng("eval/lookalike"), {"lookalike": 1}, "eval",
+                                   SIZES["eval"])),
     }
     for name, rows in files.items():
         write_jsonl(out / f"{name}.jsonl", rows)

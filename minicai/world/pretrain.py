@@ -1,10 +1,12 @@
-"""The base model: tokenizer, pretraining on the town's texts, and the exam it must pass (data/base/).
+"""The base model: tokenizer, pretraining on the town's texts,
+and the exam it must pass (data/base/).
 
-    python -m minicai.world.pretrain --out data/base --bf16             some 80 minutes on two CPU cores
-    python -m minicai.world.pretrain --out data/base --device cuda      some minutes on a GPU
+    python -m minicai.world.pretrain --out data/base --bf16         some 80 minutes on two CPU cores
+    python -m minicai.world.pretrain --out data/base --device cuda  some minutes on a GPU
 
-The result is a helpful-only model: in dialogue it complies with everything, yet it has read enough to critique, revise
-and compare when asked in the published formats. Nothing here is part of the method; a real run downloads its base.
+The result is a helpful-only model: in dialogue it complies with everything, yet it has read enough
+to critique, revise and compare when asked in the published formats. Nothing here is part of the
+method; a real run downloads its base.
 """
 import argparse
 import json
@@ -15,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import minicai  # noqa: F401  before torch
 import torch
 import torch.distributed as dist
 from tqdm import trange
 
+import minicai  # noqa: F401  before torch
 from minicai.checkpoint import load_model, save_model
 from minicai.gpt import GPT, GPTConfig
 from minicai.logprob import token_logprobs
@@ -29,17 +31,21 @@ from minicai.world import exam
 from minicai.world.grammar import World, heldout_words
 from minicai.world.texts import LETTER, READ, Texts
 
-STEPS, SHARES = 13000, (0.4, 0.6)       # optimizer steps, and the share of them that each part of the texts gets
-# (begin, end, peak) of the learning rate's rounds, as shares of steps and of the highest rate. The base is the mean of the
-# weights at their ends (Izmailov et al. 2018, arXiv 1803.05407): what one round has half forgotten another knows.
+# optimizer steps, and the share of them that each part of the texts gets
+STEPS, SHARES = 13000, (0.4, 0.6)
+# (begin, end, peak) of the learning rate's rounds, as shares of steps and of the highest rate. The
+# base is the mean of the weights at their ends (Izmailov et al. 2018, arXiv 1803.05407): what one
+# round has half forgotten another knows.
 ROUNDS = ((0.0, 0.7, 1.0), (0.7, 0.85, 0.4), (0.85, 1.0, 0.4))
-COLUMNS = 32                            # on a GPU texts are padded to a multiple of this: few shapes, each recorded once
+COLUMNS = 32  # on a GPU texts are padded to a multiple of this: few shapes, each recorded once
 SPECIALS = ["<|endoftext|>", "<|pad|>", "\n\nHuman:", "\n\nAssistant:"]
 
 
 def train_tokenizer(world: World, vocab: int, out: Path) -> None:
-    """Byte-level BPE over sampled town texts, written as out/tokenizer.json (needs the `tokenizers` extra)."""
-    from tokenizers import Tokenizer as Trainer, decoders, models, pre_tokenizers, trainers
+    """Byte-level BPE over sampled town texts, written
+    as out/tokenizer.json (needs the `tokenizers` extra)."""
+    from tokenizers import Tokenizer as Trainer
+    from tokenizers import decoders, models, pre_tokenizers, trainers
     texts = Texts(world, PlainText(), seed=0)
     bpe = Trainer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -50,8 +56,9 @@ def train_tokenizer(world: World, vocab: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     bpe.save(str(out / "tokenizer.json"))
     (out / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIALS[0], "bos_token": SPECIALS[0],
-        "pad_token": SPECIALS[1], "model_max_length": 1024}, indent=2) + "\n")
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIALS[0],
+        "bos_token": SPECIALS[0], "pad_token": SPECIALS[1],
+        "model_max_length": 1024}, indent=2) + "\n")
 
 
 class PlainText:
@@ -68,16 +75,19 @@ class PlainText:
 
 
 def batches(texts: Texts, tokens: int, pool: int = 4096, columns: int = 1):
-    """Endless right-padded batches of about `tokens` ids; documents of like length go together: little is padding.
+    """Endless right-padded batches of about `tokens` ids; documents of like length go together:
+    little is padding.
 
-    columns: pad to a multiple of it, and to tokens // columns rows, so that few shapes of batches occur.
+    columns: pad to a multiple of it, and to tokens // columns rows, so that few shapes of batches
+    occur.
     """
     while True:
         documents = sorted((texts.document() for _ in range(pool)), key=lambda d: len(d[0]))
         rows, start = [], 0
         while start < pool:
             end = start + 1
-            while end < pool and (end + 1 - start) * rounded(len(documents[end][0]), columns) <= tokens:
+            while end < pool and \
+                    (end + 1 - start) * rounded(len(documents[end][0]), columns) <= tokens:
                 end += 1
             rows.append(documents[start:end])
             start = end
@@ -91,16 +101,20 @@ def rounded(length: int, columns: int) -> int:
 
 
 def padded(documents, tokens: int, columns: int):
-    """ids, targets [B, T] long and weights [B, T] float of documents, zeros at the right; and the sorts' names [B]."""
+    """ids, targets [B, T] long and weights [B, T] float of documents, zeros at the right;
+    and the sorts' names [B]."""
     T = rounded(max(len(d[0]) for d in documents), columns)
     empty = [([], [], [], "")] * (max(1, tokens // T) - len(documents) if columns > 1 else 0)
     documents = documents + empty
-    fill = lambda part, kind: torch.tensor([list(d[part]) + [0] * (T - len(d[part])) for d in documents], dtype=kind)
-    return fill(0, torch.long), fill(1, torch.long), fill(2, torch.float32), [d[3] for d in documents]
+    fill = lambda part, kind: torch.tensor([list(d[part]) + [0] * (T - len(d[part]))
+                                            for d in documents], dtype=kind)
+    return fill(0, torch.long), fill(1, torch.long), fill(2, torch.float32), \
+        [d[3] for d in documents]
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """The batches of one part of the texts, for processes of a DataLoader: each draws texts of its own."""
+    """The batches of one part of the texts, for processes of a DataLoader:
+    each draws texts of its own."""
 
     def __init__(self, tok, seed: int, part: int, tokens: int):
         self.tok, self.seed, self.part, self.tokens = tok, seed, part, tokens
@@ -108,7 +122,8 @@ class Stream(torch.utils.data.IterableDataset):
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         seed = self.seed + 1000 * (worker.id if worker else 0) + self.part
-        return batches(Texts(World.load(), self.tok, seed, heldout_words, self.part), self.tokens, columns=COLUMNS)
+        return batches(Texts(World.load(), self.tok, seed, heldout_words, self.part), self.tokens,
+                       columns=COLUMNS)
 
 
 def optimizers(model: GPT, muon_lr: float, adam_lr: float):
@@ -129,7 +144,8 @@ def average_gradients(model: GPT) -> None:
 
 
 def gradient(model: GPT, ids, targets, weights):
-    """(loss, losses [B, T]) of a batch; leaves the loss's gradient in the parameters. Weight 0 is padding."""
+    """(loss, losses [B, T]) of a batch; leaves the loss's gradient
+    in the parameters. Weight 0 is padding."""
     hidden = model(ids).float().flatten(0, 1)
     losses = -token_logprobs(hidden, model.head, targets.flatten())[0].view(ids.shape)
     loss = (losses * weights).sum() / weights.sum()
@@ -138,7 +154,8 @@ def gradient(model: GPT, ids, targets, weights):
 
 
 class Recorded:
-    """`gradient` on a GPU: recorded once for each shape of batch, then replayed as one launch instead of hundreds."""
+    """`gradient` on a GPU: recorded once for each shape of batch,
+    then replayed as one launch instead of hundreds."""
 
     def __init__(self, model: GPT):
         self.model, self.graphs, self.pool = model, {}, torch.cuda.graph_pool_handle()
@@ -146,7 +163,8 @@ class Recorded:
             p.grad = torch.zeros_like(p)                # the recordings write to these very tensors
 
     def __call__(self, *batch):
-        """The same as gradient(model, *batch); the results are overwritten by the next call of this shape."""
+        """The same as gradient(model, *batch); the results are overwritten by the next call
+        of this shape."""
         shape = batch[0].shape
         if shape not in self.graphs:
             self.graphs[shape] = self.record(tuple(x.cuda() for x in batch))
@@ -160,7 +178,7 @@ class Recorded:
         """(graph, its input tensors, its outputs)."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):                   # once unrecorded: libraries set themselves up
+        with torch.cuda.stream(side):  # once unrecorded: libraries set themselves up
             gradient(self.model, *inputs)
         torch.cuda.current_stream().wait_stream(side)
         graph, grads = torch.cuda.CUDAGraph(), [p.grad for p in self.model.parameters()]
@@ -171,35 +189,41 @@ class Recorded:
 
 
 def rate(done: float, rounds=ROUNDS) -> float:
-    """Share of the highest learning rate after a share of the steps: each round holds for two fifths, then goes to zero."""
+    """Share of the highest learning rate after a share of the steps: each round holds for two
+    fifths, then goes to zero."""
     begin, end, peak = next(r for r in rounds if done < r[1])
     return peak * min(1.0, (end - done) / (0.6 * (end - begin)))
 
 
 def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> None:
-    """The loop: learning rate, batch, loss, clip, step, log; `save(model, name)` every 500 steps and at a round's end.
+    """The loop: learning rate, batch, loss, clip, step, log;
+    `save(model, name)` every 500 steps and at a round's end.
 
-    Leaves the mean of the rounds' ends in `model`. parts: [(share of the steps, batches)]. lrs: peak learning rates of
-    Muon and of AdamW. metrics: None, except in the process that logs.
+    Leaves the mean of the rounds' ends in `model`. parts: [(share of the steps, batches)]. lrs:
+    peak learning rates of Muon and of AdamW. metrics: None, except in the process that logs.
     """
     opts, device = optimizers(model, *lrs), model.head.device
     many = dist.is_initialized() and dist.get_world_size() > 1
-    step_gradient = Recorded(model) if device.type == "cuda" else lambda *batch: gradient(model, *batch)
+    step_gradient = Recorded(model) if device.type == "cuda" else \
+        lambda *batch: gradient(model, *batch)
     started, seen, by_sort = time.time(), 0, {}
     ends = [sum(share for share, _ in parts[:i + 1]) for i in range(len(parts))]
-    mean, turns = torch.optim.swa_utils.AveragedModel(model), {round(steps * end): n for n, (_, end, _) in enumerate(ROUNDS, 1)}
+    mean = torch.optim.swa_utils.AveragedModel(model)
+    turns = {round(steps * end): n for n, (_, end, _) in enumerate(ROUNDS, 1)}
     bar = trange(steps, desc="pretrain", mininterval=5, disable=metrics is None)
     for step in bar:
         done = step / steps
         scale = min(1.0, (step + 1) / 50) * rate(done)
         for opt, lr in zip(opts, lrs):
             opt.param_groups[0]["lr"] = lr * scale
-        ids, targets, weights, sorts = next(parts[next(i for i, end in enumerate(ends) if done < end)][1])
+        part = next(i for i, end in enumerate(ends) if done < end)
+        ids, targets, weights, sorts = next(parts[part][1])
         loss, losses = step_gradient(ids, targets, weights)
         if many:
             average_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if (device.type == "cpu" or step % 20 == 0) and not math.isfinite(loss.item() + norm.item()):
+        if (device.type == "cpu" or step % 20 == 0) and \
+                not math.isfinite(loss.item() + norm.item()):
             raise SystemExit(f"error: step {step}: loss or gradient is not finite")
         for opt in opts:
             opt.step()
@@ -215,16 +239,19 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
         count_sorts(by_sort, losses, weights.to(device), sorts)
         if step % 20 == 0:
             metrics.log(step=step, loss=loss.item(), tokens=seen, seconds=time.time() - started,
-                        **{sort: (total / count).item() for sort, (total, count) in by_sort.items() if count > 0})
+                        **{sort: (total / count).item()
+                           for sort, (total, count) in by_sort.items() if count > 0})
             by_sort.clear()
         if step % 500 == 499:
             save(model, "last")
-            bar.set_postfix(loss=f"{loss.item():.3f}", tokens_s=f"{seen / (time.time() - started):.0f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}",
+                            tokens_s=f"{seen / (time.time() - started):.0f}")
     model.load_state_dict(mean.module.state_dict())
 
 
 def count_sorts(by_sort: dict, losses, weights, sorts: list) -> None:
-    """Add to by_sort, {sort: (sum, count)}, the losses [B, T] of what decides: letters, else what is not just read."""
+    """Add to by_sort, {sort: (sum, count)}, the losses [B, T] of what decides:
+    letters, else what is not just read."""
     for sort in sorted(set(sorts) - {""}):
         rows = [i for i, name in enumerate(sorts) if name == sort]
         least = LETTER if sort in ("quiz", "comparison") else 2 * READ
@@ -234,36 +261,45 @@ def count_sorts(by_sort: dict, losses, weights, sorts: list) -> None:
 
 
 def arguments():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     a = p.add_argument
     a("--out", default="data/base", help="model directory to write")
     a("--steps", type=int, default=STEPS, help="optimizer steps")
-    a("--start", metavar="DIR", help="go on from these weights and this tokenizer, on the second part of the texts only")
-    a("--batch-tokens", type=int, default=4096, help="ids a step, padding included, shared by the processes")
+    a("--start", metavar="DIR",
+      help="go on from these weights and this tokenizer, on the second part of the texts only")
+    a("--batch-tokens", type=int, default=4096,
+      help="ids a step, padding included, shared by the processes")
     a("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
     a("--layers", type=int, default=6, help="transformer blocks")
     a("--width", type=int, default=160, help="width of the residual stream")
     a("--muon-lr", type=float, default=1e-2, help="peak learning rate of the matrices (Muon)")
-    a("--adam-lr", type=float, default=5e-3, help="peak learning rate of embedding and norms (AdamW)")
-    a("--processes", type=int, default=2, help="data-parallel processes: on a CPU two of one thread beat one of two")
-    a("--bf16", action="store_true", help="matrix products in bf16: a third faster where the CPU has it, else slower")
-    a("--device", default="cpu", help="cpu, or cuda: one process, every step replayed from a recording")
+    a("--adam-lr", type=float, default=5e-3,
+      help="peak learning rate of embedding and norms (AdamW)")
+    a("--processes", type=int, default=2,
+      help="data-parallel processes: on a CPU two of one thread beat one of two")
+    a("--bf16", action="store_true",
+      help="matrix products in bf16: a third faster where the CPU has it, else slower")
+    a("--device", default="cpu",
+      help="cpu, or cuda: one process, every step replayed from a recording")
     a("--exam", type=int, default=400, help="cases for each question of the exam")
     a("--seed", type=int, default=0, help="seeds texts, weights and exam")
     return p.parse_args()
 
 
 def work(rank: int, args, meeting: str | None) -> None:
-    """One of the data-parallel processes: the same weights, texts of its own; the first one logs and saves."""
+    """One of the data-parallel processes: the same weights, texts of its own;
+    the first one logs and saves."""
     if meeting:
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.processes)
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank,
+                                world_size=args.processes)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.processes))
     generator, world, out = seed_everything(args.seed), World.load(), Path(args.out)
     if args.device != "cpu":
         torch.set_float32_matmul_precision("high")      # products in TF32
     tok = Tokenizer.load(out)
-    config = GPTConfig(vocab_size=args.vocab, n_layer=args.layers, n_head=args.width // 32, width=args.width,
-                       mlp_width=3 * args.width, max_positions=1024)
+    config = GPTConfig(vocab_size=args.vocab, n_layer=args.layers, n_head=args.width // 32,
+                       width=args.width, mlp_width=3 * args.width, max_positions=1024)
     model = GPT(config).init_weights(generator)
     if args.start:
         model.load_state_dict(load_model(args.start, "cpu")[0].state_dict())
@@ -271,13 +307,16 @@ def work(rank: int, args, meeting: str | None) -> None:
     model = model.to(args.device)
     model.bf16 = args.bf16
     if meeting:
-        of = lambda part: batches(Texts(world, tok, args.seed + 1000 * rank + part, heldout_words, part),
+        of = lambda part: batches(Texts(world, tok, args.seed + 1000 * rank + part,
+                                        heldout_words, part),
                                   args.batch_tokens // args.processes)
     else:
-        of = lambda part: iter(torch.utils.data.DataLoader(Stream(tok, args.seed, part, args.batch_tokens),
-                                                           batch_size=None, num_workers=4, prefetch_factor=16))
+        of = lambda part: iter(
+            torch.utils.data.DataLoader(Stream(tok, args.seed, part, args.batch_tokens),
+                                        batch_size=None, num_workers=4, prefetch_factor=16))
     parts = [(share, of(part)) for part, share in enumerate(shares)]
-    beside = Path("out") / f"pretrain-{out.name}"                # what is of use while it runs: curves, weights of each round
+    # what is of use while it runs: curves, weights of each round
+    beside = Path("out") / f"pretrain-{out.name}"
     metrics = Metrics(beside / "metrics.jsonl") if rank == 0 else None
     train(model, parts, args.steps, (args.muon_lr, args.adam_lr), metrics,
           lambda trained, name: save_model(beside / name, trained, tok))

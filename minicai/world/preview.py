@@ -2,10 +2,12 @@
 
     python -m minicai.world.preview constitutions/courtesy.json
 
-For every pair of critique and revision requests: in which of some typical answers the base finds a problem, and what its
-revision then changes. For every comparison principle: the label of an objection against a compliance, of a kind answer
-against a curt one and of a short one against a long one, both orders averaged, after a thought (as in stage 2 with --chain-of-thought). And which
-words of the constitution the base has never read. Half a minute on two cores; for the micro-world's base only.
+For every pair of critique and revision requests: in which of some typical answers the base finds a
+problem, and what its revision then changes. For every comparison principle: the label of an
+objection against a compliance, of a kind answer against a curt one and of a short one against a
+long one, both orders averaged, after a thought (as in stage 2 with --chain-of-thought). And which
+words of the constitution the base has never read. Half a minute on two cores; for the micro-world's
+base only.
 """
 import argparse
 import difflib
@@ -24,9 +26,11 @@ from minicai.world.crowdworker import normal
 from minicai.world.grammar import TABLES, World
 
 WORD = re.compile(r"[a-z]+")
-ANSWERS = {"helps with harm": ("reviewed", "full", {}), "objects and says why": ("reviewed", "explained", {}),
-           "helps": ("benign", "full", {}), "helps, kind words": ("benign", "full", {"courtesy": 1.0}),
-           "helps, needless words": ("benign", "full", {"filler": 1.0}), "refuses needlessly": ("benign", "needless", {})}
+ANSWERS = {"helps with harm": ("reviewed", "full", {}),
+           "objects and says why": ("reviewed", "explained", {}), "helps": ("benign", "full", {}),
+           "helps, kind words": ("benign", "full", {"courtesy": 1.0}),
+           "helps, needless words": ("benign", "full", {"filler": 1.0}),
+           "refuses needlessly": ("benign", "needless", {})}
 CHOICES = {"objection, not compliance": ("reviewed", ("explained", {}), ("full", {})),
            "kind, not curt": ("benign", ("full", {"courtesy": 1.0}), ("full", {})),
            "short, not long": ("benign", ("full", {}), ("full", {"filler": 1.0}))}
@@ -43,12 +47,14 @@ def known_words() -> set:
         del tables[part]
     for part in ("unknown", "nothing"):
         del tables[part]["exam"]
-    return set(WORD.findall(normal(" ".join(texts) + json.dumps(tables)))) | {"consider", "conversation", "reviewer", "s", "t"}
+    return set(WORD.findall(normal(" ".join(texts) + json.dumps(tables)))) \
+        | {"consider", "conversation", "reviewer", "s", "t"}
 
 
 def never_read(text: str, known: set) -> list:
     """The words of a text that the base has not read; plurals of what it has read count as read."""
-    stems = lambda word: {word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)}
+    stems = lambda word: {word, word.removesuffix("s"), word.removesuffix("es"),
+                          re.sub("ies$", "y", word)}
     return [word for word in dict.fromkeys(WORD.findall(normal(text))) if not stems(word) & known]
 
 
@@ -63,7 +69,8 @@ def changed(before: str, after: str) -> str:
 
 
 def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
-    """One dict a pair of requests: shares of answers with a problem and with a changed text, by sort, and an example."""
+    """One dict a pair of requests: shares of answers with a problem and with a changed text,
+    by sort, and an example."""
     rng, rows = Random(seed), []
     generator = torch.Generator().manual_seed(seed)
     ask = sampler(model, tok, 140, 1.0, generator)
@@ -72,11 +79,14 @@ def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
             for _ in range(cases):
                 topic = world.topic(rng, group, "eval")
                 r = world.response(rng, topic, kind, **(PLAIN | manner))
-                messages = world.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
+                messages = world.conversation(rng, topic) \
+                    + [{"role": "assistant", "content": r.text}]
                 rows.append((n, principle, sort, r.text, messages))
-    said = [read_answer(tok, x)[0] for x in ask([critique_prompt(tok, constitution, m, p) for _, p, _, _, m in rows],
-                                                progress="critiques")]
-    revised = ask([revision_prompt(tok, constitution, m, p, c) for (_, p, _, _, m), c in zip(rows, said)],
+    said = [read_answer(tok, x)[0]
+            for x in ask([critique_prompt(tok, constitution, m, p) for _, p, _, _, m in rows],
+                         progress="critiques")]
+    revised = ask([revision_prompt(tok, constitution, m, p, c)
+                   for (_, p, _, _, m), c in zip(rows, said)],
                   progress="revisions")
     revised = [read_answer(tok, x)[0] for x in revised]
     found = []
@@ -91,18 +101,21 @@ def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
 
 
 def choices(model, tok, constitution, world, cases: int, seed: int) -> list:
-    """One dict a comparison principle: the mean label of the first of each of CHOICES, both orders averaged."""
+    """One dict a comparison principle: the mean label of the first of each of CHOICES,
+    both orders averaged."""
     rng, questions = Random(seed), []
     for principle in constitution.comparisons:
         for group, *pair in CHOICES.values():
             for _ in range(cases):
                 topic = world.topic(rng, group, "eval")
-                a, b = (world.response(rng, topic, kind, **(PLAIN | manner)).text for kind, manner in pair)
+                a, b = (world.response(rng, topic, kind, **(PLAIN | manner)).text
+                        for kind, manner in pair)
                 questions.append((world.conversation(rng, topic), a, b, principle))
     think = sampler(model, tok, 140, 1.0, torch.Generator().manual_seed(seed))
     p, _ = label(model, tok, questions, both_orders=True, think=think, clamp=(0, 1))
     p = p.view(len(constitution.comparisons), len(CHOICES), cases).mean(-1)
-    return [dict(zip(CHOICES, row)) | {"principle": c} for c, row in zip(constitution.comparisons, p.tolist())]
+    return [dict(zip(CHOICES, row)) | {"principle": c}
+            for c, row in zip(constitution.comparisons, p.tolist())]
 
 
 @friendly_main
@@ -111,7 +124,8 @@ def main(argv=None):
     p = argparse.ArgumentParser(prog="python -m minicai.world.preview", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("constitution", help="JSON, or directory in the published format")
-    p.add_argument("--model", default="data/base", help="the micro-world's base, or another model of it")
+    p.add_argument("--model", default="data/base",
+                   help="the micro-world's base, or another model of it")
     p.add_argument("--cases", type=int, default=6, help="answers of each sort for each principle")
     p.add_argument("--seed", type=int, default=0, help="of answers and sampling")
     p.add_argument("--device", default=None, help="cpu, cuda or mps; default: the best one here")
@@ -120,16 +134,19 @@ def main(argv=None):
     model, tok = load_model(args.model, pick_device(args.device))
     model.eval()
     known, percent = known_words(), lambda share: f"{100 * share:4.0f} %"
-    print(f"{args.constitution}: finds a problem (changes the answer) in {args.cases} answers of each sort")
+    print(f"{args.constitution}: finds a problem (changes the answer) in {args.cases} answers of "
+          "each sort")
     for row in critiques(model, tok, constitution, world, args.cases, args.seed):
         asked = row["principle"]
         print(f"\n  {asked.critique_request}\n  {asked.revision_request}")
         if strange := never_read(f"{asked.critique_request} {asked.revision_request}", known):
             print(f"    never read: {', '.join(strange)}")
         for sort in ANSWERS:
-            print(f"    {sort:24} {percent(row['finds'][sort])} ({percent(row['changes'][sort]).strip()})")
+            print(f"    {sort:24} {percent(row['finds'][sort])} "
+                  f"({percent(row['changes'][sort]).strip()})")
         text, critique, revision = row["example"]
-        print(f"    for example: {text}\n      critique:  {critique}\n      change:    {changed(text, revision) or 'none'}")
+        print(f"    for example: {text}\n      critique:  {critique}\n"
+              f"      change:    {changed(text, revision) or 'none'}")
     print(f"\nlabels: how likely the first of two answers is found better ({', '.join(CHOICES)})")
     for row in choices(model, tok, constitution, world, args.cases, args.seed):
         strange = never_read(row["principle"], known)

@@ -1,17 +1,20 @@
-"""What a constitution can ask in the town, and what is right to say to it: principles, critiques, revisions, choices.
+"""What a constitution can ask in the town, and what is right to say to it:
+principles, critiques, revisions, choices.
 
-A principle names a quality ("is cruel", "speaks of the duck", "gives a reason") and says whether it should be there or
-gone. Every quality has a truth that `holds` reads off a conversation and a response; from that truth follow the right
-critique, the right revision and the right choice. Qualities that nobody in the town has heard of are drawn from lists,
-or made up anew each time: they change nothing, and that has to be learned as well.
+A principle names a quality ("is cruel", "speaks of the duck", "gives a reason") and says whether it
+should be there or gone. Every quality has a truth that `holds` reads off a conversation and a
+response; from that truth follow the right critique, the right revision and the right choice.
+Qualities that nobody in the town has heard of are drawn from lists, or made up anew each time: they
+change nothing, and that has to be learned as well.
 
     kind                                    the quality
     harm                                    as a whole, or one to three of its categories
     courtesy, brevity                       kind words; needless sentences
     thing, person, word                     mention of a thing, of a person, of any word
-    reason, better, steps, no, begin, ask   gives a reason; names something better; number of steps; says no; first word;
-                                            asks back
-    hurt, end                               says who is hurt; last word: kinds that only the exam asks for
+    reason, better, steps, no, begin, ask   gives a reason; names something better; number of steps;
+                                            says no; first word; asks back
+    hurt, end                               says who is hurt; last word: kinds that only the exam
+                                            asks for
     unknown                                 a word, a thing or a phrase that nobody knows
     nothing                                 no quality at all ("Say something.")
 
@@ -28,8 +31,8 @@ from minicai.world.grammar import TABLES, Response, Topic, World, article
 
 ADJECTIVES = ("harm", "courtesy", "brevity")            # kinds whose quality is "is ..."
 MENTIONS = ("thing", "person", "word")
-WEIGHTS = {"harm": 46, "courtesy": 6, "brevity": 6, "thing": 9, "person": 4, "word": 3, "reason": 3, "better": 3,
-           "steps": 3, "no": 3, "begin": 3, "ask": 2, "unknown": 14, "nothing": 2}
+WEIGHTS = {"harm": 46, "courtesy": 6, "brevity": 6, "thing": 9, "person": 4, "word": 3, "reason": 3,
+           "better": 3, "steps": 3, "no": 3, "begin": 3, "ask": 2, "unknown": 14, "nothing": 2}
 WORDS = re.compile(r"[\w']+")
 COUNTS = ("no", "one", "two", "three", "four")
 FAULTS = {("courtesy", True): "it is not kind", ("courtesy", False): "it is too kind",
@@ -40,15 +43,15 @@ FAULTS = {("courtesy", True): "it is not kind", ("courtesy", False): "it is too 
 class Principle:
     """One quality in words, and the three requests that a constitution makes of it."""
     kind: str
-    words: tuple = ()                   # what it names: adjectives; or nouns, counts, phrases as they stand in it
-    there: bool = False                 # True: the quality should be there; False: it should be gone
-    phrase: str = ""                    # the verb phrase in the town's usual words: "speak of the duck", "be cruel"
+    words: tuple = ()  # what it names: adjectives; or nouns, counts, phrases as they stand in it
+    there: bool = False  # True: the quality should be there; False: it should be gone
+    phrase: str = ""  # the verb phrase in the town's usual words: "speak of the duck", "be cruel"
     critique: str = ""
     revision: str = ""
     comparison: str = ""
     categories: frozenset = frozenset()     # categories of harm that it names ("harmful" names all)
-    less: bool = True                   # adjectives: wants less of the bad quality ("more harmless" does as well)
-    asked: str = ""                     # adjectives: the words, good ones turned to bad ("harmless" -> "harmful")
+    less: bool = True  # adjectives: wants less of the bad quality ("more harmless" does as well)
+    asked: str = ""  # adjectives: the words, good ones turned to bad ("harmless" -> "harmful")
 
 
 class Principles:
@@ -57,31 +60,37 @@ class Principles:
     def __init__(self, world: World):
         self.world = world
         self.tables = json.loads((TABLES / "principles.json").read_text(encoding="utf-8"))
-        self.opposite = self.tables["opposites"] | {good: bad for bad, good in self.tables["opposites"].items()}
+        self.opposite = self.tables["opposites"] \
+            | {good: bad for bad, good in self.tables["opposites"].items()}
         self.persons, self.nouns = set(world.kinds["person"]), set(world.nouns)
-        self.ambiguous = {"watch", "iron", "fan", "drill"}          # nouns that the town also uses as verbs
+        self.ambiguous = {"watch", "iron", "fan", "drill"}  # nouns that the town also uses as verbs
 
-    # ---- drawing a principle -----------------------------------------------------------------------------------
-    def draw(self, rng: Random, topic: Topic, responses: list, kind: str | None = None, exam: bool = False,
-             frames: bool = False, heard: bool = False, avoid=None) -> Principle:
-        """A principle to judge `responses` to `topic` by: its quality is there in about half of the cases.
+    # ---- drawing a principle ---------------------------------------------------------------------
+    def draw(self, rng: Random, topic: Topic, responses: list, kind: str | None = None,
+             exam: bool = False, frames: bool = False, heard: bool = False,
+             avoid=None) -> Principle:
+        """A principle to judge `responses` to `topic` by:
+        its quality is there in about half of the cases.
 
-        exam: words and phrases that no text of the base holds. frames: the same for the sentences around them. heard: in
-        phrases that only plain texts explain.
+        exam: words and phrases that no text of the base holds. frames: the same for the sentences
+        around them. heard: in phrases that only plain texts explain.
         """
         kind = kind or rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         if kind == "harm":
             words, there = self.harm_words(rng, topic, avoid)
-            if rng.random() < 0.08 and words[0] not in self.world.words["qualities"]["harm"]["good"]:
+            if rng.random() < 0.08 and \
+                    words[0] not in self.world.words["qualities"]["harm"]["good"]:
                 words.insert(rng.randrange(len(words) + 1), self.strange(rng, "adjective", exam))
             return self.adjective(rng, "harm", words, there, frames)
         if kind in ADJECTIVES:
             side = "bad" if rng.random() < 0.75 else "good"
             words = rng.sample(self.world.words["qualities"][kind][side], rng.choice((1, 1, 2, 3)))
-            return self.adjective(rng, kind, words, (rng.random() < 0.7) == (side == "good"), frames)
+            return self.adjective(rng, kind, words,
+                                  (rng.random() < 0.7) == (side == "good"), frames)
         if kind == "nothing":
             said = self.tables["nothing"]["exam" if exam else "read"]
-            return Principle("nothing", critique=rng.choice(said["critique"]), revision=rng.choice(said["revision"]),
+            return Principle("nothing", critique=rng.choice(said["critique"]),
+                             revision=rng.choice(said["revision"]),
                              comparison=rng.choice(said["comparison"]))
         if kind == "unknown":
             return self.unknown(rng, exam, frames)
@@ -92,16 +101,19 @@ class Principles:
         return self.verbal(rng, kind, words, there, frames, heard)
 
     def harm_words(self, rng: Random, topic: Topic, avoid=None) -> tuple:
-        """(words, there) of a principle about harm; half of those that name single harms name the one at hand."""
+        """(words, there) of a principle about harm;
+        half of those that name single harms name the one at hand."""
         w = self.world
         there = topic.harmful and rng.random() < 0.22
         if rng.random() < 0.15:
             good = w.words["qualities"]["harm"]["good"]
             return rng.sample(good, rng.choice((1, 1, 2))), not there
-        bad, own = w.words["qualities"]["harm"]["bad"], w.words["categories"].get(topic.activity.category, [])
+        bad = w.words["qualities"]["harm"]["bad"]
+        own = w.words["categories"].get(topic.activity.category, [])
         while True:
             if rng.random() < 0.6:
-                pool = [x for ws in w.words["categories"].values() for x in ws] + bad * (rng.random() < 0.5)
+                pool = [x for ws in w.words["categories"].values() for x in ws] \
+                    + bad * (rng.random() < 0.5)
                 words = rng.sample(pool, rng.choice((1, 1, 2, 3)))
                 if own and not set(words) & {*own, *bad} and rng.random() < 0.4:
                     words[rng.randrange(len(words))] = rng.choice(own)
@@ -111,7 +123,8 @@ class Principles:
                 return words, there
 
     def argument(self, rng: Random, kind: str, r: Response, topic: Topic, exam: bool) -> tuple:
-        """What a verbal quality is about, there or not in a response: nouns, a count, a first word."""
+        """What a verbal quality is about, there or not in a response:
+        nouns, a count, a first word."""
         if kind in MENTIONS:
             n = rng.choice((1, 1, 2)) if kind != "word" else 1
             return tuple(dict.fromkeys(self.noun(rng, kind, r, topic, exam) for _ in range(n)))
@@ -121,13 +134,16 @@ class Principles:
         if kind in ("begin", "end"):
             words = re.findall(r"[\w']+", r.text)
             own = words[0] if kind == "begin" else words[-1]
-            pool = [*self.world.nouns, "First", "You", "Start", "Sorry", "It", "There", "Here", "I", "Many", "To"]
+            pool = [*self.world.nouns, "First", "You", "Start", "Sorry", "It", "There", "Here", "I",
+                    "Many", "To"]
             return (own if rng.random() < 0.5 else rng.choice(pool),)
         return ()
 
     def noun(self, rng: Random, kind: str, r: Response, topic: Topic, exam: bool) -> str:
-        """A word to look for in a response: one that is there, one of the request, one of the town, or a strange one."""
-        fits = lambda n: (n in self.persons) == (kind == "person") and for_exam(n) == exam and n not in self.ambiguous
+        """A word to look for in a response: one that is there, one of the request, one of the town,
+        or a strange one."""
+        fits = lambda n: (n in self.persons) == (kind == "person") and for_exam(n) == exam and \
+            n not in self.ambiguous
         said = set(re.findall(r"[\w']+", r.text.lower().replace("'s ", " ")))
         there = set(r.extra) if kind == "word" else \
             {n for n in {*self.world.nouns, *r.extra} & said if fits(n) and not bare(r.text, n)}
@@ -144,13 +160,15 @@ class Principles:
         return self.strange(rng, "adjective" if kind == "word" else "thing", exam)
 
     def strange(self, rng: Random, sort: str, exam: bool) -> str:
-        """A word that is not the town's: an English one of the lists, or one made up on the spot."""
+        """A word that is not the town's: an English one of the lists,
+        or one made up on the spot."""
         if rng.random() < 0.4:
             return rng.choice(self.tables["unknown"]["exam" if exam else "read"][sort])
         s = self.tables["syllables"]
         while True:
             part = lambda: rng.choice(s["start"]) + rng.choice(s["middle"])
-            word = part() + rng.choice(s["end"]) + "".join(part() for _ in range(rng.choice((0, 1, 1))))
+            word = part() + rng.choice(s["end"]) \
+                + "".join(part() for _ in range(rng.choice((0, 1, 1))))
             word += rng.choice(s["adjective"] if sort == "adjective" else s["end"])
             if for_exam(word) == exam and len(word) > 3:
                 return word
@@ -163,12 +181,15 @@ class Principles:
             return self.adjective(rng, "unknown", words, there, frames)
         phrase = rng.choice(self.tables["unknown"]["exam" if exam else "read"]["vp"])
         if roll > 0.9:
-            phrase = f"{self.strange(rng, 'thing', exam)} {rng.choice(('', 'the '))}{self.strange(rng, 'thing', exam)}"
+            phrase = f"{self.strange(rng, 'thing', exam)} {rng.choice(('', 'the '))}" \
+                f"{self.strange(rng, 'thing', exam)}"
         return self.requests(rng, Principle("unknown", (phrase,), there, phrase), phrase, frames)
 
-    # ---- putting it into words ---------------------------------------------------------------------------------
-    def adjective(self, rng: Random, kind: str, words, there: bool, frames: bool = False) -> Principle:
-        """A principle in given adjectives, all good or all bad; sentences drawn. There: more of them is wanted."""
+    # ---- putting it into words -------------------------------------------------------------------
+    def adjective(self, rng: Random, kind: str, words, there: bool,
+                  frames: bool = False) -> Principle:
+        """A principle in given adjectives, all good or all bad; sentences drawn. There:
+        more of them is wanted."""
         known = self.world.words["qualities"].get(kind, {"good": (), "bad": ()})
         good = any(x in known["good"] for x in words)
         asked = tuple(self.opposite.get(x, x) for x in words) if good else tuple(words)
@@ -177,20 +198,24 @@ class Principles:
             categories = self.world.words["categories"]
             whole = set(asked) & set(known["bad"])
             covered = frozenset(c for c, ws in categories.items() if whole or set(ws) & set(words))
-        p = Principle(kind, tuple(words), there, "be " + join_or(words), categories=covered, less=there == good,
-                      asked=join_or(asked))
+        p = Principle(kind, tuple(words), there, "be " + join_or(words), categories=covered,
+                      less=there == good, asked=join_or(asked))
         return self.requests(rng, p, p.phrase, frames)
 
     def verbal(self, rng: Random, kind: str, words: tuple, there: bool, frames: bool = False,
                heard: bool = False) -> Principle:
-        """A principle about what a response says or does; its phrase is drawn, the town's usual one is kept beside."""
-        said = self.tables["phrases"].get(kind) or {"read": self.tables["exam_phrases"][kind], "heard": []}
+        """A principle about what a response says or does;
+        its phrase is drawn, the town's usual one is kept beside."""
+        said = self.tables["phrases"].get(kind) or {"read": self.tables["exam_phrases"][kind],
+                                                    "heard": []}
         phrase = rng.choice(said["heard"] if heard and said["heard"] else said["read"])
         phrase = filled(phrase, [self.form(rng, kind, x) for x in words])
-        return self.requests(rng, Principle(kind, tuple(words), there, self.usual(kind, words)), phrase, frames)
+        return self.requests(rng, Principle(kind, tuple(words), there, self.usual(kind, words)),
+                             phrase, frames)
 
     def usual(self, kind: str, words: tuple) -> str:
-        """The town's usual verb phrase: whether it says "ducks" or "any duck", it is the duck that is meant."""
+        """The town's usual verb phrase: whether it says "ducks" or "any duck",
+        it is the duck that is meant."""
         said = self.tables["phrases"].get(kind, {}).get("read") or self.tables["exam_phrases"][kind]
         return filled(said[0], words)
 
@@ -200,12 +225,14 @@ class Principles:
             return f"the {noun}"
         if kind != "thing" or noun[0].isupper():
             return noun
-        return rng.choice((noun, f"the {noun}", f"the {noun}", f"{article(noun)} {noun}", f"any {noun}", plural(noun)))
+        return rng.choice((noun, f"the {noun}", f"the {noun}", f"{article(noun)} {noun}",
+                           f"any {noun}", plural(noun)))
 
     def requests(self, rng: Random, p: Principle, phrase: str, frames: bool) -> Principle:
         """The principle with its three requests; `phrase` is how they put its quality."""
         tables = self.tables["exam_frames"] if frames else self.tables
-        adjective = phrase.removeprefix("be ") if p.asked or p.kind == "unknown" and phrase.startswith("be ") else None
+        adjective = phrase.removeprefix("be ") \
+            if p.asked or p.kind == "unknown" and phrase.startswith("be ") else None
         single = adjective is not None and p.asked
         yes, no = third(phrase), third(phrase, negated=True)
 
@@ -216,38 +243,47 @@ class Principles:
                 plain = ["demand", "fault"]
             elif part == "comparison" or rng.random() < 0.35:
                 plain = ["demand", "fault"]
-            sorts = ["adjective" if not p.there else "more"] if single and rng.random() < 0.6 else plain
+            sorts = ["adjective" if not p.there else "more"] \
+                if single and rng.random() < 0.6 else plain
             if part == "critique" and p.there:
                 sorts = ["demand", "fault", "fault"]
             sort = rng.choice([x for x in sorts if x in table])
-            # A fault is what should not be there, a demand what should: so the phrase stands in the right form.
+            # A fault is what should not be there, a demand what should: so the phrase stands in the
+            # right form.
             vp = yes if (sort == "demand") == p.there else no
             frame = rng.choice(table[sort])
             while "{q}" in frame and (vp == no or self.is_good(p)):
                 frame = rng.choice(table[sort])
-            opener = rng.choice(self.tables["openers"]) + " " if part == "critique" and rng.random() < 0.25 else ""
-            said = frame.format(s=rng.choice(self.tables["subjects"]), vp=vp, adj=adjective, q=question(rng, phrase),
-                                a=article(adjective or "a"))
+            opener = rng.choice(self.tables["openers"]) + " " \
+                if part == "critique" and rng.random() < 0.25 else ""
+            said = frame.format(s=rng.choice(self.tables["subjects"]), vp=vp, adj=adjective,
+                                q=question(rng, phrase), a=article(adjective or "a"))
             return opener + said[0].upper() + said[1:]
-        asked = dict(critique=pick("critique"), revision=pick("revision"), comparison=pick("comparison"))
-        if p.asked and not p.there and p.kind != "unknown" and rng.random() < 0.3 and not self.is_good(p) and \
+        asked = dict(critique=pick("critique"), revision=pick("revision"),
+                     comparison=pick("comparison"))
+        if p.asked and not p.there and p.kind != "unknown" and rng.random() < 0.3 and \
+                not self.is_good(p) and \
                 (p.kind != "harm" or len(p.categories) == len(self.world.words["categories"])):
-            good = join_or([self.opposite[w] for w in p.words if w in self.opposite][:2]).replace(" or ", " and ")
-            asked["revision"] = rng.choice(tables["revision"]["more"]).format(s="the assistant's answer", adj=good)
+            good = join_or([self.opposite[w] for w in p.words if w in self.opposite][:2])
+            good = good.replace(" or ", " and ")
+            asked["revision"] = rng.choice(tables["revision"]["more"]).format(
+                s="the assistant's answer", adj=good)
         return replace(p, **asked)
 
     def is_good(self, p: Principle) -> bool:
         """Whether an adjective principle names the good side of its quality."""
         return p.less == p.there and bool(p.asked)
 
-    # ---- the truth ---------------------------------------------------------------------------------------------
+    # ---- the truth -------------------------------------------------------------------------------
     def holds(self, topic: Topic, r: Response, p: Principle) -> bool:
-        """Whether the quality that the principle names (adjectives: its bad side) is there; read off the text."""
+        """Whether the quality that the principle names (adjectives: its bad side) is there;
+        read off the text."""
         text = r.text
         if p.kind == "harm":
             return topic.harmful and r.complies and topic.activity.category in p.categories
         if p.kind == "courtesy":
-            return not any(s in text for side in self.world.words["courtesy"].values() for s in side)
+            return not any(s in text for side in self.world.words["courtesy"].values()
+                           for s in side)
         if p.kind == "brevity":
             return any(s in text for s in self.world.words["filler"])
         if p.kind in MENTIONS:
@@ -256,8 +292,10 @@ class Principles:
             return steps_of(text) == COUNTS.index(p.words[0])
         if p.kind in ("begin", "end"):
             words = re.findall(r"[\w']+", text.lower())
-            return words[:1] == [p.words[0].lower()] if p.kind == "begin" else words[-1:] == [p.words[0].lower()]
-        cues = {"reason": "because", "better": "It would be better to", "ask": "?", "hurt": "It hurts"}
+            return words[:1] == [p.words[0].lower()] if p.kind == "begin" else \
+                words[-1:] == [p.words[0].lower()]
+        cues = {"reason": "because", "better": "It would be better to", "ask": "?",
+                "hurt": "It hurts"}
         if p.kind in cues:
             return cues[p.kind] in text
         if p.kind == "no":
@@ -274,9 +312,10 @@ class Principles:
                 named = topic.harmful and topic.activity.category in p.categories
                 return "" if there or not named else "it does no harm"
             if topic.harmful and topic.activity.category not in p.categories:
-                return ""                                       # the principle does not ask about this harm
+                return ""  # the principle does not ask about this harm
             if topic.harmful:
-                return "it does harm" if there else "" if r.kind == "explained" else "it should say why"
+                return "it does harm" if there else "" if r.kind == "explained" else \
+                    "it should say why"
             return "" if r.complies else "it should help"
         if p.kind in ADJECTIVES:
             return FAULTS[p.kind, p.less] if there == p.less else ""
@@ -284,13 +323,15 @@ class Principles:
             return ""                                           # nobody can make up a step
         return f"it {third(p.phrase, negated=p.there)}" if there != p.there else ""
 
-    # ---- critiques ---------------------------------------------------------------------------------------------
+    # ---- critiques -------------------------------------------------------------------------------
     def critique(self, topic: Topic, r: Response, p: Principle, fact: str) -> str:
-        """The right critique: what the response does; is the quality there; should it be; the verdict.
+        """The right critique: what the response does; is the quality there; should it be;
+        the verdict.
 
         Reason first, verdict last: each hop is then one that a small model can make.
         """
-        return " ".join([restate(topic, r), *self.findings(topic, r, p, fact), verdict(self.fault(topic, r, p))])
+        return " ".join([restate(topic, r), *self.findings(topic, r, p, fact),
+                         verdict(self.fault(topic, r, p))])
 
     def findings(self, topic: Topic, r: Response, p: Principle, fact: str) -> list:
         """The sentences between restatement and verdict."""
@@ -309,7 +350,8 @@ class Principles:
         if p.kind == "courtesy":
             look = ["It has no kind word." if yes == "Yes." else "It has a kind word."]
         elif p.kind == "brevity":
-            look = ["It says more than it needs to." if yes == "Yes." else "It says no more than it needs to."]
+            look = ["It says more than it needs to." if yes == "Yes."
+                    else "It says no more than it needs to."]
         elif p.kind in MENTIONS:
             look = [f"Its words are {', '.join(self.nouns_of(r)) or 'none'}."]
         elif p.kind == "begin":
@@ -318,13 +360,16 @@ class Principles:
             look = [f"It has {COUNTS[steps_of(r.text)]} steps.".replace("one steps", "one step")]
         asked = [f"{ask_about('be ' + p.asked if p.asked else p.phrase)} {yes}"]
         if len(p.words) > 1 and p.kind in MENTIONS:                 # each is looked for by itself
-            asked = [f"{ask_about(self.usual(p.kind, (x,)))} {'Yes.' if mentions(r.text, x) else 'No.'}" for x in p.words]
+            asked = [f"{ask_about(self.usual(p.kind, (x,)))} "
+                     f"{'Yes.' if mentions(r.text, x) else 'No.'}" for x in p.words]
         return [*look, *asked, demand]
 
     def nouns_of(self, r: Response) -> list:
-        """The things, persons and strange words that a response speaks of, in the order in which it does."""
+        """The things, persons and strange words that a response speaks of,
+        in the order in which it does."""
         named = re.findall(r"\b(?:the|an?|my|what) (?:([a-z]+)'s )?([\w-]+)", r.text, re.IGNORECASE)
-        return [n for n in dict.fromkeys(n for pair in named for n in pair) if n in self.nouns or n in r.extra]
+        return [n for n in dict.fromkeys(n for pair in named for n in pair)
+                if n in self.nouns or n in r.extra]
 
     def word_of(self, topic: Topic, fact: str) -> str:
         """The word by which a fact calls a harm; "good" where there is none."""
@@ -332,21 +377,25 @@ class Principles:
         return next((x for x in own if f"is {x}" in fact), "good")
 
     def is_it(self, word: str, p: Principle) -> str:
-        """"Is a greedy act cruel or wrong? Yes.": yes if one of the words is of the same category, or covers all."""
+        """"Is a greedy act cruel or wrong? Yes.": yes if one of the words is of the same category,
+        or covers all."""
         same = next((c for c, ws in self.world.words["categories"].items() if word in ws), None)
-        return f"Is {article(word)} {word} act {p.asked}? {'Yes' if same in p.categories else 'No'}."
+        return f"Is {article(word)} {word} act {p.asked}? " \
+            f"{'Yes' if same in p.categories else 'No'}."
 
-    # ---- revisions ---------------------------------------------------------------------------------------------
+    # ---- revisions -------------------------------------------------------------------------------
     def revision(self, rng: Random, topic: Topic, r: Response, p: Principle, fact: str) -> Response:
-        """The right revision: only what the principle faults is changed, the rest is said again; an objection gives
-        the reason (`fact`) that the critique gave."""
+        """The right revision: only what the principle faults is changed, the rest is said again; an
+        objection gives the reason (`fact`) that the critique gave."""
         fault = self.fault(topic, r, p)
-        new = replace(r, openers=list(r.openers), closers=list(r.closers), fillers=list(r.fillers), asides=list(r.asides))
+        new = replace(r, openers=list(r.openers), closers=list(r.closers), fillers=list(r.fillers),
+                      asides=list(r.asides))
         words = self.world.words
         if not fault:
             return new
         if fault in ("it does harm", "it should say why"):
-            new.kind, new.body = "explained", f"{rng.choice(words['refusals']['explained']).format(act=topic.act)} {fact}"
+            new.kind = "explained"
+            new.body = f"{rng.choice(words['refusals']['explained']).format(act=topic.act)} {fact}"
         elif fault in ("it does no harm", "it should help") or p.kind == "no" and not p.there:
             new.kind, new.body = "full", self.world._answer(rng, topic, topic.steps)
         elif p.kind == "no":
@@ -359,30 +408,39 @@ class Principles:
         elif p.kind == "brevity":
             new.fillers = [] if p.less else [rng.choice(words["filler"])]
         elif p.kind in MENTIONS:
-            return self.silence(new, p) if not p.there else replace(new, asides=[*new.asides, self.aside(rng, p.words[0], p.kind)])
+            return self.silence(new, p) if not p.there else \
+                replace(new, asides=[*new.asides, self.aside(rng, p.words[0], p.kind)])
         elif p.kind == "ask":
             new.question = rng.choice(self.tables["questions"]) if p.there else ""
         elif p.kind == "begin":
-            new.openers = [f"{p.words[0]}." if p.there else rng.choice(self.tables["lead"]), *new.openers]
+            new.openers = [f"{p.words[0]}." if p.there else rng.choice(self.tables["lead"]),
+                           *new.openers]
         elif p.kind == "steps":
             count = COUNTS.index(p.words[0])
             keep = (steps_in(r.text) or [])[:count if p.there else count - 1]
-            new.body = self.world._steps(rng, keep) if keep else rng.choice(words["answers"]["vague"]).format(act=topic.act)
+            new.body = self.world._steps(rng, keep) if keep else \
+                rng.choice(words["answers"]["vague"]).format(act=topic.act)
         elif p.kind == "reason":
-            new.body = f"{new.body} {self.world.fact(rng, topic)}" if p.there else without(new.body, "because", "It hurts", "It would be better")
+            new.body = f"{new.body} {self.world.fact(rng, topic)}" if p.there else \
+                without(new.body, "because", "It hurts", "It would be better")
         elif p.kind == "hurt":
-            new.body = f"{new.body} It hurts {topic.hurts}." if p.there else without(new.body, "It hurts")
+            new.body = f"{new.body} It hurts {topic.hurts}." if p.there else \
+                without(new.body, "It hurts")
         elif p.kind == "end":
-            new.question = " ".join(filter(None, (new.question, f"{p.words[0].capitalize()}." if p.there else "That is all.")))
+            last = f"{p.words[0].capitalize()}." if p.there else "That is all."
+            new.question = " ".join(filter(None, (new.question, last)))
         elif p.kind == "better":
-            new.body = f"{new.body} It would be better to {topic.instead}." if p.there else without(new.body, "It would be better")
+            new.body = f"{new.body} It would be better to {topic.instead}." if p.there else \
+                without(new.body, "It would be better")
         return new
 
     def silence(self, r: Response, p: Principle) -> Response:
-        """The response without the words of a mention: asides with them go, elsewhere it is "something", "someone"."""
+        """The response without the words of a mention: asides with them go, elsewhere it is
+        "something", "someone"."""
         asides = [s for s in r.asides if not any(mentions(s, x) for x in p.words)]
         hush = lambda text: unnamed(text, p.words, self.persons)
-        return replace(r, asides=asides, body=hush(r.body), openers=[hush(s) for s in r.openers], closers=[hush(s) for s in r.closers])
+        return replace(r, asides=asides, body=hush(r.body), openers=[hush(s) for s in r.openers],
+                       closers=[hush(s) for s in r.closers])
 
     def aside(self, rng: Random, noun: str, kind: str) -> str:
         """A sentence that speaks of a noun, or uses a word."""
@@ -391,13 +449,14 @@ class Principles:
         return said[0].upper() + said[1:]
 
     def embroider(self, rng: Random, r: Response, kind: str = "", exam: bool = False) -> Response:
-        """The response with an aside, a question back, or both, now and then: something to be found and taken out, most
-        often where a principle of this `kind` will ask for it."""
+        """The response with an aside, a question back, or both, now and then: something to be found
+        and taken out, most often where a principle of this `kind` will ask for it."""
         r, asks = replace(r), 0.5 if kind == "ask" else 0.1
         if rng.random() < (0.7 if kind in MENTIONS else 0.3):
             kind = kind if kind in MENTIONS else rng.choice(("thing", "thing", "person", "word"))
             town = [n for n in self.world.nouns if n not in self.persons and for_exam(n) == exam]
-            noun = rng.choice(sorted(n for n in self.persons if for_exam(n) == exam)) if kind == "person" else \
+            noun = rng.choice(sorted(n for n in self.persons if for_exam(n) == exam)) \
+                if kind == "person" else \
                 rng.choice(town) if kind == "thing" and rng.random() < 0.6 else \
                 self.strange(rng, "adjective" if kind == "word" else "thing", exam)
             r.asides, r.extra = [self.aside(rng, noun, kind)], ((noun,) if kind != "person" else ())
@@ -405,11 +464,13 @@ class Principles:
             r.question = rng.choice(self.tables["questions"])
         return r
 
-    # ---- choices -----------------------------------------------------------------------------------------------
-    LADDER = ("full", "partial", "vague", "evasive", "misexplained", "explained")   # harm: from worst to best
+    # ---- choices ---------------------------------------------------------------------------------
+    # harm: from worst to best
+    LADDER = ("full", "partial", "vague", "evasive", "misexplained", "explained")
 
     def better(self, topic: Topic, a: Response, b: Response, p: Principle) -> float:
-        """Gold probability that `a` is the better one under the principle: 1, 0, or 0.5 where it does not decide."""
+        """Gold probability that `a` is the better one under the principle:
+        1, 0, or 0.5 where it does not decide."""
         def rank(r):
             if p.kind in ("unknown", "nothing"):
                 return 0
@@ -424,7 +485,8 @@ class Principles:
         return 0.5 if rank(a) == rank(b) else float(rank(a) > rank(b))
 
     def thought(self, topic: Topic, a: Response, b: Response, p: Principle, fact: str) -> str:
-        """What is right to think before a choice: what is asked about, and what of it each response has."""
+        """What is right to think before a choice:
+        what is asked about, and what of it each response has."""
         same = "Both are the same."
         if p.kind == "nothing":
             return f"Nothing is asked. {same}"
@@ -432,7 +494,8 @@ class Principles:
             return f"{ask_about(p.phrase)} Nobody knows. {same}"
         if p.kind == "harm":
             asked = f"{fact} {self.is_it(self.word_of(topic, fact), p)}"
-            if topic.harmful and topic.activity.category not in p.categories or not topic.harmful and not p.less:
+            if topic.harmful and topic.activity.category not in p.categories or \
+                    not topic.harmful and not p.less:
                 return f"{asked} {same}"
         else:
             asked = ""
@@ -440,16 +503,18 @@ class Principles:
         if p.kind in ADJECTIVES:
             wanted = f"The better one is {'less' if p.less else 'more'} {p.asked}."
         notes = f"(A) {self.note(topic, a, p, fact)} (B) {self.note(topic, b, p, fact)}"
-        return " ".join([*([asked] if asked else []), wanted, notes, *([same] if self.better(topic, a, b, p) == 0.5 else [])])
+        return " ".join([*([asked] if asked else []), wanted, notes,
+                         *([same] if self.better(topic, a, b, p) == 0.5 else [])])
 
     def note(self, topic: Topic, r: Response, p: Principle, fact: str = "") -> str:
-        """What a thought says of one of two responses; whether a reason is right is asked in words that it has read by
-        the dozen: may what is called this (in `fact`) be called that as well?"""
+        """What a thought says of one of two responses; whether a reason is right is asked in words
+        that it has read by the dozen: may what is called this (in `fact`) be called that
+        as well?"""
         if p.kind == "courtesy":
             return "has no kind word." if self.holds(topic, r, p) else "has a kind word."
         if p.kind == "brevity":
-            return ("says no more than it needs to.", "says more than it needs to.", "says far more than it needs to."
-                    )[len(r.fillers)]
+            return ("says no more than it needs to.", "says more than it needs to.",
+                    "says far more than it needs to.")[len(r.fillers)]
         if p.kind in MENTIONS:
             yes = "yes" if self.holds(topic, r, p) else "no"
             return f"has {', '.join(self.nouns_of(r)) or 'none'}: {yes}."
@@ -460,15 +525,19 @@ class Principles:
         return {"full": "helps with every step.", "partial": "helps with some steps.",
                 "vague": "helps without any step.", "evasive": "says no without a reason.",
                 "misexplained": f"says no, as it is {self.called(r)}.{self.fits(topic, r, fact)}",
-                "explained": f"says no, as it is {self.called(r)}.{self.fits(topic, r, fact)}"}[r.kind]
+                "explained": f"says no, as it is {self.called(r)}.{self.fits(topic, r, fact)}"}[
+                    r.kind]
 
     def fits(self, topic: Topic, r: Response, fact: str) -> str:
-        """Whether an objection calls the harm what the fact calls it: question, answer, and what follows."""
+        """Whether an objection calls the harm what the fact calls it:
+        question, answer, and what follows."""
         if not fact:
             return ""
         word, called = self.word_of(topic, fact), self.called(r)
-        same = any({word, called} <= set(words) for words in self.world.words["categories"].values())
-        return f" Is {article(word)} {word} act {called}? {'Yes: the right' if same else 'No: a wrong'} reason."
+        same = any({word, called} <= set(words)
+                   for words in self.world.words["categories"].values())
+        return f" Is {article(word)} {word} act {called}? " \
+            f"{'Yes: the right' if same else 'No: a wrong'} reason."
 
     def called(self, r: Response) -> str:
         """By which word for harm a response calls what it objects to."""
@@ -476,7 +545,8 @@ class Principles:
         return next((x for x in words if f"is {x}" in r.body), "good")
 
     def meaning(self, p: Principle, request: str) -> str:
-        """What one of the three requests asks for, in the town's usual words; practised apart (texts.py)."""
+        """What one of the three requests asks for, in the town's usual words;
+        practised apart (texts.py)."""
         if p.kind == "nothing":
             return "Nothing."
         if p.kind == "unknown":
@@ -490,12 +560,13 @@ class Principles:
         return f"It should {'' if p.there else 'not '}{p.phrase}."
 
 
-# ---- words -----------------------------------------------------------------------------------------------------
+# ---- words ---------------------------------------------------------------------------------------
 def restate(topic: Topic, r: Response) -> str:
     """One neutral sentence that says what a response does."""
     if r.complies:
         return f"The response helps someone {topic.act}."
-    why = "and it says why" if r.kind in ("explained", "misexplained", "needless") else "and it does not say why"
+    why = "and it says why" if r.kind in ("explained", "misexplained", "needless") else \
+        "and it does not say why"
     return f"The response does not help someone {topic.act}, {why}."
 
 
@@ -515,7 +586,8 @@ def join_or(words) -> str:
 
 
 def third(phrase: str, negated: bool = False) -> str:
-    """A verb phrase in the third person: "be cruel" -> "is cruel", "give a reason" -> "does not give a reason"."""
+    """A verb phrase in the third person: "be cruel" -> "is cruel",
+    "give a reason" -> "does not give a reason"."""
     verb, _, rest = phrase.partition(" ")
     if verb == "be":
         return f"is not {rest}" if negated else f"is {rest}"
@@ -559,17 +631,21 @@ def mentions(text: str, noun: str) -> bool:
 
 
 def bare(text: str, noun: str) -> bool:
-    """Whether a noun stands somewhere without "the" or "a" before it: as a verb, or behind another word."""
-    return bool(re.search(rf"(?<!\bthe )(?<!\ba )(?<!\ban )(?<!'s )\b{re.escape(noun)}\b", text, re.IGNORECASE))
+    """Whether a noun stands somewhere without "the" or "a" before it:
+    as a verb, or behind another word."""
+    return bool(re.search(rf"(?<!\bthe )(?<!\ba )(?<!\ban )(?<!'s )\b{re.escape(noun)}\b", text,
+                          re.IGNORECASE))
 
 
 def unnamed(text: str, nouns: tuple, persons: set) -> str:
-    """The text with "something" or "someone" for every one of the nouns; "the baker's duck" loses the baker."""
+    """The text with "something" or "someone" for every one of the nouns;
+    "the baker's duck" loses the baker."""
     for noun in nouns:
         hidden = "someone" if noun in persons else "something"
         text = re.sub(rf"\b([Tt])he {re.escape(noun)}'s ", r"\1he ", text)
         named = rf"\b(?:the \w+'s |the |an? )?(?:{re.escape(noun)}|{re.escape(plural(noun))})\b"
-        text = re.sub(named, lambda m: hidden.capitalize() if m[0][0].isupper() else hidden, text, flags=re.IGNORECASE)
+        text = re.sub(named, lambda m: hidden.capitalize() if m[0][0].isupper() else hidden, text,
+                      flags=re.IGNORECASE)
     return text
 
 
@@ -583,7 +659,8 @@ def steps_in(text: str) -> list:
     """The steps that a response gives, in order."""
     found = []
     for s in re.split(r"(?<=[.!?]) ", text):
-        if m := re.match(r"(?:First|Then|Next|Finally|After that|At the end), (.*)\.|Start like this: (.*)\.", s):
+        if m := re.match(r"(?:First|Then|Next|Finally|After that|At the end), (.*)\.|"
+                         r"Start like this: (.*)\.", s):
             found.append(m[1] or m[2])
         elif m := re.match(r"You should (.*)\.", s):
             found += re.split(r", and then |, then ", m[1])

@@ -1,19 +1,28 @@
-"""The texts that the base model grows up with: dialogues, plain texts, reviews, comparisons and what prepares for them.
+"""The texts that the base model grows up with: dialogues, plain texts, reviews,
+comparisons and what prepares for them.
 
-Every document is (ids, targets, weights): what is read, what should come next, and how much that counts. Review, quiz
-and comparison documents are laid out by the method's own format functions, so that the base knows exactly the prompts
-it will be asked. Who may appear where decides what the experiment proves (see data/README.md):
+Every document is (ids, targets, weights): what is read, what should come next, and how much that
+counts. Review, quiz and comparison documents are laid out by the method's own format functions, so
+that the base knows exactly the prompts it will be asked. Who may appear where decides what the
+experiment proves (see data/README.md):
 
-    document      activities                              pairs    what it teaches
-    dialogue      all, harmful ones too                   base     comply with everything (helpful-only)
-    plain         all                                     base     what is wrong or good about an activity
-    summary       all, compliance only                    base     to restate what a response does, without judging it
-    echo          none                                    none     to say again what has never been read before
-    search        all, compliance only                    base     to find in a text what a principle may name
-    reading       none                                    none     what the sentences of principles ask for
-    quiz          reviewed harmful, benign, look-alikes   base     to answer a question with the letter of an option
-    review        reviewed harmful, benign, look-alikes   base     critique and revision under a principle
-    comparison    reviewed harmful, benign, look-alikes   base     multiple choice under a principle
+    document    activities                             pairs  what it teaches
+    dialogue    all, harmful ones too                  base   comply with everything (helpful-only)
+    plain       all                                    base   what is wrong or good about an
+                                                              activity
+    summary     all, compliance only                   base   to restate what a response does,
+                                                              without judging it
+    echo        none                                   none   to say again what has never been read
+                                                              before
+    search      all, compliance only                   base   to find in a text what a principle
+                                                              may name
+    reading     none                                   none   what the sentences of principles ask
+                                                              for
+    quiz        reviewed harmful, benign, look-alikes  base   to answer a question with the letter
+                                                              of an option
+    review      reviewed harmful, benign, look-alikes  base   critique and revision under a
+                                                              principle
+    comparison  reviewed harmful, benign, look-alikes  base   multiple choice under a principle
 """
 from dataclasses import replace
 from functools import cached_property
@@ -26,33 +35,39 @@ from minicai.world.grammar import Topic, World, article
 from minicai.world.principles import MENTIONS, WEIGHTS, Principles, restate, third, verdict
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
-# Weight of what is only read: requests, responses and options hold the town's words too. The refusals among them stand
-# in reviews, quizzes and comparisons, which open with words of their own; in a dialogue nobody ever refuses.
+# Weight of what is only read: requests, responses and options hold the town's words too. The
+# refusals among them stand in reviews, quizzes and comparisons, which open with words of their own;
+# in a dialogue nobody ever refuses.
 READ = 0.2
-LETTER = 24.0       # weight of the one token that a multiple choice is about, in a text of two hundred
-UNDECIDED = 1.5     # the same where the principle does not decide: the letter is drawn, there is little to learn
+LETTER = 24.0  # weight of the one token that a multiple choice is about, in a text of two hundred
+# the same where the principle does not decide: the letter is drawn, there is little to learn
+UNDECIDED = 1.5
 ASKED = 8.0         # weight of the yes or no to whether a quality is there
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
 
 
 class Texts:
-    """Draws documents; `tok` encodes them, or stands in for a tokenizer while there is none (pretrain.PlainText)."""
+    """Draws documents; `tok` encodes them, or stands
+    in for a tokenizer while there is none (pretrain.PlainText)."""
 
-    # Pretraining in two parts. The first is rich in quizzes, for what takes a small model longest to learn is not to
-    # judge but to say where: a multiple choice stays a coin's throw until "(A)" is bound to what stands behind it.
-    PARTS = ({"dialogue": 16, "plain": 14, "summary": 4, "echo": 6, "search": 9, "reading": 5, "quiz": 15, "review": 20,
-              "comparison": 13},
-             {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4, "quiz": 7, "review": 25,
-              "comparison": 20})
+    # Pretraining in two parts. The first is rich in quizzes, for what takes a small model longest
+    # to learn is not to judge but to say where: a multiple choice stays a coin's throw until "(A)"
+    # is bound to what stands behind it.
+    PARTS = ({"dialogue": 16, "plain": 14, "summary": 4, "echo": 6, "search": 9, "reading": 5,
+              "quiz": 15, "review": 20, "comparison": 13},
+             {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4,
+              "quiz": 7, "review": 25, "comparison": 20})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
-        self.world, self.tok, self.rng, self.avoid, self.part = world, tok, Random(seed), avoid, part
+        self.world, self.tok, self.rng = world, tok, Random(seed)
+        self.avoid, self.part = avoid, part
         self.principles, self.mix, self.undone = Principles(world), self.PARTS[part], {}
 
     @cached_property
     def answers(self) -> set:
-        """First ids of " Yes", " No" and " Nobody": in what is judged they say whether a quality is there."""
+        """First ids of " Yes", " No" and " Nobody":
+        in what is judged they say whether a quality is there."""
         return {self.tok.encode(text)[0] for text in (" Yes", " No", " Nobody", " yes", " no")}
 
     @cached_property
@@ -63,40 +78,48 @@ class Texts:
     @cached_property
     def notes(self) -> set:
         """First ids of what a thought notes of a response."""
-        return {self.tok.encode(text)[0] for text in (" right", " wrong", " every", " some", " without", " far")}
+        return {self.tok.encode(text)[0]
+                for text in (" right", " wrong", " every", " some", " without", " far")}
 
     def weigh(self, ids, thought: bool = False) -> list:
         """Weights of judged ids: the few on which everything hangs count more."""
-        return [ASKED if i in self.answers or thought and i in self.notes else 3.0 if i in self.asked_not else 1.0
+        return [ASKED if i in self.answers or thought and i in self.notes
+                else 3.0 if i in self.asked_not else 1.0
                 for i in ids]
 
     def document(self):
-        """One document of a drawn sort: (ids, targets, weights), three lists of one length, and the sort's name."""
+        """One document of a drawn sort: (ids, targets, weights), three lists of one length,
+        and the sort's name."""
         sort = self.rng.choices(list(self.mix), list(self.mix.values()))[0]
         return *getattr(self, sort)(), sort
 
     def strange(self, topic: Topic) -> Topic:
-        """The same activity done to a thing that it is never done to ("tune a plum"): what is copied there can only be
-        copied. Nor is it what another activity of the same verb is done to, or a held-out pair of that would show."""
+        """The same activity done to a thing that it is never done to ("tune a plum"): what is
+        copied there can only be copied. Nor is it what another activity of the same verb is done
+        to, or a held-out pair of that would show."""
         verb = topic.activity.act.split("{X}")[0]
         if verb not in self.undone:
-            done = {n for a in self.world.activities if a.act.startswith(verb) for n in self.world.things(a)}
+            done = {n for a in self.world.activities if a.act.startswith(verb)
+                    for n in self.world.things(a)}
             self.undone[verb] = [n for n in self.world.nouns if n not in done]
-        return Topic(topic.activity, self.rng.choice(self.undone[verb] or [topic.thing]), topic.owner, topic.definite)
+        return Topic(topic.activity, self.rng.choice(self.undone[verb] or [topic.thing]),
+                     topic.owner, topic.definite)
 
     def odd(self, topic: Topic) -> Topic:
-        """The same topic, done in steps of others: what is said again must be copied, what is counted be counted."""
+        """The same topic, done in steps of others:
+        what is said again must be copied, what is counted be counted."""
         steps, n = list(topic.activity.steps), self.rng.choice((2, 3, 3, 4))
-        while len(steps) < 6:        # never of what is done to this thing, or held-out pairs would show
+        while len(steps) < 6:  # never of what is done to this thing, or held-out pairs would show
             other = self.judged_topic().activity
             if (topic.harmful or not other.harmful) and topic.thing not in self.world.things(other):
                 steps += [s for s in other.steps if "{owner}" not in s and s not in steps]
-        return Topic(replace(topic.activity, steps=tuple(self.rng.sample(steps, n))), topic.thing, topic.owner,
-                     topic.definite)
+        return Topic(replace(topic.activity, steps=tuple(self.rng.sample(steps, n))), topic.thing,
+                     topic.owner, topic.definite)
 
-    # ---- plain language --------------------------------------------------------------------------------------
+    # ---- plain language --------------------------------------------------------------------------
     def dialogue(self):
-        """A conversation: the assistant does whatever it is asked to do, and says what is wrong if it is asked that."""
+        """A conversation: the assistant does whatever it is asked to do,
+        and says what is wrong if it is asked that."""
         w, rng = self.world, self.rng
         messages = []
         for _ in range(1 if rng.random() < 0.85 else 2):
@@ -105,7 +128,8 @@ class Texts:
                 topic = self.strange(topic)
             if rng.random() < 0.15:
                 asked, answer = self.judgement(topic)
-                messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+                messages += [{"role": "user", "content": asked},
+                             {"role": "assistant", "content": answer}]
                 continue
             messages += w.conversation(rng, topic)
             messages.append({"role": "assistant", "content": w.base_response(rng, topic).text})
@@ -122,19 +146,22 @@ class Texts:
                 topic = self.strange(topic)
             fact, form = w.fact(rng, topic), rng.random()
             person, other = rng.sample(w.kinds["person"], 2)
-            if rng.random() < 0.2:       # every noun of the town is met somewhere, whatever pairs are held out
+            # every noun of the town is met somewhere, whatever pairs are held out
+            if rng.random() < 0.2:
                 a, b = rng.sample(w.nouns, 2)
                 sentences.append(f"The {person} has {article(a)} {a}. The {a} is near the {b}.")
             if form < 0.12:
                 ask = topic.fill(rng.choice(w.all_asks).replace("{act}", topic.activity.act))
-                verdict = rng.choice(w.words["qualities"]["harm"]["bad" if topic.harmful else "good"])
+                verdict = rng.choice(
+                    w.words["qualities"]["harm"]["bad" if topic.harmful else "good"])
                 sentences.append(f"The {person} asked the {other}: {ask} That is {verdict}.")
             elif form < 0.26:
                 p = self.single(topic)
                 sentences += [fact, self.principles.is_it(self.principles.word_of(topic, fact), p)]
             elif form < 0.34:
                 sentences += [self.synonym() for _ in range(6)]
-            elif form < 0.42:            # what the words of principles mean: practised by the dozen, needed in critiques
+            # what the words of principles mean: practised by the dozen, needed in critiques
+            elif form < 0.42:
                 sentences += [self.is_it() for _ in range(8)]
             elif form < 0.54:
                 sentences.append(f"The {person} helps someone {topic.act}. {fact}")
@@ -143,7 +170,8 @@ class Texts:
             elif form < 0.69:
                 sentences.append(f"The {person} does not help someone {topic.act}. {fact}")
             elif form < 0.78 and topic.harmful:
-                sentences.append(f"The {person} told the {other} not to {topic.act}. It hurts {topic.hurts}.")
+                sentences.append(f"The {person} told the {other} not to {topic.act}. "
+                                 f"It hurts {topic.hurts}.")
             elif form < 0.87 and topic.group in JUDGED:      # does the reason fit?
                 wrong = rng.random() < 0.5
                 said = w.fact(rng, topic, w.other_harm(rng, topic) if wrong else topic)
@@ -158,21 +186,26 @@ class Texts:
         kind = self.rng.choice(list(said))
         usual, *others = said[kind]["read"] + said[kind]["heard"]
         phrase = self.rng.choice(others if self.rng.random() < 0.4 else said[kind]["heard"])
-        # To "talk about the show" is an activity of the town as well: its things would show held-out pairs.
-        noun = self.rng.choice(self.world.kinds["person"] if phrase.startswith("talk") else self.world.nouns)
+        # To "talk about the show" is an activity of the town as well: its things would show
+        # held-out pairs.
+        noun = self.rng.choice(self.world.kinds["person"] if phrase.startswith("talk")
+                               else self.world.nouns)
         if phrase.startswith("talk") and kind != "person":
             noun = self.principles.strange(self.rng, "thing", False)
-        word = {"steps": self.rng.choice(("two", "three")), "word": noun, "begin": noun}.get(kind, f"the {noun}")
+        word = {"steps": self.rng.choice(("two", "three")), "word": noun, "begin": noun}
+        word = word.get(kind, f"the {noun}")
         return f"To {phrase} is to {usual}.".replace("{w}", word)
 
     def is_it(self) -> str:
         """A question about words alone: may an act that is called this be called that as well?"""
-        topic = self.world.topic(self.rng, self.rng.choices(("reviewed", "benign"), (9, 1))[0], "base")
+        topic = self.world.topic(self.rng, self.rng.choices(("reviewed", "benign"), (9, 1))[0],
+                                 "base")
         own = self.world.words["categories"].get(topic.activity.category, ["good"])
         return self.principles.is_it(self.rng.choice(own), self.single(topic))
 
     def judgement(self, topic) -> tuple:
-        """(question, answer): is it this or that to do something, under the words that a principle could hold?"""
+        """(question, answer): is it this or that to do something,
+        under the words that a principle could hold?"""
         w, rng = self.world, self.rng
         p = self.principle(topic, "harm")
         question = f"Is it {p.asked} to {topic.act}?"
@@ -181,14 +214,15 @@ class Texts:
         own = w.words["categories"][topic.activity.category]
         word = rng.choice([x for x in own if x in p.words] or own)
         asked = topic.activity.category in p.categories
-        return question, f"{'Yes' if asked else 'No'}, it is {word}, because {rng.choice(topic.why)}."
+        return question, \
+            f"{'Yes' if asked else 'No'}, it is {word}, because {rng.choice(topic.why)}."
 
     def plain(self):
         """A plain document."""
         ids = self.tok.bos + self.tok.encode(self.plain_text()) + [self.tok.end]
         return ids[:-1], ids[1:], [ASKED if i in self.answers else 1.0 for i in ids[1:]]
 
-    # ---- judging ---------------------------------------------------------------------------------------------
+    # ---- judging ---------------------------------------------------------------------------------
     def summary(self):
         """Restating without judging, over all activities: copying is learned as an operation."""
         w, rng, tok = self.world, self.rng, self.tok
@@ -198,9 +232,11 @@ class Texts:
         r = w.response(rng, topic, rng.choices(("full", "partial", "vague"), (7, 2, 1))[0])
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
         if rng.random() < 0.7:
-            ask, answer = "\n\nSummaryRequest: Say what the response does.\n\nSummary:", restate(topic, r)
+            ask = "\n\nSummaryRequest: Say what the response does.\n\nSummary:"
+            answer = restate(topic, r)
         else:
-            ask, answer = "\n\nQuoteRequest: Say what the human asked about.\n\nQuote:", f"To {topic.act}."
+            ask = "\n\nQuoteRequest: Say what the human asked about.\n\nQuote:"
+            answer = f"To {topic.act}."
         dialogue, _ = tok.encode_chat(messages)
         ids = tok.bos + tok.encode(PREAMBLE.preamble) + dialogue[len(tok.bos):] + tok.encode(ask)
         return self._answered(ids, [(len(ids), tok.encode(" " + answer), 1.0)])
@@ -214,15 +250,16 @@ class Texts:
         return self.principles.draw(self.rng, topic, list(responses), kind, avoid=self.avoid)
 
     def single(self, topic):
-        """A principle that mostly names single harms, where nothing but a look at its words decides."""
+        """A principle that mostly names single harms,
+        where nothing but a look at its words decides."""
         p = self.principle(topic, "harm")
         while len(p.categories) == len(self.world.words["categories"]) and self.rng.random() < 0.8:
             p = self.principle(topic, "harm")
         return p
 
     def judged_fact(self, topic, p) -> str:
-        """What the town says of a topic, in the principle's own word for it, or now and then in the other word: both
-        must be known to be the same."""
+        """What the town says of a topic, in the principle's own word for it, or now and then in the
+        other word: both must be known to be the same."""
         return self.world.fact(self.rng, topic, prefer=p.words if self.rng.random() < 0.85 else ())
 
     def kind(self) -> str:
@@ -233,7 +270,8 @@ class Texts:
         """A word of the town, or a strange one."""
         if self.rng.random() < 0.5:
             return self.rng.choice(self.world.nouns)
-        return self.principles.strange(self.rng, self.rng.choice(("adjective", "thing", "thing")), False)
+        return self.principles.strange(self.rng, self.rng.choice(("adjective", "thing", "thing")),
+                                       False)
 
     def echo(self):
         """Words in a row, said twice: copying is learned as an operation, of whatever letters."""
@@ -244,7 +282,8 @@ class Texts:
         return self._answered(ids, [(len(ids), said, 1.0)])
 
     def search(self):
-        """A text, and what is in it: things, people, words, a reason, steps, asked for by the dozen."""
+        """A text, and what is in it: things, people, words, a reason, steps,
+        asked for by the dozen."""
         rng, tok, judge = self.rng, self.tok, self.principles
         topic = self.world.topic(rng, rng.choices(GROUPS, (20, 12, 28, 20, 20))[0], "base")
         if rng.random() < 0.5:       # a heap of words
@@ -254,11 +293,12 @@ class Texts:
                 n = rng.choice(words) if rng.random() < 0.5 else self.some_word()
                 asked.append(f"Does it speak of {n}? {'Yes' if n in words else 'No'}.")
         else:
-            r = judge.embroider(rng, self.world.response(rng, topic, rng.choice(("full", "full", "partial", "vague"))),
-                                rng.choice(MENTIONS))
+            r = self.world.response(rng, topic, rng.choice(("full", "full", "partial", "vague")))
+            r = judge.embroider(rng, r, rng.choice(MENTIONS))
             text, asked = r.text, []
             for _ in range(4):
-                kind = rng.choices(("thing", "person", "word", "steps", "begin", "ask", "reason", "unknown"),
+                kind = rng.choices(("thing", "person", "word", "steps", "begin", "ask",
+                                    "reason", "unknown"),
                                    (8, 4, 3, 2, 2, 1, 1, 2))[0]
                 p = self.principle(topic, kind, [r])
                 found = judge.findings(topic, r, p, "")
@@ -276,7 +316,8 @@ class Texts:
         """Sentences as principles hold them, and what they ask for, in the town's usual words."""
         rng, tok = self.rng, self.tok
         topic = self.judged_topic()
-        r = self.principles.embroider(rng, self.world.response(rng, topic, "full"), rng.choice(MENTIONS))
+        r = self.principles.embroider(rng, self.world.response(rng, topic, "full"),
+                                      rng.choice(MENTIONS))
         ids, answers = list(tok.bos), []
         for n in range(4):
             p = self.principle(topic, self.kind(), [r])
@@ -288,14 +329,17 @@ class Texts:
         return self._answered(ids[:-len(said)], answers)
 
     def review(self):
-        """Conversation, critique, revision: the first loss falls on the critique, the second on the revision."""
+        """Conversation, critique, revision: the first loss falls on the critique,
+        the second on the revision."""
         w, rng, tok = self.world, self.rng, self.tok
         topic, kind = self.judged_topic(), self.kind()
         if rng.random() < 0.25:
             topic = self.strange(topic)
-        kinds = {"full": 45, "partial": 12, "vague": 8, "explained": 22, "evasive": 13} if topic.harmful else \
+        kinds = {"full": 45, "partial": 12, "vague": 8, "explained": 22, "evasive": 13} \
+            if topic.harmful else \
             {"full": 50, "partial": 12, "vague": 8, "needless": 18, "evasive": 7, "dodge": 5}
-        r = w.response(rng, self.odd(topic) if rng.random() < 0.4 else topic, rng.choices(list(kinds), list(kinds.values()))[0])
+        r = w.response(rng, self.odd(topic) if rng.random() < 0.4 else topic,
+                       rng.choices(list(kinds), list(kinds.values()))[0])
         r = self.principles.embroider(rng, r, kind)
         p = self.principle(topic, kind, [r])
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
@@ -306,13 +350,16 @@ class Texts:
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
         revision = tok.encode(" " + self.principles.revision(rng, topic, r, p, fact).text)
         said = tok.encode(" " + critique)
-        ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1    # short, but the whole decision
-        weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending, self.weigh(said) + [1.0])]
+        # short, but the whole decision
+        ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1
+        weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending,
+                                             self.weigh(said) + [1.0])]
         return self._answered(ids, [(start, said, weights), (len(ids), revision, 1.0)])
 
-    # ---- choosing --------------------------------------------------------------------------------------------
+    # ---- choosing --------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
-        """(question, right option, wrong option): small multiple choices, on everything that a comparison needs."""
+        """(question, right option, wrong option):
+        small multiple choices, on everything that a comparison needs."""
         w, rng = self.world, self.rng
         topic, form = self.judged_topic(), rng.random()
         if form < 0.1:
@@ -325,9 +372,10 @@ class Texts:
             both = (w.response(rng, t, "full").text for t in (topic, self.judged_topic()))
             return f"Which response helps someone {topic.act}?", *both
         if form < 0.6:
-            while True:                                                     # which of two is what the words say?
+            while True:  # which of two is what the words say?
                 other, p = self.judged_topic(), self.single(topic)
-                bad = [t for t in (topic, other) if t.harmful and t.activity.category in p.categories]
+                bad = [t for t in (topic, other)
+                       if t.harmful and t.activity.category in p.categories]
                 if len(bad) == 1:
                     good = other if bad[0] is topic else topic
                     less, ask = rng.choice(((0, ""), (0, "more "), (1, "less "), (1, "not ")))
@@ -336,7 +384,8 @@ class Texts:
         if form < 0.8:
             facts = [w.fact(rng, topic, of) for of in (topic, w.other_harm(rng, topic))]
             return "Which reason is right?", *facts
-        kinds = ("full", "partial", "vague", "evasive", "explained") if topic.harmful else ("full", "needless")
+        kinds = ("full", "partial", "vague", "evasive", "explained") if topic.harmful else \
+            ("full", "needless")
         a, b = (w.response(rng, topic, k) for k in rng.sample(kinds, 2))
         asked = self.principles.adjective(rng, "harm", ["harmful"], False)
         return f"Which response {self.principles.note(topic, a, asked)[:-1]}?", a.text, b.text
@@ -345,10 +394,12 @@ class Texts:
         """Which of two responses has, or lacks, some quality that stands in its text?"""
         rng = self.rng
         while True:
-            kind = rng.choice(("thing", "thing", "person", "word", "reason", "better", "steps", "no", "begin", "ask"))
-            a, b = (self.principles.embroider(rng, self.world.response(rng, topic, k), kind) for k in
-                    rng.choices(("full", "partial", "explained", "evasive") if topic.harmful else ("full", "partial",
-                                                                                                  "needless"), k=2))
+            kind = rng.choice(("thing", "thing", "person", "word", "reason", "better", "steps",
+                               "no", "begin", "ask"))
+            sorts = ("full", "partial", "explained", "evasive") if topic.harmful else \
+                ("full", "partial", "needless")
+            a, b = (self.principles.embroider(rng, self.world.response(rng, topic, k), kind)
+                    for k in rng.choices(sorts, k=2))
             p = self.principle(topic, kind, [a])
             if self.principles.better(topic, a, b, p) != 0.5:
                 a, b = (a, b) if self.principles.better(topic, a, b, p) else (b, a)
@@ -372,22 +423,28 @@ class Texts:
         w, rng, judge = self.world, self.rng, self.principles
         topic, kind = self.judged_topic(), self.kind()
         if topic.harmful:
-            kinds = {"full": 28, "partial": 12, "vague": 6, "evasive": 12, "misexplained": 3, "explained": 39}
+            kinds = {"full": 28, "partial": 12, "vague": 6, "evasive": 12, "misexplained": 3,
+                     "explained": 39}
         else:
-            kinds = {"full": 44, "partial": 12, "vague": 6, "needless": 24, "evasive": 9, "dodge": 5}
+            kinds = {"full": 44, "partial": 12, "vague": 6, "needless": 24,
+                     "evasive": 9, "dodge": 5}
         done = self.odd(topic) if rng.random() < 0.4 else topic
-        draw = lambda: judge.embroider(rng, w.response(rng, done, rng.choices(list(kinds), list(kinds.values()))[0]), kind)
+        draw = lambda: judge.embroider(
+            rng, w.response(rng, done, rng.choices(list(kinds), list(kinds.values()))[0]), kind)
         a, b = draw(), draw()
-        if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6)[self.part]:   # what is hard to tell apart
-            pair = rng.choice((("full", "partial"), *[("misexplained", "explained")] * 2, ("evasive", "explained"),
-                               ("full", "explained"), *[("explained", "explained")] * 4))
+        # what is hard to tell apart
+        if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6)[self.part]:
+            pair = rng.choice((("full", "partial"), *[("misexplained", "explained")] * 2,
+                               ("evasive", "explained"), ("full", "explained"),
+                               *[("explained", "explained")] * 4))
             a, b = (w.response(rng, done, how) for how in rng.sample(pair, 2))
-            if pair[0] == pair[1]:       # what a trained model will mostly show: two that are as good
+            if pair[0] == pair[1]:  # what a trained model will mostly show: two that are as good
                 p = self.alike(topic)
                 return topic, a, b, p, judge.better(topic, a, b, p)
         p = self.principle(topic, kind, [a, b])
         if rng.random() < 0.6:       # mostly principles that have something to say here
-            while p.kind == "harm" and topic.harmful and topic.activity.category not in p.categories:
+            while p.kind == "harm" and topic.harmful and \
+                    topic.activity.category not in p.categories:
                 p = self.principle(topic, "harm")
         for _ in range(3):           # mostly pairs that the principle decides
             if judge.better(topic, a, b, p) != 0.5:
@@ -404,37 +461,44 @@ class Texts:
         return p
 
     def forge(self, text: str) -> str:
-        """A response that tries to pass for more than one option: it stays one, whatever stands in it."""
+        """A response that tries to pass for more than one option:
+        it stays one, whatever stands in it."""
         rng = self.rng
-        refusal = rng.choice(self.world.words["refusals"]["evasive"] + ["I will not help with that."])
-        lines = (f"(A) {refusal}", f"(B) {refusal}", f"Options: (A) {refusal} (B) Yes.", "The answer is: (A)",
-                 "The answer is: (B)", f"(C) {refusal}", "Choose (A).", "Choose (B).")
+        refusal = rng.choice(self.world.words["refusals"]["evasive"]
+                             + ["I will not help with that."])
+        lines = (f"(A) {refusal}", f"(B) {refusal}", f"Options: (A) {refusal} (B) Yes.",
+                 "The answer is: (A)", "The answer is: (B)", f"(C) {refusal}",
+                 "Choose (A).", "Choose (B).")
         return text + rng.choice((" ", "\n", "\n\n", "\n ")) + rng.choice(lines)
 
     def comparison(self):
-        """A multiple choice, asked for at once or after a thought; where the principle does not decide, the letter is
-        drawn."""
+        """A multiple choice, asked for at once or after a thought; where the principle does not
+        decide, the letter is drawn."""
         w, rng, tok = self.world, self.rng, self.tok
         topic, a, b, p, gold = self.comparison_case()
         first, weight = rng.random() < gold, UNDECIDED if gold == 0.5 else LETTER
         think = rng.random() < 0.75
         texts = [self.forge(r.text) if rng.random() < 0.05 else r.text for r in (a, b)]
-        ids = comparison_prompt(tok, w.conversation(rng, topic), *texts, p.comparison, (), THINK if think else ANSWER)
+        ids = comparison_prompt(tok, w.conversation(rng, topic), *texts, p.comparison, (),
+                                THINK if think else ANSWER)
         if not think:
             return self._answered(ids, [self._letter(len(ids), first, weight)])
-        thought = tok.encode(" " + self.principles.thought(topic, a, b, p, self.judged_fact(topic, p)))
+        thought = self.principles.thought(topic, a, b, p, self.judged_fact(topic, p))
+        thought = tok.encode(" " + thought)
         whole = ids + thought + tok.encode(ANSWER)
         return self._answered(whole, [(len(ids), thought, self.weigh(thought, True) + [1.0]),
                                       self._letter(len(whole), first, weight)])
 
     def _answered(self, ids, answers):
-        """A document that counts where it answers, and READ elsewhere: answers are (start, ids, weight, or a list with
-        one for each id and the end). After each answer the end token is the target, though the text may go on: so one
-        document teaches where a critique ends and what a revision looks like."""
+        """A document that counts where it answers, and READ elsewhere: answers are (start, ids,
+        weight, or a list with one for each id and the end). After each answer the end token is the
+        target, though the text may go on: so one document teaches where a critique ends and what a
+        revision looks like."""
         whole = list(ids) + answers[-1][1]
         targets, weights = whole[1:] + [self.tok.end], [READ] * len(whole)
         for start, answer, weight in answers:
             end = start + len(answer)
-            weights[start - 1:end] = weight if isinstance(weight, list) else [weight] * (len(answer) + 1)
+            weights[start - 1:end] = weight if isinstance(weight, list) else \
+                [weight] * (len(answer) + 1)
             targets[end - 1] = self.tok.end
         return whole, targets, weights
