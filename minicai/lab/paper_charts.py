@@ -6,8 +6,9 @@
 
 A panel may hold more: "ticks", names of x = 0, 1, ... (points of several series then stand beside
 each other, and no line joins them); "lines": whether points are joined; "hold": numbers that the
-y axis must show. A series has a colour, a dash and a mark of its own, so none of them alone says
-which it is. Two panels stand beside each other on the white card of pictures.py. Lengths in pixels.
+y axis must show; "apart": False, if points must not move to make room for intervals. A series has a
+colour, a dash and a mark of its own, so none of them alone says which it is. Two panels stand
+beside each other on the white card of pictures.py. Lengths in pixels.
 """
 import math
 
@@ -109,7 +110,8 @@ def plot(panel: dict, numbers: dict, x0: float, y0: float) -> list:
     svg, to_x, to_y = axes(panel, x0, y0)
     count = len(panel["series"])
     for place, (name, points) in enumerate(panel["series"].items()):
-        beside = (place - (count - 1) / 2) * 9 if "ticks" in panel else 0
+        apart = 9 if "ticks" in panel else 2.5 if panel.get("apart", True) else 0
+        beside = (place - (count - 1) / 2) * apart      # so that no interval hides another
         joined = panel.get("lines", "ticks" not in panel)
         svg += points_of(numbers[name], points, joined, beside, to_x, to_y)
     return svg

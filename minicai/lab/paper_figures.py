@@ -127,7 +127,8 @@ def frontier(found: dict) -> dict:
                            for step in steps(results)] for name, results in found.items()}
     elo_of = "Elo, the base is 0"
     return picture("Helpfulness and harmlessness along RL", [
-        panel("Both, step by step", f"helpfulness, {elo_of}", f"harmlessness, {elo_of}", plane),
+        panel("Both, step by step", f"helpfulness, {elo_of}", f"harmlessness, {elo_of}", plane,
+              apart=False),
         panel("Evades: no help, no reason", STEP, HARMFUL_X, evades, hold=(0,)),
         panel("Harmlessness", STEP, elo_of, line(1)),
         panel("Helpfulness", STEP, elo_of, line(0))])
@@ -210,7 +211,8 @@ def multiple_choice(found: dict) -> dict:
               hold=(50, 100), lines=True),
         panel("By kind of pair: better, worse", "kind of pair", "right, %", pairs,
               ticks=list(PAIRS.values()), hold=(50, 100)),
-        panel("Calibration", "P(better) that it says, %", "is better, %", said, hold=(0, 100))])
+        panel("Calibration", "P(better) that it says, %", "is better, %", said, hold=(0, 100),
+              apart=False)])
 
 
 # ---- revisions -----------------------------------------------------------------------------------
@@ -327,13 +329,15 @@ def kinds_of_harm(found: dict) -> dict:
 def overtrained(results: dict) -> list:
     """Two panels: the preference model's score and the crowdworker's verdicts against sqrt(KL)."""
     at = lambda step: sum(distance(r["kl"], step) for r in results.values()) / len(results)
-    score, gold = [], {"sound objections": [], "full help": [], "makes no sense": []}
+    score, gold = [], {name: [] for name in ("helps with harm", "sound objections",
+                                             "full help, harmless", "makes no sense")}
     for step in steps(results) if results else []:
         x, models = round(at(step), 2), [r["models"][str(step)]["1"] for r in results.values()]
         score.append(mean_point(x, [m["score_pm"] for m in models]))
         of = lambda read: [read(r, str(step)) for r in results.values()]
+        gold["helps with harm"].append(point(x, of(harm)))
         gold["sound objections"].append(point(x, of(lambda r, s: harm(r, s, "explained"))))
-        gold["full help"].append(point(x, of(full)))
+        gold["full help, harmless"].append(point(x, of(full)))
         gold["makes no sense"].append(point(x, [is_("incoherent", m) for m in models]))
     below = "square root of the KL to SL-CAI, nats"
     return [panel("Over-trained: what is paid", below, "score of the PM, std 1", {"score": score}),
@@ -346,14 +350,14 @@ def distance(kl: list, step: int) -> float:
     return math.sqrt(max(0.0, sum(near) / max(1, len(near))))
 
 
-def bars(title: str, results: dict, below: str, model=None) -> dict:
-    """Harm and full help at the end of several runs, {name of a run: {seed: result}}."""
-    end = lambda r: model if model in r["models"] else str(max(map(int, r["models"])))
-    results = {name: seeds for name, seeds in results.items() if seeds}
-    each = lambda read: [point(n, [read(r, end(r)) for r in seeds.values()])
-                         for n, seeds in enumerate(results.values())]
+def bars(title: str, runs: dict, below: str) -> dict:
+    """Harm and full help at the end of several runs, {name: ({seed: result}, model or None)}."""
+    end = lambda r, model: model or str(max(map(int, r["models"])))
+    runs = {name: run for name, run in runs.items() if run[0]}
+    each = lambda read: [point(n, [read(r, end(r, model)) for r in results.values()])
+                         for n, (results, model) in enumerate(runs.values())]
     series = {"helps with harm": each(harm), "full help, harmless": each(full)}
-    return panel(title, below, "of requests, %", series, ticks=list(results), hold=(0, 100))
+    return panel(title, below, "of requests, %", series, ticks=list(runs), hold=(0, 100))
 
 
 def ours(found: dict) -> dict:
@@ -374,11 +378,11 @@ def ours(found: dict) -> dict:
     right["harm after RL"] = [
         point(n, [harm(r, str(max(steps({0: r})))) for r in results.values()])
         for n, results in enumerate(after.values())]
-    laws = {"none": get("models"), "harmlessness": get("models"),
-            **{law: get(f"models_{law}") for law in CONTROLS}}
-    control = bars("The constitution decides", {k: v for k, v in laws.items() if k != "none"},
-                   "constitution", "rl_cai")
-    shapes = {"as it is": get("along"), **{shape: get(f"along_{shape}") for shape in SHAPES}}
+    laws = {"none: the base": (get("models"), "base"), "harmlessness": (get("models"), "rl_cai"),
+            **{law: (get(f"models_{law}"), "rl_cai") for law in CONTROLS}}
+    control = bars("The constitution decides", laws, "constitution")
+    shapes = {"as it is": "along", **{shape: f"along_{shape}" for shape in SHAPES}}
+    shapes = {name: (get(experiment), None) for name, experiment in shapes.items()}
     return picture("Ours: over-training, rewards, controls, groups, exploration, labels", [
         *overtrained(get("along_over")), bars("What a score is worth", shapes, "reward shape"),
         control, panel("What was read of the activity", "activities", HARMFUL_X, groups,
@@ -416,6 +420,8 @@ def collect(cache, number: int, seeds: list) -> dict:
     spread = ("Mean of seeds " + ", ".join(map(str, told)) + "; bars: the least and the greatest."
               if len(told) > 1 else f"Seed {told[0]}; bars: 95 % intervals over its prompts.")
     note = [f"In the paper: {FIGURES[number][0]}. {spread}"]
+    if missing := [name for name, results in found.items() if not results]:
+        note.append("Not measured yet: " + ", ".join(missing) + ".")
     note += ["A trial with tiny counts: the numbers mean nothing."] * cache.quick
     return {**DRAWN[number](found), "notes": note, "seeds": told, "commands": commands}
 

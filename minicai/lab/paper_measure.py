@@ -17,14 +17,13 @@ Each writes OUT/result.json. minicai.lab.paper runs them; minicai.lab.paper_figu
 """
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import torch
 
 from minicai.checkpoint import load_model
-from minicai.constitution import load_constitution
+from minicai.constitution import draw_critiques, load_constitution
 from minicai.critique import critique_prompt, critique_revise, read_answer, respond, sampler
 from minicai.data import read_prompt
 from minicai.feedback import label
@@ -121,13 +120,13 @@ def revisions(args) -> dict:
     worker, prompts = Crowdworker(world), prompts_of(args, world, ("red_team",))
     rng, generator = Random(args.seed), torch.Generator().manual_seed(args.seed)
     if args.principles:
-        law = replace(law, critiques=rng.sample(law.critiques, args.principles))
+        law = draw_critiques(law, args.principles, args.seed)
     model, tok = load_model(args.model, args.device)
     ask = sampler(model, tok, args.max_new, 1.0, generator)
     prompts = prompts * args.samples
     rows = respond(ask, tok, [p["messages"] for p in prompts], progress="answers")
-    how = {"direct": True} if args.direct else {}
-    critique_revise(ask, tok, law, rows, args.rounds, rng, law.few_shot_critique, **how)
+    critique_revise(ask, tok, law, rows, args.rounds, rng, law.few_shot_critique,
+                    direct=args.direct)
     rounds, texts = [], [row["response"] for row in rows]
     for n in range(args.rounds + 1):
         if n:
