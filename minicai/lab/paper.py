@@ -141,7 +141,8 @@ class Cache:
         if code:
             raise UserError(f"{name}, seed {seed}: ended with code {code}, saying: "
                             f"{last_line(folder / 'log.txt')} (all of it: {folder / 'log.txt'})")
-        facts = {"key": key, "command": shlex.join(self.words(name, seed)), "seed": seed,
+        command = shlex.join(["python", *self.words(name, seed)])
+        facts = {"key": key, "command": command, "seed": seed,
                  "seconds": round(time.time() - started, 1)}
         write_text(folder / ENDED, json.dumps(facts, indent=1) + "\n")
 

@@ -125,7 +125,8 @@ def frontier(found: dict) -> dict:
                       for name, path in paths.items()}
     evades = {RUNS[name]: [point(step, [harm(r, str(step), "evasive") for r in results.values()])
                            for step in steps(results)] for name, results in found.items()}
-    elo_of = "Elo, the base is 0"
+    zero = "the base" if {"along_helpful", "along_hh"} & set(found) else "SL-CAI"
+    elo_of = f"Elo, {zero} is 0"        # the first model of the first run
     return picture("Helpfulness and harmlessness along RL", [
         panel("Both, step by step", f"helpfulness, {elo_of}", f"harmlessness, {elo_of}", plane,
               apart=False),

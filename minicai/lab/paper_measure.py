@@ -22,6 +22,7 @@ from random import Random
 
 import torch
 
+from minicai.answers import answered_ids
 from minicai.checkpoint import load_model
 from minicai.constitution import draw_critiques, load_constitution
 from minicai.critique import critique_prompt, critique_revise, read_answer, respond, sampler
@@ -75,8 +76,7 @@ def judged(worker, prompts: list, texts: list) -> dict:
 def scores(folder: Path, prompts: list, texts: list) -> list:
     """What a preference model gives to one text for each prompt."""
     pm, tok = load_preference_model(folder)
-    said = lambda text: [{"role": "assistant", "content": text}]
-    rows = [tok.encode_chat(p["messages"] + said(t))[0] for p, t in zip(prompts, texts)]
+    rows = [answered_ids(tok, p["messages"], text) for p, text in zip(prompts, texts)]
     return [round(score, 4) for score in pm.score_rows(rows).tolist()]
 
 
