@@ -1,28 +1,51 @@
-"""Stage 2, the preference model: AI feedback for harmlessness, human labels for helpfulness, one score for both.
+"""Stage 2, the preference model: AI feedback for harmlessness,
+human labels for helpfulness, one score for both.
 
-    a response of SL-CAI, one of the helpful-only model -> a principle, a multiple choice -> P(A) as a soft label -> Bradley-Terry
+    a response of SL-CAI, one of the helpful-only model -> a principle, a multiple choice
+        -> P(A) as a soft label -> Bradley-Terry
 
-(Bai et al. 2022, section 4.1.) Writes comparisons.jsonl, pm/ (a model directory with a scalar head), metrics.jsonl,
-config.json. Shapes: B batch of comparisons, T time.
+(Bai et al. 2022, section 4.1.) Writes comparisons.jsonl, pm/ (a model directory with a scalar
+head), metrics.jsonl, config.json. Shapes: B batch of comparisons, T time.
 """
 import random
 import time
 from argparse import BooleanOptionalAction
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 import torch
 from torch import nn
 from tqdm import tqdm
 
+import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import answered_ids
 from minicai.checkpoint import load_model, save_scalar
 from minicai.constitution import load_constitution
 from minicai.critique import respond, sampler
-from minicai.data import batches_by_length, check_room, fitting, pad_right, read_comparisons, read_prompts, split
+from minicai.data import (
+    batches_by_length,
+    check_room,
+    fitting,
+    pad_right,
+    read_comparisons,
+    read_prompts,
+    split,
+)
 from minicai.feedback import ANSWER, THINK, comparison_prompt, few_shot_prefix, label, lean
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
-from minicai.run import (Parser, UserError, clip_gradients, friendly_main, lr_schedule, machine_flags, path, real, set_up, tally,
-                         whole, write_config, write_jsonl)
+from minicai.run import (
+    Parser,
+    UserError,
+    clip_gradients,
+    friendly_main,
+    lr_schedule,
+    machine_flags,
+    path,
+    real,
+    set_up,
+    tally,
+    whole,
+    write_config,
+    write_jsonl,
+)
 from minicai.state import Resume
 from minicai.tokenizer import Tokenizer
 
@@ -30,33 +53,51 @@ from minicai.tokenizer import Tokenizer
 def arguments(argv=None):
     p = Parser(__doc__)
     a = p.add_argument
-    a("--model", type=path, default="out/demo/sft/sl_cai", help="model directory (SL-CAI) that samples the first response of each pair")
-    a("--pairs", choices=["mixed", "own"], default="mixed", help="second response of each pair: the feedback model's, or "
-      "--model's own (the paper)")
-    a("--feedback-model", type=path, default="data/base", help="model directory that answers the multiple choice")
-    a("--init", type=path, default="data/base", help="model directory the preference model starts from")
-    a("--constitution", type=path, default="constitutions/harmlessness.json", help="JSON, or directory in the published format")
-    a("--red-team", type=path, default="data/red_team.jsonl", help="dialogues: README.md says which files it reads")
-    a("--human", type=path, default="data/helpful_comparisons.jsonl", help="comparisons: README.md says which files")
+    a("--model", type=path, default="out/demo/sft/sl_cai",
+      help="model directory (SL-CAI) that samples the first response of each pair")
+    a("--pairs", choices=["mixed", "own"], default="mixed",
+      help="second response of each pair: the feedback model's, or --model's own (the paper)")
+    a("--feedback-model", type=path, default="data/base",
+      help="model directory that answers the multiple choice")
+    a("--init", type=path, default="data/base",
+      help="model directory the preference model starts from")
+    a("--constitution", type=path, default="constitutions/harmlessness.json",
+      help="JSON, or directory in the published format")
+    a("--red-team", type=path, default="data/red_team.jsonl",
+      help="dialogues: README.md says which files it reads")
+    a("--human", type=path, default="data/helpful_comparisons.jsonl",
+      help="comparisons: README.md says which files")
     a("--out", type=path, default="out/demo/pm", help="directory of everything this script writes")
-    a("--comparisons", type=whole(0, 10**7), default=1000, help="pairs to sample and label, prompts are reused; 0: helpfulness only")
-    a("--human-limit", type=whole(0), default=3000, help="use at most this many human comparisons; 0: harmlessness only")
+    a("--comparisons", type=whole(0, 10**7), default=1000,
+      help="pairs to sample and label, prompts are reused; 0: helpfulness only")
+    a("--human-limit", type=whole(0), default=3000,
+      help="use at most this many human comparisons; 0: harmlessness only")
     a("--both-orders", action="store_true", help="ask with the responses swapped too and average")
-    a("--chain-of-thought", action=BooleanOptionalAction, default=False, help="let the feedback model think before it chooses")
-    a("--clamp", type=real(0, 1), nargs=2, default=(0.05, 0.95), help="bounds of a label after a thought (paper: 0.4 0.6)")
-    a("--min-mass", type=real(0, 1), default=0.1, help="leave a label out if P(A) + P(B) is less: not understood")
-    a("--no-few-shot", action="store_true", help="leave the constitution's worked comparisons out of the question")
-    a("--no-score-norm", action="store_true", help="leave scores in the unit that training gave them")
+    a("--chain-of-thought", action=BooleanOptionalAction, default=False,
+      help="let the feedback model think before it chooses")
+    a("--clamp", type=real(0, 1), nargs=2, default=(0.05, 0.95),
+      help="bounds of a label after a thought (paper: 0.4 0.6)")
+    a("--min-mass", type=real(0, 1), default=0.1,
+      help="leave a label out if P(A) + P(B) is less: not understood")
+    a("--no-few-shot", action="store_true",
+      help="leave the constitution's worked comparisons out of the question")
+    a("--no-score-norm", action="store_true",
+      help="leave scores in the unit that training gave them")
     a("--max-prompt", type=whole(1), default=256, help="drop prompts longer than this many tokens")
     a("--max-new", type=whole(1), default=96, help="most tokens of a response")
     a("--max-thought", type=whole(1), default=160, help="most tokens of a chain of thought")
-    a("--temperature", type=real(0.01, 100, or_zero=True), default=1.0, help="of sampling the pairs, and of thinking")
-    a("--held-out", type=real(0, 1, above=True), default=0.1, help="share of the dialogues kept for measuring")
+    a("--temperature", type=real(0.01, 100, or_zero=True), default=1.0,
+      help="of sampling the pairs, and of thinking")
+    a("--held-out", type=real(0, 1, above=True), default=0.1,
+      help="share of the dialogues kept for measuring")
     a("--epochs", type=whole(1, 1000), default=1, help="passes over the comparisons")
     a("--batch", type=whole(1), default=32, help="comparisons an optimizer step")
-    a("--micro", type=whole(1), default=32, help="comparisons a forward; bounds memory, gradients add up to the same")
-    a("--lr", type=real(0, 1), default=1e-3, help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
-    a("--warmup", type=real(0, 1), default=0.05, help="share of the steps in which the learning rate rises")
+    a("--micro", type=whole(1), default=32,
+      help="comparisons a forward; bounds memory, gradients add up to the same")
+    a("--lr", type=real(0, 1), default=1e-3,
+      help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
+    a("--warmup", type=real(0, 1), default=0.05,
+      help="share of the steps in which the learning rate rises")
     machine_flags(a)
     return p.parse_args(argv)
 
@@ -71,27 +112,31 @@ def main(argv=None):
     if args.clamp[0] > args.clamp[1]:
         raise UserError(f"--clamp {args.clamp[0]} {args.clamp[1]}: the lower bound comes first")
     if args.comparisons == args.human_limit == 0:
-        raise UserError("--comparisons 0 --human-limit 0: nothing is left to learn from; one of them must be above 0")
+        raise UserError("--comparisons 0 --human-limit 0: nothing is left to learn from; "
+                        "one of them must be above 0")
     constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model, args.chat)
     shots = [] if args.no_few_shot else constitution.few_shot_comparison
     prefix = few_shot_prefix(tok, shots, rng, args.chain_of_thought)
-    if not all(tok.same_ids(Tokenizer.load(other, args.chat)) for other in (args.feedback_model, args.init)):
-        raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one tokenizer and chat format "
-                        "(see --chat)")
-    dialogues, human = read_prompts(args.red_team, tok, args.max_prompt), read_comparisons(args.human)
+    if not all(tok.same_ids(Tokenizer.load(other, args.chat))
+               for other in (args.feedback_model, args.init)):
+        raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one "
+                        "tokenizer and chat format (see --chat)")
+    dialogues = read_prompts(args.red_team, tok, args.max_prompt)
+    human = read_comparisons(args.human)
     longest = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair in human]
     human = fitting(human, longest, args.max_prompt + args.max_new, args.human)
     rng.shuffle(human)
     human = human[:args.human_limit]
-    longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER)) for c in constitution.comparisons)
+    longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER))
+                  for c in constitution.comparisons)
     room = args.max_prompt + 2 * args.max_new + args.chain_of_thought * args.max_thought
     check_room(args.feedback_model, longest + room, prefix)
     for directory in dict.fromkeys((args.model, args.init, args.feedback_model)):
         check_room(directory, args.max_prompt + args.max_new, ())
     resume = Resume(args, trained=[args.init], writes=["comparisons.jsonl", "pm"])
     # 2. to 4. Comparisons. A run that has been killed reads here what it had sampled and labelled.
-    train_set, held_out, reference, used = make_comparisons(args, device, tok, constitution, prefix, dialogues, human,
-                                                            rng, generator, resume)
+    train_set, held_out, reference, used = make_comparisons(
+        args, device, tok, constitution, prefix, dialogues, human, rng, generator, resume)
 
     # 5. Train from the pretrained trunk with a fresh head.
     trunk, _ = load_model(args.init, device, args.dtype, args.chat)
@@ -108,66 +153,84 @@ def main(argv=None):
     save_scalar(out / "pm", pm.trunk, pm.head, tok, pm.shift, resume.made)
     write_config(out, args, started, **used, **facts)
     resume.finish()
-    print(f"\n{used['used_ai']} AI, {used['used_human']} human comparisons, {time.time() - started:.0f} s -> {out}/pm")
+    print(f"\n{used['used_ai']} AI, {used['used_human']} human comparisons, "
+          f"{time.time() - started:.0f} s -> {out}/pm")
 
 
-def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator, resume):
-    """Steps 2 to 4: (comparisons as ids to train on, to hold out, ids of SL-CAI's own responses, counts)."""
-    # 2. Two responses to each prompt, and some to helpful prompts for step 6. The second of a pair is the helpful-only
-    #    model's, which judges later: SL-CAI objects to nearly everything, and two of its own would hardly ever set an
-    #    objection against help.
+def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, rng, generator,
+                     resume):
+    """Steps 2 to 4: (comparisons as ids to train on, to hold out, ids of SL-CAI's own responses,
+    counts)."""
+    # 2. Two responses to each prompt, and some to helpful prompts for step 6. The second of a pair
+    #    is the helpful-only model's, which judges later: SL-CAI objects to nearly everything, and
+    #    two of its own would hardly ever set an objection against help.
     policy, _ = load_model(args.model, device, args.dtype, args.chat)
-    ask = resume.kept(sampler(policy.freeze(), tok, args.max_new, args.temperature, generator, args.sample_tokens))
-    drawn = [m for n in range(0, args.comparisons, len(dialogues)) for m in rng.sample(dialogues, len(dialogues))]
+    ask = resume.kept(sampler(policy.freeze(), tok, args.max_new, args.temperature, generator,
+                              args.sample_tokens))
+    drawn = [m for n in range(0, args.comparisons, len(dialogues))
+             for m in rng.sample(dialogues, len(dialogues))]
     drawn = drawn[:args.comparisons]
     first = respond(ask, tok, drawn, progress="first responses")
-    n = min(count for count in (512, len(human), len(first)) if count)    # as many of each kind, if there are both
-    reference = first[:n] + respond(ask, tok, [m for m, _, _ in human[:n]], progress="helpful responses")
+    # As many of each kind, if there are both.
+    n = min(count for count in (512, len(human), len(first)) if count)
+    reference = first[:n] + respond(ask, tok, [m for m, _, _ in human[:n]],
+                                    progress="helpful responses")
     del policy, ask                     # room for the next model
-    other, _ = load_model(args.feedback_model if args.pairs == "mixed" else args.model, device, args.dtype, args.chat)
-    ask = resume.kept(sampler(other.freeze(), tok, args.max_new, args.temperature, generator, args.sample_tokens))
+    other, _ = load_model(args.feedback_model if args.pairs == "mixed" else args.model, device,
+                          args.dtype, args.chat)
+    ask = resume.kept(sampler(other.freeze(), tok, args.max_new, args.temperature, generator,
+                              args.sample_tokens))
     second = respond(ask, tok, drawn, progress="second responses")
-    pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in zip(first, second)]    # whose is (A) must not show
+    # Whose is (A) must not show.
+    pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in zip(first, second)]
     del other, ask
 
     # 3. One principle a pair, drawn at random: over many labels this is an ensemble of all of them.
     judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)
     rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator, resume)
     write_jsonl(args.out / "comparisons.jsonl", rows)
-    tally("pairs", [row["skipped"] for row in rows], f"does {args.model} end and vary its answers, does "
-          f"{args.feedback_model} answer (A) or (B)? See comparisons.jsonl; try --max-new, few-shot examples")
+    tally("pairs", [row["skipped"] for row in rows],
+          f"does {args.model} end and vary its answers, does {args.feedback_model} answer (A) or "
+          "(B)? See comparisons.jsonl; try --max-new, few-shot examples")
     used = [row for row in rows if not row["skipped"]]
     show_labels(used[:3])
     show_principles(used)
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
-    ai = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"]) for row in rows if not row["skipped"]]
+    ai = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"]) for row in rows
+          if not row["skipped"]]
     ranked = [(*row, 1.0, (False, False)) for row in human]
     (train_ai, test_ai), (train_human, test_human) = (
         split(rows, args.held_out, rng) if rows else ([], []) for rows in (ai, ranked))
     if not train_ai + train_human:
-        raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none is left to train on")
-    ids_of = lambda comparisons: [(answered_ids(tok, m, a, cut[0]), answered_ids(tok, m, b, cut[1]), p)
-                                  for m, a, b, p, cut in comparisons]
+        raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none "
+                        "is left to train on")
+    ids_of = lambda comparisons: [
+        (answered_ids(tok, m, a, cut[0]), answered_ids(tok, m, b, cut[1]), p)
+        for m, a, b, p, cut in comparisons]
     return (ids_of(train_ai + train_human), {"ai": ids_of(test_ai), "human": ids_of(test_human)},
             [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference],
             {"used_ai": len(ai), "used_human": len(human)})
 
 
 def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, resume):
-    """Rows of comparisons.jsonl: both responses, the principle, P(A), and why a pair was left out if it was."""
-    rows = [{"messages": a["messages"], "a": a["response"], "b": b["response"], "cut": [a["cut"], b["cut"]],
-             "principle": rng.choice(constitution.comparisons), "thought": "", "p_a": None, "mass": None,
-             "skipped": a["skipped"] or b["skipped"] or ("identical" if a["response"] == b["response"] else None)}
-            for a, b in pairs]
+    """Rows of comparisons.jsonl: both responses, the principle, P(A),
+    and why a pair was left out if it was."""
+    rows = [{"messages": a["messages"], "a": a["response"], "b": b["response"],
+             "cut": [a["cut"], b["cut"]], "principle": rng.choice(constitution.comparisons),
+             "thought": "", "p_a": None, "mass": None, "skipped": a["skipped"] or b["skipped"] or
+             ("identical" if a["response"] == b["response"] else None)} for a, b in pairs]
     good = [row for row in rows if not row["skipped"]]
-    think = resume.kept(sampler(judge, tok, args.max_thought, args.temperature, generator, args.sample_tokens))
-    questions, state = [(row["messages"], row["a"], row["b"], row["principle"]) for row in good], generator.get_state()
+    think = resume.kept(sampler(judge, tok, args.max_thought, args.temperature, generator,
+                                args.sample_tokens))
+    questions = [(row["messages"], row["a"], row["b"], row["principle"]) for row in good]
+    state = generator.get_state()
     how = (prefix, think if args.chain_of_thought else None, args.clamp, resume.begin)
     mean, stays = lean(judge, tok, questions, *how) if good else (0.5, 1)
-    print(f"the judge: mean P(A) {mean:.2f} over both orders, {stays:.0%} of its verdicts stay when the two change "
-          "places" + "; letters weigh too much: give --both-orders" * (abs(mean - 0.5) > 0.15 and not args.both_orders))
-    generator.set_state(state)                                           # looking must not change what is drawn
+    leans = abs(mean - 0.5) > 0.15 and not args.both_orders
+    print(f"the judge: mean P(A) {mean:.2f} over both orders, {stays:.0%} of its verdicts stay "
+          "when the two change places" + "; letters weigh too much: give --both-orders" * leans)
+    generator.set_state(state)  # looking must not change what is drawn
     thoughts = []
     p_a, mass = label(judge, tok, questions, args.both_orders, *how, thoughts=thoughts)
     for row, p, m, thought in zip(good, p_a.tolist(), mass.tolist(), thoughts or [""] * len(good)):
@@ -184,19 +247,22 @@ def show_labels(rows):
 
 
 def show_principles(rows):
-    """One line a principle: its mean label, how often (A), how far from 1/2. A judge that cannot read it says 1/2."""
+    """One line a principle: its mean label, how often (A), how far from 1/2.
+    A judge that cannot read it says 1/2."""
     labels = {}
     for row in rows:
         labels.setdefault(row["principle"].strip(), []).append(row["p_a"])
     print("labels by principle: mean P(A), how often (A), mean distance from 1/2")
     for principle, p in sorted(labels.items()):
         far = sum(abs(x - 0.5) for x in p) / len(p)
-        print(f"   {sum(p) / len(p):.2f} {sum(x > 0.5 for x in p) / len(p):4.0%} {far:.2f} of {len(p):4d}  {principle}")
+        print(f"   {sum(p) / len(p):.2f} {sum(x > 0.5 for x in p) / len(p):4.0%} {far:.2f} of "
+              f"{len(p):4d}  {principle}")
     print()
 
 
 def train(args, pm, comparisons, generator, metrics, resume):
-    """AdamW on Bradley-Terry over (ids a, ids b, P(a better)); both responses of a pair share one forward."""
+    """AdamW on Bradley-Terry over (ids a, ids b, P(a better));
+    both responses of a pair share one forward."""
     optimizer = torch.optim.AdamW(pm.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0,
                                   fused=pm.head.weight.is_cuda or None)
     resume.restore(pm=pm, optimizer=optimizer)
@@ -211,7 +277,7 @@ def train(args, pm, comparisons, generator, metrics, resume):
         for i in range(0, len(chosen), args.micro):
             part = pair_loss(pm, chosen[i:i + args.micro], len(chosen))
             part.backward()
-            loss = loss + part.detach()                 # read once, below: each reading makes a GPU wait
+            loss = loss + part.detach()  # read once, below: each reading makes a GPU wait
         # 2. One step.
         loss = float(loss)
         norm = clip_gradients(pm.parameters(), 1.0, step, loss)
@@ -226,27 +292,33 @@ def train(args, pm, comparisons, generator, metrics, resume):
 
 
 def pair_loss(pm, comparisons, count):
-    """Bradley-Terry of some comparisons, as their part of the mean over a whole batch of `count`."""
-    ids, mask = pad_right([a for a, _, _ in comparisons] + [b for _, b, _ in comparisons], pm.head.weight.device)
-    score_a, score_b = pm.score(ids, mask).chunk(2)                                              # ids [2B,T]; [B] each
+    """Bradley-Terry of some comparisons, as their part of the mean over a whole batch of
+    `count`."""
+    ids, mask = pad_right([a for a, _, _ in comparisons] + [b for _, b, _ in comparisons],
+                          pm.head.weight.device)
+    score_a, score_b = pm.score(ids, mask).chunk(2)  # ids [2B,T]; [B] each
     p_a = torch.tensor([p for _, _, p in comparisons], device=ids.device)
     return bt_loss(score_a, score_b, p_a) * len(comparisons) / count
 
 
 def measure(args, pm, held_out):
     """Agreement and calibration on held-out comparisons, printed; the numbers go to config.json."""
-    facts, furthest = {}, max(abs(p - 0.5) for p in (args.clamp if args.chain_of_thought else (0, 1)))
+    bounds = args.clamp if args.chain_of_thought else (0, 1)
+    facts, furthest = {}, max(abs(p - 0.5) for p in bounds)
     for name, comparisons in held_out.items():
-        if not comparisons:                                             # --comparisons 0 or --human-limit 0
+        if not comparisons:  # --comparisons 0 or --human-limit 0
             continue
-        gap = pm.score_rows([a for a, _, _ in comparisons]) - pm.score_rows([b for _, b, _ in comparisons])
+        gap = (pm.score_rows([a for a, _, _ in comparisons])
+               - pm.score_rows([b for _, b, _ in comparisons]))
         p = torch.tensor([p for _, _, p in comparisons])
-        share, decided = agreement(gap, p, furthest / 2)        # half as far from 1/2 as a label can be
+        share, decided = agreement(gap, p, furthest / 2)  # half as far from 1/2 as a label can be
         error, table = calibration(gap, p)
         facts |= {f"{name}_agreement": share, f"{name}_decided": decided, f"{name}_ece": error}
-        print(f"\nheld out, {name}: agrees on {share:.1%} of {decided} decided pairs, calibration error {error:.3f}")
+        print(f"\nheld out, {name}: agrees on {share:.1%} of {decided} decided pairs, "
+              f"calibration error {error:.3f}")
         for low, high, count, said, true in table:
-            print(f"   predicted {low:.1f}-{high:.1f}: {count:5d} pairs, said {said:.2f}, true {true:.2f}")
+            print(f"   predicted {low:.1f}-{high:.1f}: {count:5d} pairs, said {said:.2f}, "
+                  f"true {true:.2f}")
     return facts
 
 

@@ -1,9 +1,11 @@
-"""Model directories in Hugging Face layout: what is saved here opens in transformers, and the other way round.
+"""Model directories in Hugging Face layout:
+what is saved here opens in transformers, and the other way round.
 
-A directory holds config.json, model.safetensors (or shards with an index) and the tokenizer's files. Two tables
-translate: TENSORS (our parameter names <-> theirs) and CONFIG_KEYS (our GPTConfig <-> their config.json), each for the
-Llama-like families and for GPT-2. A config that asks for arithmetic which minicai does not know is refused by name: a
-model that runs but computes something else is worse than none.
+A directory holds config.json, model.safetensors (or shards with an index) and the tokenizer's
+files. Two tables translate: TENSORS (our parameter names <-> theirs) and CONFIG_KEYS (our GPTConfig
+<-> their config.json), each for the Llama-like families and for GPT-2. A config that asks for
+arithmetic which minicai does not know is refused by name: a model that runs but computes something
+else is worse than none.
 """
 
 import json
@@ -34,48 +36,60 @@ TENSORS = {
         "blocks.#.attn.k_norm.": ["model.layers.#.self_attn.k_norm."],
         "blocks.#.attn.out.": ["model.layers.#.self_attn.o_proj."],
         "blocks.#.norm2.": ["model.layers.#.post_attention_layernorm."],
-        "blocks.#.mlp.gate.": ["model.layers.#.mlp.gate_proj."], "blocks.#.mlp.up.": ["model.layers.#.mlp.up_proj."],
+        "blocks.#.mlp.gate.": ["model.layers.#.mlp.gate_proj."],
+        "blocks.#.mlp.up.": ["model.layers.#.mlp.up_proj."],
         "blocks.#.mlp.down.": ["model.layers.#.mlp.down_proj."]},
     "gpt2": {
-        "embed.": ["transformer.wte."], "pos_embed.": ["transformer.wpe."], "norm.": ["transformer.ln_f."],
+        "embed.": ["transformer.wte."], "pos_embed.": ["transformer.wpe."],
+        "norm.": ["transformer.ln_f."],
         "unembed.": ["lm_head."], "blocks.#.norm1.": ["transformer.h.#.ln_1."],
-        "blocks.#.attn.qkv.": ["transformer.h.#.attn.c_attn."], "blocks.#.attn.out.": ["transformer.h.#.attn.c_proj."],
-        "blocks.#.norm2.": ["transformer.h.#.ln_2."], "blocks.#.mlp.up.": ["transformer.h.#.mlp.c_fc."],
+        "blocks.#.attn.qkv.": ["transformer.h.#.attn.c_attn."],
+        "blocks.#.attn.out.": ["transformer.h.#.attn.c_proj."],
+        "blocks.#.norm2.": ["transformer.h.#.ln_2."],
+        "blocks.#.mlp.up.": ["transformer.h.#.mlp.c_fc."],
         "blocks.#.mlp.down.": ["transformer.h.#.mlp.c_proj."]}}
-TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")                         # GPT-2 stores [in, out]
-# Stored beside the weights by some: constant masks and angles; a head that is not a language model's. A head that
-# should be tied is compared with the embedding first.
-IGNORED_TENSORS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "lm_head.weight", "score.weight")
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # GPT-2 stores [in, out]
+# Stored beside the weights by some: constant masks and angles; a head that is not a language
+# model's. A head that should be tied is compared with the embedding first.
+IGNORED_TENSORS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "lm_head.weight",
+                   "score.weight")
 
 # Our GPTConfig field -> their key.
 CONFIG_KEYS = {
-    "llama": {"vocab_size": "vocab_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
-              "n_kv_head": "num_key_value_heads", "head_dim": "head_dim", "width": "hidden_size",
-              "mlp_width": "intermediate_size", "max_positions": "max_position_embeddings", "norm_eps": "rms_norm_eps"},
-    "gpt2": {"vocab_size": "vocab_size", "n_layer": "n_layer", "n_head": "n_head", "width": "n_embd",
-             "mlp_width": "n_inner", "max_positions": "n_positions", "norm_eps": "layer_norm_epsilon"}}
+    "llama": {"vocab_size": "vocab_size", "n_layer": "num_hidden_layers",
+              "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads",
+              "head_dim": "head_dim", "width": "hidden_size", "mlp_width": "intermediate_size",
+              "max_positions": "max_position_embeddings", "norm_eps": "rms_norm_eps"},
+    "gpt2": {"vocab_size": "vocab_size", "n_layer": "n_layer", "n_head": "n_head",
+             "width": "n_embd", "mlp_width": "n_inner", "max_positions": "n_positions",
+             "norm_eps": "layer_norm_epsilon"}}
 OPTIONAL = {"n_kv_head", "head_dim", "mlp_width"}
 # Keys that change the arithmetic, with the only value that minicai computes.
 FIXED = {"hidden_act": "silu", "activation_function": "gelu_new", "scale_attn_weights": True,
-         "scale_attn_by_inverse_layer_idx": False, "use_sliding_window": False, "add_cross_attention": False,
-         "rope_interleaved": False, "partial_rotary_factor": 1.0, "quantization_config": None,
-         "is_encoder_decoder": False, "pruned_heads": {}}
-# Keys that read_config looks at itself, and keys that change nothing here: ids (the tokenizer knows them), bookkeeping,
-# how to sample. Any other key may say false or null: a switch that is off.
-KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rope_theta|rope_scaling|rope_parameters|"
-                   r"architectures|model_type|(torch_)?dtype|transformers.*|_?name_or_path|.*_token_id|.*dropout|"
-                   r".*pdrop|minicai_.*|use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|"
-                   r"max_window_layers|n_ctx|reorder_and_upcast_attn|task_specific_params|problem_type|_?num_labels|"
-                   r"id2label|label2id|summary_.*|chunk_size_feed_forward|output_.*|return_dict|unsloth_.*|auto_map|"
-                   r"_?attn_implementation.*|_commit_hash|gradient_checkpointing|is_decoder|prefix|finetuning_task|"
-                   r"tokenizer_class|do_sample|temperature|top_[kp]|typical_p|(max|min)_length|num_beams|"
-                   r"num_beam_groups|num_return_sequences|(repetition|length|diversity)_penalty|bad_words_ids|"
-                   r"(encoder_)?no_repeat_ngram_size|early_stopping|begin_suppress_tokens|suppress_tokens|"
-                   r"tie_encoder_decoder|use_bfloat16|torchscript|remove_invalid_values")
+         "scale_attn_by_inverse_layer_idx": False, "use_sliding_window": False,
+         "add_cross_attention": False, "rope_interleaved": False, "partial_rotary_factor": 1.0,
+         "quantization_config": None, "is_encoder_decoder": False, "pruned_heads": {}}
+# Keys that read_config looks at itself, and keys that change nothing here: ids (the tokenizer knows
+# them), bookkeeping, how to sample. Any other key may say false or null: a switch that is off.
+KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rope_theta|"
+                   r"rope_scaling|rope_parameters|architectures|model_type|(torch_)?dtype|"
+                   r"transformers.*|_?name_or_path|.*_token_id|.*dropout|.*pdrop|minicai_.*|"
+                   r"use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|"
+                   r"max_window_layers|n_ctx|reorder_and_upcast_attn|task_specific_params|"
+                   r"problem_type|_?num_labels|id2label|label2id|summary_.*|"
+                   r"chunk_size_feed_forward|output_.*|return_dict|unsloth_.*|auto_map|"
+                   r"_?attn_implementation.*|_commit_hash|gradient_checkpointing|is_decoder|prefix|"
+                   r"finetuning_task|tokenizer_class|do_sample|temperature|top_[kp]|typical_p|"
+                   r"(max|min)_length|num_beams|num_beam_groups|num_return_sequences|"
+                   r"(repetition|length|diversity)_penalty|bad_words_ids|"
+                   r"(encoder_)?no_repeat_ngram_size|early_stopping|begin_suppress_tokens|"
+                   r"suppress_tokens|tie_encoder_decoder|use_bfloat16|torchscript|"
+                   r"remove_invalid_values")
 
 
 def read_config(directory) -> tuple[GPTConfig, dict]:
-    """(our config, their config.json) of a model directory; raises UserError naming whatever minicai cannot compute."""
+    """(our config, their config.json) of a model directory;
+    raises UserError naming whatever minicai cannot compute."""
     path = Path(directory) / "config.json"
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such model directory")
@@ -84,7 +98,8 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
         c = json.loads(path.read_text("utf-8"))
         family = c["model_type"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not a model's config.json ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path}: not a model's config.json ({type(error).__name__}: "
+                        f"{error})") from None
     if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{path}: unknown architecture {family!r} (known: {', '.join(FAMILIES)})")
     keys = CONFIG_KEYS["gpt2" if family == "gpt2" else "llama"]
@@ -93,7 +108,8 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
             raise UserError(f"{path}: {key} = {value!r} is not supported, only {FIXED[key]!r}")
         off = value is None or value is False
         if not off and key not in FIXED and key not in keys.values() and not KNOWN.fullmatch(key):
-            raise UserError(f"{path}: unknown key {key!r} = {value!r}: delete it if it does not change the arithmetic")
+            raise UserError(f"{path}: unknown key {key!r} = {value!r}: "
+                            "delete it if it does not change the arithmetic")
     layers = c.get("layer_types") or []
     if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
         raise UserError(f"{path}: layer_types = {layers} is not supported, only full_attention")
@@ -103,26 +119,29 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
             raise UserError(f"{path}: the key {keys[name]!r} is missing")
         number = isinstance(value, float) if name == "norm_eps" else type(value) is int
         if value is not None and not (number and 0 < value < 2**40):
-            raise UserError(f"{path}: {keys[name]} = {value!r} must be a {'small' if name == 'norm_eps' else 'whole'} "
-                            "number above 0")
+            raise UserError(f"{path}: {keys[name]} = {value!r} must be a "
+                            f"{'small' if name == 'norm_eps' else 'whole'} number above 0")
     for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         if c.get(name) not in (None, True, False):
             raise UserError(f"{path}: {name} = {c[name]!r} must be true or false")
     heads, groups = ours["n_head"], ours.get("n_kv_head") or ours["n_head"]
     if heads % groups or not ours.get("head_dim") and ours["width"] % heads:
-        raise UserError(f"{path}: {heads} heads divide neither into {groups} groups nor a width of {ours['width']}")
+        raise UserError(f"{path}: {heads} heads divide neither into {groups} groups nor a "
+                        f"width of {ours['width']}")
     # A scorer has no language head: whether it was tied no longer matters.
     tied = bool(c.get("tie_word_embeddings", family == "gpt2")) or is_scorer(c)
     if family == "gpt2":
         ours["mlp_width"] = ours["mlp_width"] or 4 * ours["width"]
-        return GPTConfig(**ours, norm="layernorm", positions="learned", mlp="gelu", qkv_bias=True, out_bias=True,
-                         mlp_bias=True, tied=tied), c
+        return GPTConfig(**ours, norm="layernorm", positions="learned", mlp="gelu", qkv_bias=True,
+                         out_bias=True, mlp_bias=True, tied=tied), c
     if family == "qwen3" and ours["head_dim"] is None:
-        ours["head_dim"] = 128                                            # transformers' default there
+        ours["head_dim"] = 128  # transformers' default there
     theta, scaling = read_rope(c, path)
     bias = bool(c.get("attention_bias", False))
-    return GPTConfig(**ours, rope_theta=theta, rope_scaling=scaling, qkv_bias=bias or family == "qwen2", out_bias=bias,
-                     mlp_bias=bool(c.get("mlp_bias", False)), qk_norm=family == "qwen3", tied=tied), c
+    return GPTConfig(**ours, rope_theta=theta, rope_scaling=scaling,
+                     qkv_bias=bias or family == "qwen2", out_bias=bias,
+                     mlp_bias=bool(c.get("mlp_bias", False)), qk_norm=family == "qwen3",
+                     tied=tied), c
 
 
 def is_scorer(c: dict) -> bool:
@@ -131,7 +150,8 @@ def is_scorer(c: dict) -> bool:
 
 
 def read_rope(c: dict, path) -> tuple[float, dict | None]:
-    """(theta, Llama-3 scaling or None); transformers 5 writes one dict, transformers 4 a number and a dict."""
+    """(theta, Llama-3 scaling or None); transformers 5 writes one dict,
+    transformers 4 a number and a dict."""
     found = []
     for key in ("rope_parameters", "rope_scaling"):
         rope = c.get(key) or {}
@@ -139,19 +159,24 @@ def read_rope(c: dict, path) -> tuple[float, dict | None]:
             raise UserError(f"{path}: {key} = {rope!r} must be an object or null")
         kinds = [rope[name] for name in ("rope_type", "type") if name in rope] or ["default"]
         rest = {name: value for name, value in rope.items() if name not in ("rope_type", "type")}
-        found += [({"rope_theta": c.get("rope_theta", 10000.0)} | rest, kinds)] if key in c and c[key] else []
+        found += ([({"rope_theta": c.get("rope_theta", 10000.0)} | rest, kinds)]
+                  if key in c and c[key] else [])
     if len(found) == 2 and found[0] != found[1] or len(found) and c.get("rope_theta") not in (
             None, found[0][0]["rope_theta"]):
-        raise UserError(f"{path}: rope_theta, rope_parameters and rope_scaling contradict each other: keep one")
+        raise UserError(f"{path}: rope_theta, rope_parameters and rope_scaling contradict "
+                        "each other: keep one")
     rope, kinds = found[0] if found else ({"rope_theta": c.get("rope_theta", 10000.0)}, ["default"])
-    wrong = [name for name, value in rope.items() if type(value) not in (int, float) or not 0 < value < 2**60]
+    wrong = [name for name, value in rope.items()
+             if type(value) not in (int, float) or not 0 < value < 2**60]
     theta = rope.pop("rope_theta")
-    if all(kind == "default" for kind in kinds) and not wrong and set(rope.items()) <= {("partial_rotary_factor", 1)}:
+    if (all(kind == "default" for kind in kinds) and not wrong
+            and set(rope.items()) <= {("partial_rotary_factor", 1)}):
         return float(theta), None
     wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
     if any(kind != "llama3" for kind in kinds) or set(rope) != wanted or wrong:
-        raise UserError(f"{path}: rope type {kinds[0]!r}, theta {theta!r} with {rope} is not supported, only default "
-                        f"and llama3 with {sorted(wanted)}, all of them numbers above 0")
+        raise UserError(f"{path}: rope type {kinds[0]!r}, theta {theta!r} with {rope} is not "
+                        f"supported, only default and llama3 with {sorted(wanted)}, "
+                        "all of them numbers above 0")
     return float(theta), rope
 
 
@@ -160,24 +185,29 @@ def their_config(config: GPTConfig, tok: Tokenizer, task: str, dtype: torch.dtyp
     family = ("gpt2" if config.positions == "learned" else "qwen3" if config.qk_norm
               else "qwen2" if config.qkv_bias and not config.out_bias else "llama")
     keys = CONFIG_KEYS["gpt2" if family == "gpt2" else "llama"]
-    name = "GPT2LMHeadModel" if (family, task) == ("gpt2", "ForCausalLM") else FAMILIES[family] + task
+    name = ("GPT2LMHeadModel" if (family, task) == ("gpt2", "ForCausalLM")
+            else FAMILIES[family] + task)
     c = {"architectures": [name], "model_type": family,
-         "torch_dtype": str(dtype).removeprefix("torch."), **{key: getattr(config, name) for name, key in keys.items()},
+         "torch_dtype": str(dtype).removeprefix("torch."),
+         **{key: getattr(config, name) for name, key in keys.items()},
          "tie_word_embeddings": config.tied, "eos_token_id": tok.end, "pad_token_id": tok.pad,
          "bos_token_id": tok.bos[0] if tok.bos else None}
     if family == "gpt2":
         return c | {"activation_function": "gelu_new"}
     if family == "llama":
         c["mlp_bias"] = config.mlp_bias
-    return c | {"hidden_act": "silu", "attention_bias": config.out_bias, "rope_theta": config.rope_theta,
-                "rope_scaling": config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}}
+    return c | {"hidden_act": "silu", "attention_bias": config.out_bias,
+                "rope_theta": config.rope_theta, "rope_scaling":
+                config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}}
 
 
 def their_names(config: GPTConfig, name: str) -> list[str]:
     """The Hugging Face tensors behind one of our parameters."""
     layer = re.search(r"\d+|$", name)[0]
-    stem, kind = re.fullmatch(r"(.*\.)(weight|bias)", name.replace(f".{layer}.", ".#.") if layer else name).groups()
-    return [n.replace("#", layer) + kind for n in TENSORS["gpt2" if config.positions == "learned" else "llama"][stem]]
+    stem, kind = re.fullmatch(r"(.*\.)(weight|bias)",
+                              name.replace(f".{layer}.", ".#.") if layer else name).groups()
+    return [n.replace("#", layer) + kind
+            for n in TENSORS["gpt2" if config.positions == "learned" else "llama"][stem]]
 
 
 def open_weights(directory) -> dict:
@@ -190,7 +220,8 @@ def open_weights(directory) -> dict:
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{index}: not an index of weights ({type(error).__name__}: {error})") from None
+            raise UserError(f"{index}: not an index of weights ({type(error).__name__}: "
+                            f"{error})") from None
     where = {}
     for path in (Path(directory) / name for name in names):
         if not path.is_file():
@@ -205,57 +236,68 @@ def open_weights(directory) -> dict:
 
 
 def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
-    """(model, open_weights, config.json) of a directory; weights are float32, dtype "bf16" is that of the products.
+    """(model, open_weights, config.json) of a directory;
+    weights are float32, dtype "bf16" is that of the products.
 
     device "meta" reads and checks all of it and keeps none."""
     config, raw = read_config(directory)
-    contents(directory)                                                   # are these the bytes that were written?
+    contents(directory)  # are these the bytes that were written?
     where, used, state = open_weights(directory), set(), {}
-    with torch.device("meta"):                                            # no time lost on weights to be replaced
+    with torch.device("meta"):  # no time lost on weights to be replaced
         model = GPT(config)
     for name, empty in model.state_dict().items():
         parts = []
         for theirs in their_names(config, name):
-            bare = theirs.partition(".")[2]                               # GPT-2's own file lacks the prefix
+            bare = theirs.partition(".")[2]  # GPT-2's own file lacks the prefix
             found = theirs if theirs in where else bare if bare in where else None
             if found is None:
                 raise UserError(f"{directory}: the tensor {theirs} is missing")
             part = where[found].get_tensor(found)
-            parts.append(part.T if config.positions == "learned" and theirs.endswith(TRANSPOSED) else part)
+            parts.append(part.T if config.positions == "learned" and theirs.endswith(TRANSPOSED)
+                         else part)
             used.add(found)
         tensor = torch.cat(parts)
         if tensor.shape != empty.shape:
-            raise UserError(f"{directory}: {theirs} has shape {list(tensor.shape)}, config.json means "
-                            f"{list(empty.shape)}")
+            raise UserError(f"{directory}: {theirs} has shape {list(tensor.shape)}, "
+                            f"config.json means {list(empty.shape)}")
         state[name] = tensor.to(device, torch.float32).contiguous()
         if not tensor.isfinite().all():
-            raise UserError(f"{directory}: {theirs} holds numbers that are not finite: a damaged or diverged model")
+            raise UserError(f"{directory}: {theirs} holds numbers that are not finite: "
+                            "a damaged or diverged model")
     odd = [n for n in sorted(set(where) - used) if not n.endswith(IGNORED_TENSORS)]
     if odd:
-        raise UserError(f"{directory}: tensors that minicai does not know: {', '.join(odd[:3])} ({len(odd)} in all)")
+        raise UserError(f"{directory}: tensors that minicai does not know: {', '.join(odd[:3])} "
+                        f"({len(odd)} in all)")
     if config.tied and not is_scorer(raw) and "lm_head.weight" in where:
         head = where["lm_head.weight"].get_tensor("lm_head.weight")
-        if device != "meta" and not torch.equal(head.to(device, torch.float32), state["embed.weight"]):
-            raise UserError(f"{directory}: lm_head.weight is not the embedding, though tie_word_embeddings says so: "
+        if device != "meta" and not torch.equal(head.to(device, torch.float32),
+                                                state["embed.weight"]):
+            raise UserError(f"{directory}: lm_head.weight is not the embedding, "
+                            "though tie_word_embeddings says so: "
                             "set it to false in config.json if the head is meant")
     model.load_state_dict(state, assign=True)
     model.bf16, model.recording = dtype == "bf16", torch.device(device).type == "cuda"
     return model.requires_grad_(True), where, raw
 
 
-def load_model(directory, device="cpu", dtype="fp32", chat: str | None = None) -> tuple[GPT, Tokenizer]:
-    """Model and tokenizer of a directory; `chat` overrides its chat format. Raises UserError for what is not right."""
+def load_model(directory, device="cpu", dtype="fp32",
+               chat: str | None = None) -> tuple[GPT, Tokenizer]:
+    """Model and tokenizer of a directory; `chat` overrides its chat format.
+    Raises UserError for what is not right."""
     if is_scorer(read_config(directory)[1]):
-        raise UserError(f"{directory}: a classifier or preference model; a language model is needed here")
+        raise UserError(f"{directory}: a classifier or preference model; "
+                        "a language model is needed here")
     return load_trunk(directory, device, dtype)[0], Tokenizer.load(directory, chat)
 
 
 def load_scalar(directory, device="cpu", dtype="fp32") -> tuple[GPT, nn.Linear, float, Tokenizer]:
-    """(trunk, head, shift, tokenizer) of a preference model's directory; a score is hidden . head + shift."""
+    """(trunk, head, shift, tokenizer) of a preference model's directory;
+    a score is hidden . head + shift."""
     model, where, raw = load_trunk(directory, device, dtype)
     weight = where["score.weight"].get_tensor("score.weight") if "score.weight" in where else None
     if weight is None or weight.shape != (1, model.config.width):
-        raise UserError(f"{directory}: not a preference model (it needs a score.weight for one label)")
+        raise UserError(f"{directory}: not a preference model "
+                        "(it needs a score.weight for one label)")
     shift = raw.get("minicai_score_shift", 0.0)
     if not weight.isfinite().all() or type(shift) not in (int, float):
         raise UserError(f"{directory}: score.weight or minicai_score_shift is no finite number")
@@ -269,15 +311,18 @@ def their_tensors(model: GPT) -> dict[str, torch.Tensor]:
     c, out = model.config, {}
     for name, tensor in model.state_dict().items():
         names = their_names(c, name)
-        sizes = [c.n_head * c.head_dim] + [c.n_kv_head * c.head_dim] * 2 if len(names) == 3 else [len(tensor)]
+        sizes = ([c.n_head * c.head_dim] + [c.n_kv_head * c.head_dim] * 2 if len(names) == 3
+                 else [len(tensor)])
         for n, part in zip(names, tensor.split(sizes)):
-            out[n] = (part.T if c.positions == "learned" and n.endswith(TRANSPOSED) else part).cpu().clone(
-                memory_format=torch.contiguous_format)
+            part = part.T if c.positions == "learned" and n.endswith(TRANSPOSED) else part
+            out[n] = part.cpu().clone(memory_format=torch.contiguous_format)
     return out
 
 
-def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer, made: dict | None = None) -> None:
-    """Write a whole directory beside the old one, then swap: a reader finds the old or the new, never a mixture."""
+def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer,
+                    made: dict | None = None) -> None:
+    """Write a whole directory beside the old one, then swap:
+    a reader finds the old or the new, never a mixture."""
     with beside(directory, sum(tensor.nbytes for tensor in tensors.values()), made) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
@@ -285,7 +330,8 @@ def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer, made
 
 
 def save_model(directory, model: GPT, tok: Tokenizer, made: dict | None = None) -> None:
-    """Write a language model's directory; what was there is replaced at once. made: what made it, for its manifest."""
+    """Write a language model's directory; what was there is replaced at once.
+    made: what made it, for its manifest."""
     config = their_config(model.config, tok, "ForCausalLM", model.head.dtype)
     write_directory(directory, their_tensors(model), config, tok, made)
 
@@ -294,10 +340,13 @@ def save_scalar(directory, model: GPT, head: nn.Linear, tok: Tokenizer, shift: f
                 made: dict | None = None) -> None:
     """Write a preference model's directory, as a sequence classifier with one label.
 
-    transformers reads the score at the last id that is not pad_token_id, and knows no shift: add minicai_score_shift.
+    transformers reads the score at the last id that is not pad_token_id, and knows no shift:
+    add minicai_score_shift.
     """
     tensors = their_tensors(model) | {"score.weight": head.weight.detach().cpu().clone()}
     tensors.pop("lm_head.weight", None)
-    config = their_config(replace(model.config, tied=True), tok, "ForSequenceClassification", head.weight.dtype)
-    config |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}, "minicai_score_shift": shift}
+    config = their_config(replace(model.config, tied=True), tok, "ForSequenceClassification",
+                          head.weight.dtype)
+    config |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0},
+               "minicai_score_shift": shift}
     write_directory(directory, tensors, config, tok, made)

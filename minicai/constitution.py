@@ -1,9 +1,10 @@
 """A constitution: the only human judgement about harm that reaches training.
 
-It holds pairs of (critique request, revision request) for the supervised stage and comparison principles for the
-preference stage (Bai et al. 2022, sections 3.1 and 4.1; 16 of each there). Constitutions are data: change the file,
-change the model. Two layouts are read: our own JSON (see constitutions/) and a directory with the files of the
-paper's artifact repository, which minicai does not copy because they carry no licence.
+It holds pairs of (critique request, revision request) for the supervised stage and comparison
+principles for the preference stage (Bai et al. 2022, sections 3.1 and 4.1; 16 of each there).
+Constitutions are data: change the file, change the model. Two layouts are read: our own JSON (see
+constitutions/) and a directory with the files of the paper's artifact repository, which minicai
+does not copy because they carry no licence.
 """
 import itertools
 import json
@@ -17,26 +18,30 @@ from minicai.run import UserError, visible
 
 @dataclass(frozen=True)
 class Principle:
-    """One request to criticise and the matching request to revise: bare sentences, without the format around them."""
+    """One request to criticise and the matching request to revise:
+    bare sentences, without the format around them."""
     critique_request: str
     revision_request: str
 
 
 @dataclass(frozen=True)
 class Constitution:
-    """Everything the two stages ask a model; `preamble` opens every critique context and may be empty."""
+    """Everything the two stages ask a model;
+    `preamble` opens every critique context and may be empty."""
     name: str
     preamble: str
     critiques: list                     # of Principle
     comparisons: list                   # of str: which of two responses is better?
     few_shot_critique: list             # of str: whole worked critiques and revisions, as text
-    few_shot_comparison: list           # of {"conversation": messages, "principle", "better", "worse", "thought"}
+    # Of {"conversation": messages, "principle", "better", "worse", "thought"}.
+    few_shot_comparison: list
 
 
-# The schema of our own files; a key with "?" may be left out. Anything else is refused by name: a misspelt key must
-# not quietly leave a principle out.
+# The schema of our own files; a key with "?" may be left out.
+# Anything else is refused by name: a misspelt key must not quietly leave a principle out.
 SHOT = {"conversation": [dict], "principle": str, "thought?": str, "better": str, "worse": str}
-SCHEMA = {"name": str, "description?": str, "preamble?": str, "critique_revision": [{"critique": str, "revision": str}],
+SCHEMA = {"name": str, "description?": str, "preamble?": str,
+          "critique_revision": [{"critique": str, "revision": str}],
           "comparison": [str], "few_shot?": {"critique?": [str], "comparison?": [SHOT]}}
 # The published files, of which other keys are nobody's business.
 PAIR = {"prompt": [str], "edit_request": str}
@@ -45,11 +50,13 @@ WORKED = ("Human", "Assistant", "CritiqueRequest", "Critique", "RevisionRequest"
 
 
 def load_constitution(path) -> Constitution:
-    """Read our JSON file, or a directory with the paper's published files; UserError says what is wrong."""
+    """Read our JSON file, or a directory with the paper's published files;
+    UserError says what is wrong."""
     path = Path(path)
     found = _load_published(path) if path.is_dir() else _load_ours(path)
     if not found.critiques or not found.comparisons:
-        raise UserError(f"{path}: it needs at least one pair of critique and revision, and one comparison principle")
+        raise UserError(f"{path}: it needs at least one pair of critique and revision, "
+                        "and one comparison principle")
     return found
 
 
@@ -60,14 +67,17 @@ def _load_ours(path: Path) -> Constitution:
     shots = {"critique": [], "comparison": []} | (data.get("few_shot") or {})
     for i, text in enumerate(shots["critique"]):
         if not re.fullmatch(r"\n\n".join(f"{tag}: .+" for tag in WORKED), text.strip(), re.DOTALL):
-            raise UserError(f"{path}: few_shot critique[{i}] must have the parts {', '.join(WORKED)}, in order")
+            raise UserError(f"{path}: few_shot critique[{i}] must have the parts "
+                            f"{', '.join(WORKED)}, in order")
     return Constitution(data["name"], data.get("preamble", ""),
-                        [Principle(p["critique"], p["revision"]) for p in data["critique_revision"]],
+                        [Principle(p["critique"], p["revision"])
+                         for p in data["critique_revision"]],
                         data["comparison"], shots["critique"], shots["comparison"])
 
 
 def _load_published(folder: Path) -> Constitution:
-    """The paper's own files: strings come wrapped in the wire format; worked comparisons get a principle by turns."""
+    """The paper's own files: strings come wrapped in the wire format;
+    worked comparisons get a principle by turns."""
     pairs = _read_json(folder / "CritiqueRevisionInstructions.json")
     comparisons = _read_json(folder / "RLMadisonInstructions.json")
     worked, compared = (_read_json(folder / name) if (folder / name).exists() else [] for name in
@@ -81,15 +91,19 @@ def _load_published(folder: Path) -> Constitution:
     _check(compared, [COMPARED], f"{odd} RLMadisonFewShotPrompts.json", others=True)
     try:
         critiques = [Principle(_between(p["prompt"][0], "CritiqueRequest:", "Critique:"),
-                               _between(p["edit_request"], "RevisionRequest:", "Revision:")) for p in pairs.values()]
-        comparisons = [c.strip() for c in comparisons]          # ending in "Options:", as feedback.py allows
+                               _between(p["edit_request"], "RevisionRequest:", "Revision:"))
+                     for p in pairs.values()]
+        # Ending in "Options:", as feedback.py allows.
+        comparisons = [c.strip() for c in comparisons]
         worked = [text.strip() for text in worked]
-        shots = [{"conversation": read_prompt({"transcript": shot["prompt"]}, folder), "principle": principle,
+        shots = [{"conversation": read_prompt({"transcript": shot["prompt"]}, folder),
+                  "principle": principle,
                   "better": shot["corrects"][0], "worse": shot["incorrects"][0]}
                  for shot, principle in zip(compared, itertools.cycle(comparisons))]
     except (IndexError, UserError) as error:
         raise UserError(f"{odd} {error}") from None
-    _check([text for p in critiques for text in (p.critique_request, p.revision_request)], [str], f"{folder}: requests")
+    requests = [text for p in critiques for text in (p.critique_request, p.revision_request)]
+    _check(requests, [str], f"{folder}: requests")
     return Constitution(folder.name, "", critiques, comparisons, worked, shots)
 
 
@@ -101,13 +115,16 @@ def _read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give the path of a constitution (see constitutions/)") from None
-    except (ValueError, RecursionError) as error:                # broken JSON and broken UTF-8 are both ValueErrors
+        raise UserError(f"{path}: {error.strerror}; give the path of a constitution "
+                        "(see constitutions/)") from None
+    # Broken JSON and broken UTF-8 are both ValueErrors.
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
 def _check(data, schema, where: str, others: bool = False):
-    """Raise UserError, which names the place, unless `data` is made as `schema` says; `others`: more keys may stand."""
+    """Raise UserError, which names the place, unless `data` is made as `schema` says;
+    `others`: more keys may stand."""
     kind = schema if isinstance(schema, type) else type(schema)
     if not isinstance(data, kind) or kind is str and not visible(data):
         raise UserError(f"{where} must be a {kind.__name__}, and not empty, found {data!r:.40}")

@@ -1,8 +1,10 @@
-"""The supervised stage's data: respond, then (critique -> revise) x n (Bai et al. 2022, section 3.1).
+"""The supervised stage's data: respond,
+then (critique -> revise) x n (Bai et al. 2022, section 3.1).
 
-A context is token ids, not text: role markers and end tokens are spliced in as ids, and everything a human or a model
-wrote is encoded as ordinary text, so no words inside a message can open a turn. Everything goes through `ask`, a
-function from contexts to sampled ids (see `sampler`): a thousand dialogues take each step together, in one batch.
+A context is token ids, not text: role markers and end tokens are spliced in as ids, and everything
+a human or a model wrote is encoded as ordinary text, so no words inside a message can open a turn.
+Everything goes through `ask`, a function from contexts to sampled ids (see `sampler`): a thousand
+dialogues take each step together, in one batch.
 """
 import functools
 import re
@@ -13,15 +15,18 @@ from minicai.sample import generate
 
 
 def critique_prompt(tok, constitution, messages: list, principle, shots=(), turns=None) -> list:
-    """Ids that ask for a critique of the last assistant turn: preamble, worked `shots`, dialogue, request.
+    """Ids that ask for a critique of the last assistant turn:
+    preamble, worked `shots`, dialogue, request.
 
-    turns: ask in turns of the chat, as models want it that know no other form (default: unless the format is plain).
+    turns: ask in turns of the chat, as models want it that know no other form
+    (default: unless the format is plain).
     """
     if tok.chat != "plain" if turns is None else turns:
         return chat_prompt(tok, constitution, messages, [principle.critique_request], shots)
     ids = tok.bos + tok.encode(constitution.preamble)
     for shot in shots:
-        # Written as the real thing is, end token included. Published ones carry the next one's "Human:" at their end.
+        # Written as the real thing is, end token included.
+        # Published ones carry the next one's "Human:" at their end.
         dialogue, tag, review = shot.partition("\n\nCritiqueRequest:")
         spoken, _ = tok.encode_chat(read_transcript(dialogue))
         review = review.rstrip().removesuffix("Human:").rstrip()
@@ -31,56 +36,69 @@ def critique_prompt(tok, constitution, messages: list, principle, shots=(), turn
     return ids + tok.encode(f"\n\nCritiqueRequest: {principle.critique_request}\n\nCritique:")
 
 
-def revision_prompt(tok, constitution, messages: list, principle, critique: str, shots=(), turns=None) -> list:
-    """Ids that ask for a revision: the critique's context goes on, so the model reads its own reasons."""
+def revision_prompt(tok, constitution, messages: list, principle, critique: str, shots=(),
+                    turns=None) -> list:
+    """Ids that ask for a revision: the critique's context goes on,
+    so the model reads its own reasons."""
     if tok.chat != "plain" if turns is None else turns:
         asked = [principle.critique_request, critique.strip(), principle.revision_request]
         return chat_prompt(tok, constitution, messages, asked, shots)
-    ids = critique_prompt(tok, constitution, messages, principle, shots, turns) + tok.encode(" " + critique.strip())
+    ids = (critique_prompt(tok, constitution, messages, principle, shots, turns)
+           + tok.encode(" " + critique.strip()))
     return ids + tok.encode(f"\n\nRevisionRequest: {principle.revision_request}\n\nRevision:")
 
 
 def chat_prompt(tok, constitution, messages: list, asked: list, shots=()) -> list:
-    """Ids of a chat in which the human asks for critique and revision: the preamble as the system's message, worked
-    dialogues, `messages`, and `asked`, which the human and the assistant say by turns.
+    """Ids of a chat in which the human asks for critique and revision: the preamble as the system's
+    message, worked dialogues, `messages`, and `asked`, which the human and the assistant say by
+    turns.
 
-    The request for a revision says again what had been asked: a small model has lost it by then, and declines anything
-    (on 135M parameters 17 of 24 refusals are then about the request, otherwise 4; docs/real_models.md).
+    The request for a revision says again what had been asked: a small model has lost it by then,
+    and declines anything (on 135M parameters 17 of 24 refusals are then about the request,
+    otherwise 4; docs/real_models.md).
     """
     talk = [{"role": "system", "content": constitution.preamble}] if constitution.preamble else []
     for shot in shots:
-        dialogue, *said = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):", shot)
-        talk += review(read_transcript(dialogue), [text.strip().removesuffix("Human:").strip() for text in said])
+        dialogue, *said = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):",
+                                   shot)
+        talk += review(read_transcript(dialogue),
+                       [text.strip().removesuffix("Human:").strip() for text in said])
     return tok.encode_chat(talk + review(messages, asked), generation=True)[0]
 
 
 def review(dialogue: list, said: list) -> list:
-    """A dialogue that goes on with a request, a critique, another request, a revision, as far as they are `said`."""
+    """A dialogue that goes on with a request, a critique, another request, a revision,
+    as far as they are `said`."""
     asked = next((turn["content"] for turn in reversed(dialogue) if turn["role"] == "user"), "")
     said = [f'{text} The human asked: "{asked}"' if i == 2 else text for i, text in enumerate(said)]
-    return dialogue + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+    return dialogue + [{"role": ("user", "assistant")[i % 2], "content": text}
+                       for i, text in enumerate(said)]
 
 
 def sampler(model, tok, max_new_tokens: int, temperature: float, generator, batch_tokens=None):
-    """`ask(contexts, progress=None)` -> sampled ids of each context, end token included if it was reached."""
-    return functools.partial(generate, model, max_new_tokens=max_new_tokens, stop=tok.stop, temperature=temperature,
-                             forbidden=tok.forbidden(model.config.vocab_size), generator=generator,
+    """`ask(contexts, progress=None)` -> sampled ids of each context,
+    end token included if it was reached."""
+    return functools.partial(generate, model, max_new_tokens=max_new_tokens, stop=tok.stop,
+                             forbidden=tok.forbidden(model.config.vocab_size),
+                             temperature=temperature, generator=generator,
                              batch_tokens=batch_tokens)
 
 
 def read_answer(tok, ids: list):
     """(text, ids to train on, why not) of sampled ids; `why not` is None or "empty".
 
-    A model that was not trained to end its turn goes on to the next one, as worked examples do; there it is cut, and
-    ended. What ran into the limit on tokens is used as it is, without an end token: whether a text ends at a place is
-    then learned from all texts that reached the place, so neither the chance to end nor long answers are lost.
+    A model that was not trained to end its turn goes on to the next one, as worked examples do;
+    there it is cut, and ended. What ran into the limit on tokens is used as it is, without an end
+    token: whether a text ends at a place is then learned from all texts that reached the place, so
+    neither the chance to end nor long answers are lost.
     """
     text = tok.decode(ids[:-1] if ended(tok, ids) else ids)
     went_on = re.search(r"\n\n(Human|Assistant|CritiqueRequest|RevisionRequest):", text)
-    if went_on and not ended(tok, ids):                     # an answer that ended by itself says what it means to say
+    if went_on and not ended(tok, ids):  # an answer that ended by itself says what it means to say
         text = text[:went_on.start()].rstrip()
         ids = tok.encode(text) + [tok.end]
-    text = text if ended(tok, ids) else text.rstrip("\ufffd")            # the limit may cut a character in two
+    # The limit may cut a character in two.
+    text = text if ended(tok, ids) else text.rstrip("\ufffd")
     return text.strip(), ids, None if visible(text) else "empty"
 
 
@@ -90,21 +108,26 @@ def ended(tok, ids: list) -> bool:
 
 
 def respond(ask, tok, conversations: list, progress=None) -> list:
-    """One sampled answer to each dialogue, as rows {"messages", "response", "ids", "cut" at the limit, "skipped"}."""
-    answers = ask([tok.encode_chat(m, generation=True)[0] for m in conversations], progress=progress)
+    """One sampled answer to each dialogue, as rows {"messages", "response", "ids",
+    "cut" at the limit, "skipped"}."""
+    answers = ask([tok.encode_chat(m, generation=True)[0] for m in conversations],
+                  progress=progress)
     rows = []
     for messages, ids in zip(conversations, answers):
         text, ids, reason = read_answer(tok, ids)
-        rows.append({"messages": messages, "response": text, "ids": ids, "cut": not ended(tok, ids), "skipped": reason})
+        rows.append({"messages": messages, "response": text, "ids": ids, "cut": not ended(tok, ids),
+                     "skipped": reason})
     return rows
 
 
-def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=(), turns=None) -> None:
-    """Put `rounds` critiques and revisions into each usable row of `respond`, as a list under "rounds".
+def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=(),
+                    turns=None) -> None:
+    """Put `rounds` critiques and revisions into each usable row of `respond`,
+    as a list under "rounds".
 
-    The principle of every round is drawn anew, i.i.d. with replacement, with rng (random.Random). A revision replaces
-    the response before the next round; one that cannot be read keeps its reason under "skipped", and the next round
-    starts from the response that stood before it.
+    The principle of every round is drawn anew, i.i.d. with replacement, with rng (random.Random). A
+    revision replaces the response before the next round; one that cannot be read keeps its reason
+    under "skipped", and the next round starts from the response that stood before it.
     """
     rows = [row for row in rows if not row["skipped"]]
     current = [row["response"] for row in rows]
@@ -113,19 +136,25 @@ def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=
     for n in range(1, rounds + 1):
         numbers = [rng.randrange(len(constitution.critiques)) for _ in rows]
         drawn = [constitution.critiques[i] for i in numbers]
-        judged = [row["messages"] + [{"role": "assistant", "content": text}] for row, text in zip(rows, current)]
-        critiques = ask([critique_prompt(tok, constitution, m, p, shots, turns) for m, p in zip(judged, drawn)],
+        judged = [row["messages"] + [{"role": "assistant", "content": text}]
+                  for row, text in zip(rows, current)]
+        critiques = ask([critique_prompt(tok, constitution, m, p, shots, turns)
+                         for m, p in zip(judged, drawn)],
                         progress=f"round {n}: critiques")
-        # As in the worked examples, a model may go on to the request for a revision: a critique ends there.
-        critiques = [read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip() for ids in critiques]
+        # As in the worked examples, a model may go on to the request for a revision:
+        # a critique ends there.
+        critiques = [read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip()
+                     for ids in critiques]
         revisions = ask([revision_prompt(tok, constitution, m, p, text, shots, turns)
-                         for m, p, text in zip(judged, drawn, critiques)], progress=f"round {n}: revisions")
+                         for m, p, text in zip(judged, drawn, critiques)],
+                        progress=f"round {n}: revisions")
         for i, (critique, ids) in enumerate(zip(critiques, revisions)):
             revision, ids, bad_revision = read_answer(tok, ids)
-            reason = "critique: empty" if not critique else bad_revision and f"revision: {bad_revision}"
+            reason = ("critique: empty" if not critique
+                      else bad_revision and f"revision: {bad_revision}")
             rows[i]["rounds"].append({
-                "principle": numbers[i], "critique_request": drawn[i].critique_request, "critique": critique,
-                "revision_request": drawn[i].revision_request, "revision": revision, "ids": ids,
-                "cut": not ended(tok, ids), "skipped": reason})
+                "principle": numbers[i], "critique_request": drawn[i].critique_request,
+                "critique": critique, "revision_request": drawn[i].revision_request,
+                "revision": revision, "ids": ids, "cut": not ended(tok, ids), "skipped": reason})
             if not reason:
                 current[i] = revision

@@ -1,7 +1,7 @@
 """Files of dialogues in, padded batches out.
 
-Shapes: B batch, T time. Rows are lists of token ids of different lengths; a batch is right-padded, and its mask, not
-the padding's id, says what is real.
+Shapes: B batch, T time. Rows are lists of token ids of different lengths;
+a batch is right-padded, and its mask, not the padding's id, says what is real.
 """
 import re
 
@@ -10,15 +10,17 @@ import torch
 from minicai.checkpoint import is_scorer, load_trunk
 from minicai.run import UserError, read_jsonl, visible
 
-ROLES = {"Human": "user", "Assistant": "assistant"}                     # the tags of transcripts, as in hh-rlhf
+ROLES = {"Human": "user", "Assistant": "assistant"}  # the tags of transcripts, as in hh-rlhf
 
 
 class Unusable(UserError):
-    """A row as real data sets hold them, but nobody can learn from: dropped and counted, with this reason."""
+    """A row as real data sets hold them, but nobody can learn from:
+    dropped and counted, with this reason."""
 
 
 def read_prompts(path, tok=None, limit: int = 0) -> list:
-    """The dialogues (lists of messages, ending in a user turn) of a file; README says which rows it may hold.
+    """The dialogues (lists of messages, ending in a user turn) of a file;
+    README says which rows it may hold.
 
     With a tokenizer, only those that take at most `limit` tokens with the assistant's header.
     """
@@ -28,19 +30,22 @@ def read_prompts(path, tok=None, limit: int = 0) -> list:
 
 
 def read_comparisons(path) -> list:
-    """(messages, chosen text, rejected text) of each row of a file; README says which rows it may hold."""
+    """(messages, chosen text, rejected text) of each row of a file;
+    README says which rows it may hold."""
     return _usable(path, read_comparison)
 
 
 def _usable(path, read) -> list:
-    """read(row, where) of every row but the Unusable ones, which are counted aloud; UserError if none is left."""
+    """read(row, where) of every row but the Unusable ones, which are counted aloud;
+    UserError if none is left."""
     rows, used, dropped = read_jsonl(path), [], {}
     for number, row in rows:
         try:
             used.append(read(row, f"{path}:{number}"))
         except Unusable as reason:
             dropped.setdefault(str(reason), []).append(number)
-    why = ", ".join(f"{len(lines)} x {reason} (first in line {lines[0]})" for reason, lines in dropped.items())
+    why = ", ".join(f"{len(lines)} x {reason} (first in line {lines[0]})"
+                    for reason, lines in dropped.items())
     print(f"{path}: {len(used)} of {len(rows)} rows used; dropped: {why or 'none'}")
     if not used:
         raise UserError(f"{path}: no row can be used: {why}")
@@ -49,7 +54,8 @@ def _usable(path, read) -> list:
 
 def read_prompt(row: dict, where: str) -> list:
     """The dialogue of a row up to its last user turn."""
-    key = next((key for key in ("messages", "prompt", "transcript", "chosen") if key in row), "messages")
+    key = next((key for key in ("messages", "prompt", "transcript", "chosen") if key in row),
+               "messages")
     turns = _turns(row, key, where)
     while turns and turns[-1]["role"] != "user":
         turns.pop()
@@ -57,20 +63,24 @@ def read_prompt(row: dict, where: str) -> list:
 
 
 def read_comparison(row: dict, where: str) -> tuple:
-    """(messages, chosen text, rejected text) of a row: two answers to its prompt, or two dialogues that share one."""
+    """(messages, chosen text, rejected text) of a row:
+    two answers to its prompt, or two dialogues that share one."""
     prompt = next((name for name in ("messages", "prompt") if name in row), None)
     dialogues = []
     for key in ("chosen", "rejected"):
         if prompt and isinstance(row.get(key), str) and not is_transcript(row[key]):
-            row = row | {key: [{"role": "assistant", "content": row[key]}]}     # next to a prompt, a text is an answer
+            # Next to a prompt, a text is an answer.
+            row = row | {key: [{"role": "assistant", "content": row[key]}]}
         turns = _turns(row, key, where)
         if prompt and turns and turns[0]["role"] == "assistant":
             asked = _turns(row, prompt, where)
-            if asked[-1:] == [{"role": "assistant", "content": ""}]:            # a transcript up to "Assistant:"
+            # a transcript up to "Assistant:"
+            if asked[-1:] == [{"role": "assistant", "content": ""}]:
                 asked.pop()
             turns = asked + turns
         dialogues.append(_filled(turns))
-    if any([turn["role"] for turn in dialogue[-2:]] != ["user", "assistant"] for dialogue in dialogues):
+    if any([turn["role"] for turn in dialogue[-2:]] != ["user", "assistant"]
+           for dialogue in dialogues):
         raise Unusable("not ending in a user turn and an assistant turn")
     (*messages, a), (*others, b) = dialogues
     if messages != others:
@@ -81,47 +91,58 @@ def read_comparison(row: dict, where: str) -> tuple:
 
 
 def read_transcript(text: str) -> list:
-    """Messages of a text that opens with "Human:" or "Assistant:" and has "\\n\\n" before every such tag in it."""
+    """Messages of a text that opens with "Human:" or "Assistant:" and has "\\n\\n" before every
+    such tag in it."""
     # Blank lines occur inside turns: only the tags divide. Some files were written on Windows.
     start, *parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + text.replace("\r\n", "\n").strip())
     if start.strip():
         raise Unusable("text before the first turn")
-    return [{"role": ROLES[tag], "content": said.strip()} for tag, said in zip(parts[::2], parts[1::2])]
+    return [{"role": ROLES[tag], "content": said.strip()}
+            for tag, said in zip(parts[::2], parts[1::2])]
 
 
 def is_transcript(text: str) -> bool:
-    """Whether a text stands in the form of hh-rlhf: a tag after a blank line opens it, or opens it and comes again."""
+    """Whether a text stands in the form of hh-rlhf:
+    a tag after a blank line opens it, or opens it and comes again."""
     text = text.replace("\r\n", "\n")
-    return bool(re.match(r"\n\n(Human|Assistant):|Human:.*\n\nAssistant:|Assistant:.*\n\nHuman:", text, re.S))
+    return bool(re.match(r"\n\n(Human|Assistant):|Human:.*\n\nAssistant:|Assistant:.*\n\nHuman:",
+                         text, re.S))
 
 
 def _turns(row, key, where) -> list:
-    """The messages under a key: a list of them, the one request of a "prompt" text, or the turns of a transcript.
+    """The messages under a key: a list of them, the one request of a "prompt" text,
+    or the turns of a transcript.
 
-    A "system" column opens the dialogue, unless it is empty or stands there already; so does no empty system message.
+    A "system" column opens the dialogue, unless it is empty or stands there already;
+    so does no empty system message.
     """
     if key not in row:
-        raise UserError(f"{where}: key {key!r} is missing, found {', '.join(row) or 'nothing'}; see README.md")
+        raise UserError(f"{where}: key {key!r} is missing, found {', '.join(row) or 'nothing'}; "
+                        "see README.md")
     turns = row[key]
     if isinstance(turns, str) and key != "messages":
         alone = key == "prompt" and not is_transcript(turns)
         turns = [{"role": "user", "content": turns}] if alone else read_transcript(turns)
     for turn in turns if isinstance(turns, list) else [turns]:
-        known = isinstance(turns, list) and isinstance(turn, dict) and turn.get("role") in ("system", "user", "assistant")
+        known = (isinstance(turns, list) and isinstance(turn, dict)
+                 and turn.get("role") in ("system", "user", "assistant"))
         if not known or not isinstance(turn.get("content"), str):
-            raise UserError(f"{where}: {key!r} must be a list of {{'role': system, user or assistant, 'content': text}}"
+            raise UserError(f"{where}: {key!r} must be a list of "
+                            "{'role': system, user or assistant, 'content': text}"
                             f", found {turn!r:.80}")
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns
              if turn["role"] != "system" or turn["content"].strip()]
     system = row.get("system")
     if not isinstance(system, str | None):
         raise UserError(f"{where}: 'system' must be a text or null, found {system!r:.80}")
-    if not (system or "").strip() or turns and turns[0]["role"] == "assistant":         # the rest of a dialogue
+    # The rest of a dialogue.
+    if not (system or "").strip() or turns and turns[0]["role"] == "assistant":
         return turns
     if not turns or turns[0]["role"] != "system":
         return [{"role": "system", "content": system}, *turns]
     if turns[0]["content"].strip() != system.strip():
-        raise UserError(f"{where}: 'system' and the first message are two system messages: which is meant?")
+        raise UserError(f"{where}: 'system' and the first message are two system messages: "
+                        "which is meant?")
     return turns
 
 
@@ -134,36 +155,45 @@ def _filled(turns) -> list:
 
 
 def fitting(items: list, lengths: list, limit: int, what: str) -> list:
-    """The items whose length in tokens is at most `limit`; drops the rest aloud: cutting would lose the last turn."""
+    """The items whose length in tokens is at most `limit`;
+    drops the rest aloud: cutting would lose the last turn."""
     kept = [item for item, length in zip(items, lengths) if length <= limit]
     if len(kept) < len(items):
-        print(f"{what}: dropped {len(items) - len(kept)} of {len(items)} that are longer than {limit} tokens")
+        print(f"{what}: dropped {len(items) - len(kept)} of {len(items)} that are longer "
+              f"than {limit} tokens")
     if not kept:
-        raise UserError(f"{what}: every one is longer than {limit} tokens; nothing is left to train on")
+        raise UserError(f"{what}: every one is longer than {limit} tokens; "
+                        "nothing is left to train on")
     return kept
 
 
 def split(comparisons: list, share: float, rng) -> tuple[list, list]:
-    """(train, held out): all comparisons of one dialogue fall on the same side, so that none is half known."""
+    """(train, held out): all comparisons of one dialogue fall on the same side,
+    so that none is half known."""
     dialogues = sorted({repr(row[0]) for row in comparisons})
     held = set(rng.sample(dialogues, max(1, round(share * len(dialogues)))))
-    return [r for r in comparisons if repr(r[0]) not in held], [r for r in comparisons if repr(r[0]) in held]
+    return ([r for r in comparisons if repr(r[0]) not in held],
+            [r for r in comparisons if repr(r[0]) in held])
 
 
 def check_room(directory, need: int, shots, scorer: bool = False):
-    """Raise UserError unless the directory's model is whole, of its sort, and reads `need` tokens at once, worked
-    examples (`shots`) included. Its weights are looked at one by one and not kept."""
+    """Raise UserError unless the directory's model is whole, of its sort, and reads `need` tokens
+    at once, worked examples (`shots`) included. Its weights are looked at one by one and
+    not kept."""
     model, _, config = load_trunk(directory, "meta")
     if is_scorer(config) and not scorer:
-        raise UserError(f"{directory}: a classifier or preference model; a language model is needed here")
+        raise UserError(f"{directory}: a classifier or preference model; "
+                        "a language model is needed here")
     have = model.config.max_positions
     if need > have:
-        raise UserError(f"a context may take {need} tokens, {directory} has {have}: lower --max-prompt or --max-new"
+        raise UserError(f"a context may take {need} tokens, {directory} has {have}: "
+                        "lower --max-prompt or --max-new"
                         + ", or give --no-few-shot" * bool(shots))
 
 
 def pad_right(rows: list, device=None):
-    """ids [B,T] and mask [B,T] (True on real tokens) of rows of ids; padding is id 0, which the mask hides."""
+    """ids [B,T] and mask [B,T] (True on real tokens) of rows of ids;
+    padding is id 0, which the mask hides."""
     T = max(len(row) for row in rows)
     ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -171,19 +201,21 @@ def pad_right(rows: list, device=None):
 
 
 def batches_by_length(lengths: list, batch_size: int, generator: torch.Generator) -> list:
-    """Lists of indices for training: neighbours in length share a batch (little padding), batches in random order."""
-    noise = torch.rand(len(lengths), generator=generator).tolist()       # shuffles rows of one length
+    """Lists of indices for training: neighbours in length share a batch (little padding),
+    batches in random order."""
+    noise = torch.rand(len(lengths), generator=generator).tolist()  # shuffles rows of one length
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], noise[i]))
     batches = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 def batches_by_tokens(lengths: list, budget: int) -> list:
-    """Lists of indices, longest rows first, each at most `budget` tokens after padding (or one row): for scoring."""
+    """Lists of indices, longest rows first,
+    each at most `budget` tokens after padding (or one row): for scoring."""
     batches, width = [], 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not batches or (len(batches[-1]) + 1) * width > budget:
             batches.append([])
-            width = lengths[i]                                           # the first row of a batch is its longest
+            width = lengths[i]  # the first row of a batch is its longest
         batches[-1].append(i)
     return batches

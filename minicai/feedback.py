@@ -1,11 +1,12 @@
 """AI feedback: which of two responses follows a principle better? (Bai et al. 2022, section 4.1)
 
-A language model reads the dialogue, both responses and one principle as a multiple choice; the label is how likely it
-finds " (A)" against " (B)" as the next words: soft, not a verdict. Nothing is sampled, so a label costs one forward. It
-can think first, in a line or two (`think`): what the principle asks about has to be looked for in both responses, and a
-choice asked at once has no room for that. Then the label hangs on a sampled thought, and is clamped.
-The paper is silent about the order of the two. Here it is random (train_pm.py), so a model that favours (A) adds noise,
-not a slant; `both_orders` asks both ways and takes the mean.
+A language model reads the dialogue, both responses and one principle as a multiple choice; the
+label is how likely it finds " (A)" against " (B)" as the next words: soft, not a verdict. Nothing
+is sampled, so a label costs one forward. It can think first, in a line or two (`think`): what the
+principle asks about has to be looked for in both responses, and a choice asked at once has no room
+for that. Then the label hangs on a sampled thought, and is clamped. The paper is silent about the
+order of the two. Here it is random (train_pm.py), so a model that favours (A) adds noise, not a
+slant; `both_orders` asks both ways and takes the mean.
 """
 import torch
 
@@ -19,31 +20,39 @@ THINK = "\n\nLet's think step by step:"
 ANSWER = "\n\nThe answer is:"
 
 
-def comparison_prompt(tok, messages: list, a: str, b: str, principle: str, prefix=(), ending: str = ANSWER) -> list:
-    """Ids of the multiple choice between responses `a` and `b` to `messages`, which end in a user turn.
+def comparison_prompt(tok, messages: list, a: str, b: str, principle: str, prefix=(),
+                      ending: str = ANSWER) -> list:
+    """Ids of the multiple choice between responses `a` and `b` to `messages`,
+    which end in a user turn.
 
-    The next words are " (A)" or " (B)". `prefix` is the ids of worked examples (see few_shot_prefix).
+    The next words are " (A)" or " (B)". `prefix` is the ids of worked examples
+    (see few_shot_prefix).
     """
     dialogue, _ = tok.encode_chat(messages)
-    question = principle.strip().removesuffix("Options:").rstrip()      # the published principles end in "Options:"
+    # The published principles end in "Options:".
+    question = principle.strip().removesuffix("Options:").rstrip()
     choice = f"\n\n\n{question} Options:\n (A) {one_option(a)}\n (B) {one_option(b)}{ending}"
-    return tok.bos + list(prefix) + tok.encode(OPENING) + dialogue[len(tok.bos):] + tok.encode(choice)
+    return (tok.bos + list(prefix) + tok.encode(OPENING) + dialogue[len(tok.bos):]
+            + tok.encode(choice))
 
 
 def one_option(text: str) -> str:
-    """A response as one option of a multiple choice: every line after its first is set in by five spaces.
+    """A response as one option of a multiple choice:
+    every line after its first is set in by five spaces.
 
-    An option opens with a line break, one space and a letter. No line of a response can look so any more, nor like the
-    question's end: a response that holds "(A) ..." or "The answer is: (A)" stays what it is, one response.
+    An option opens with a line break, one space and a letter. No line of a response can look so any
+    more, nor like the question's end: a response that holds "(A) ..." or "The answer is: (A)" stays
+    what it is, one response.
     """
     return "\n     ".join(line.strip() for line in text.strip().splitlines() if line.strip())
 
 
 def few_shot_prefix(tok, shots: list, rng, think: bool = False) -> list:
-    """Ids of worked comparisons, each with its own principle and its better response at (A) or (B) by lot (rng).
+    """Ids of worked comparisons, each with its own principle and its better response at
+    (A) or (B) by lot (rng).
 
-    think: for questions that ask for a chain of thought; a shot's "thought" stands before its answer, its {better}
-    and {worse} become letters.
+    think: for questions that ask for a chain of thought;
+    a shot's "thought" stands before its answer, its {better} and {worse} become letters.
     """
     prefix = []
     for shot in shots:
@@ -52,63 +61,76 @@ def few_shot_prefix(tok, shots: list, rng, think: bool = False) -> list:
         better, worse = ("(A)", "(B)") if first else ("(B)", "(A)")
         thought = shot.get("thought", "").replace("{better}", better).replace("{worse}", worse)
         ending = f"{THINK} {thought}{ANSWER}" if think and thought else ANSWER
-        asked = comparison_prompt(tok, shot["conversation"], a, b, shot["principle"], (), ending)[len(tok.bos):]
+        asked = comparison_prompt(tok, shot["conversation"], a, b, shot["principle"], (), ending)
+        asked = asked[len(tok.bos):]
         prefix += asked + tok.encode(f" {better}\n\n")
     return prefix
 
 
 @torch.no_grad()
 def choose(model, tok, prompts: list, begin=lambda prompts: {}, budget: int = 16384):
-    """P(A) [N] and the mass [N] on either answer, after prompts that stop where " (A)" or " (B)" must follow.
+    """P(A) [N] and the mass [N] on either answer,
+    after prompts that stop where " (A)" or " (B)" must follow.
 
-    begin(prompts): both by prompt's index, as far as they are known already (state.py); a batch's are put in at once.
-    P(A) is normalised over the two answers. The mass shows whether the model understood the question at all.
+    begin(prompts): both by prompt's index, as far as they are known already (state.py); a batch's
+    are put in at once. P(A) is normalised over the two answers. The mass shows whether the model
+    understood the question at all.
     """
     a, b = tok.encode(" (A)"), tok.encode(" (B)")
-    same = next(i for i in range(len(a)) if a[i] != b[i])               # tokens both share, as " (", ask nothing
+    same = next(i for i in range(len(a)) if a[i] != b[i])  # tokens both share, as " (", ask nothing
     done = begin(prompts)
     for batch in batches_by_tokens([len(p) for p in prompts], budget):
         if batch[0] in done:
             continue
         ids, mask = pad_right([prompts[i] + a[:same] for i in batch], model.head.device)
-        hidden = model(ids)[torch.arange(len(batch), device=ids.device), last_index(mask)]       # [B,C]
-        hidden = hidden.float()         # bfloat16 would round the logits to 1/16 and more; one row costs nothing
-        logp_a, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], a[same]))      # [B]
+        hidden = model(ids)[torch.arange(len(batch), device=ids.device), last_index(mask)]  # [B,C]
+        # bfloat16 would round the logits to 1/16 and more; one row costs nothing
+        hidden = hidden.float()
+        logp_a, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], a[same]))  # [B]
         logp_b, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], b[same]))
         p_a = torch.sigmoid(logp_a - logp_b).float().tolist()           # e^a / (e^a + e^b)
         done.update(zip(batch, zip(p_a, (logp_a.exp() + logp_b.exp()).float().tolist())))
     return torch.tensor([done[i] for i in range(len(prompts))]).reshape(-1, 2).unbind(1)
 
 
-def label(model, tok, questions: list, both_orders: bool = False, prefix=(), think=None, clamp=(0.4, 0.6),
-          begin=lambda prompts: {}, thoughts: list | None = None):
-    """P(first response is better) [N] and mass [N] of questions (messages, first, second, principle).
+def label(model, tok, questions: list, both_orders: bool = False, prefix=(), think=None,
+          clamp=(0.4, 0.6), begin=lambda prompts: {}, thoughts: list | None = None):
+    """P(first response is better) [N] and mass [N] of questions
+    (messages, first, second, principle).
 
-    think: an `ask` (see critique.sampler) to let the model reason first; its answers are then near 0 or 1, which
-    makes a policy trained on them extreme, so they are clamped (section 4.1 of the paper; 0.4 to 0.6 there).
-    thoughts: an empty list that gets the thoughts, one a question (of the order in which they stand).
+    think: an `ask` (see critique.sampler) to let the model reason first; its answers are then near
+    0 or 1, which makes a policy trained on them extreme, so they are clamped (section 4.1 of the
+    paper; 0.4 to 0.6 there). thoughts: an empty list that gets the thoughts, one a question (of the
+    order in which they stand).
     """
     if both_orders:
         p, mass = label(model, tok, questions, False, prefix, think, clamp, begin, thoughts)
-        q, mass_q = label(model, tok, [(m, b, a, c) for m, a, b, c in questions], False, prefix, think, clamp, begin)
+        swapped = [(m, b, a, c) for m, a, b, c in questions]
+        q, mass_q = label(model, tok, swapped, False, prefix, think, clamp, begin)
         return (p + 1 - q) / 2, torch.minimum(mass, mass_q)
     if think is None:
-        return choose(model, tok, [comparison_prompt(tok, m, a, b, c, prefix) for m, a, b, c in questions], begin)
+        prompts = [comparison_prompt(tok, m, a, b, c, prefix) for m, a, b, c in questions]
+        return choose(model, tok, prompts, begin)
     prompts = [comparison_prompt(tok, m, a, b, c, prefix, THINK) for m, a, b, c in questions]
-    said = [read_answer(tok, ids)[0].partition(ANSWER)[0] for ids in think(prompts, progress="thinking")]
+    said = [read_answer(tok, ids)[0].partition(ANSWER)[0]
+            for ids in think(prompts, progress="thinking")]
     if thoughts is not None:
         thoughts += said
-    p, mass = choose(model, tok, [p + tok.encode(" " + t + ANSWER) for p, t in zip(prompts, said)], begin)
+    prompts = [p + tok.encode(" " + t + ANSWER) for p, t in zip(prompts, said)]
+    p, mass = choose(model, tok, prompts, begin)
     return p.clamp(*clamp), mass
 
 
-def lean(model, tok, questions: list, prefix=(), think=None, clamp=(0.4, 0.6), begin=lambda prompts: {},
-         sample: int = 64) -> tuple[float, float]:
-    """How far letters decide: (mean P(A), share of verdicts that stay when the responses change places) on a sample.
+def lean(model, tok, questions: list, prefix=(), think=None, clamp=(0.4, 0.6),
+         begin=lambda prompts: {}, sample: int = 64) -> tuple[float, float]:
+    """How far letters decide: (mean P(A), share of verdicts that stay when the responses change
+    places) on a sample.
 
-    Both orders are asked, so what the responses are worth cancels out of the mean: a judge that reads them gives 0.5.
+    Both orders are asked, so what the responses are worth cancels out of the mean:
+    a judge that reads them gives 0.5.
     """
     asked = questions[:sample]
     p, _ = label(model, tok, asked, False, prefix, think, clamp, begin)
-    q, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in asked], False, prefix, think, clamp, begin)
+    swapped = [(m, b, a, c) for m, a, b, c in asked]
+    q, _ = label(model, tok, swapped, False, prefix, think, clamp, begin)
     return ((p + q) / 2).mean().item(), ((p > 0.5) == (q < 0.5)).float().mean().item()

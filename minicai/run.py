@@ -1,8 +1,9 @@
-"""What every script needs around the method: friendly errors, flags, files, seeds, a learning-rate schedule, a log.
+"""What every script needs around the method:
+friendly errors, flags, files, seeds, a learning-rate schedule, a log.
 
-Left out on purpose: experiment trackers, config files, distributed runs. A run is a directory with `config.json`
-(every argument and the machine's relevant facts), `metrics.jsonl` (one JSON object a step) and, until it ends, the
-files from which it goes on if it is killed (state.py).
+Left out on purpose: experiment trackers, config files, distributed runs. A run is a directory with
+`config.json` (every argument and the machine's relevant facts), `metrics.jsonl` (one JSON object a
+step) and, until it ends, the files from which it goes on if it is killed (state.py).
 """
 import argparse
 import contextlib
@@ -30,23 +31,27 @@ from safetensors import SafetensorError
 
 
 class UserError(ValueError):
-    """Bad input: its one-line message says where, what is wrong and what to do. Scripts print it and exit with 2."""
+    """Bad input: its one-line message says where, what is wrong and what to do.
+    Scripts print it and exit with 2."""
 
 
 class Stopped(BaseException):
     """The process is asked to end; args[0] is the signal's number."""
 
 
-# What friendly_main lets go in the end, and how it says to go on: the folders that this process writes (state.py).
+# What friendly_main lets go in the end, and how it says to go on:
+# the folders that this process writes (state.py).
 HELD = []                               # of (file descriptor that holds the lock, folder)
 
 
 def friendly_main(main):
-    """Decorator of a script's `main`: a UserError becomes one line on stderr and exit code 2, without a traceback;
-    Ctrl-C and a request to end become one line that says how to go on, and exit code 128 + the signal's number."""
+    """Decorator of a script's `main`: a UserError becomes one line on stderr and exit code 2,
+    without a traceback; Ctrl-C and a request to end become one line that says how to go on, and
+    exit code 128 + the signal's number."""
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        for stream in (sys.stdout, sys.stderr):         # a terminal may not know every character that a model writes
+        # a terminal may not know every character that a model writes
+        for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
         try:
@@ -55,12 +60,14 @@ def friendly_main(main):
         except UserError as error:
             code, said = 2, f"error: {error}"
         except (MemoryError, torch.OutOfMemoryError) as error:
-            code, said = 2, (f"error: out of memory ({str(error).partition('.')[0]}): lower --micro or --sample-tokens,"
-                             " or give --checkpointing; python -m minicai.lab.plan says what takes how much")
-        except OSError as error:                        # a folder that cannot be written, a full disk
+            code, said = 2, (f"error: out of memory ({str(error).partition('.')[0]}): "
+                             "lower --micro or --sample-tokens, or give --checkpointing; "
+                             "python -m minicai.lab.plan says what takes how much")
+        except OSError as error:  # a folder that cannot be written, a full disk
             code, said = 2, f"error: {error}"
         except (KeyboardInterrupt, Stopped) as stop:
-            code, said = 128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT), f"\nstopped: {going_on()}"
+            code = 128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT)
+            said = f"\nstopped: {going_on()}"
         finally:
             while HELD:
                 os.close(HELD.pop()[0])
@@ -92,20 +99,23 @@ def going_on() -> str:
 
 @contextlib.contextmanager
 def writing(path, size: int = 0):
-    """Say in one line why `path` could not be written (`size` bytes, if known), how much room there is, what to do."""
+    """Say in one line why `path` could not be written (`size` bytes, if known),
+    how much room there is, what to do."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        cause = error                                   # torch says something else of what the disk said
+        cause = error  # torch says something else of what the disk said
         while cause.__context__ and not isinstance(cause, OSError):
             cause = cause.__context__
         there = next(folder for folder in Path(path).absolute().parents if folder.exists())
         reason = getattr(cause, "strerror", None) or str(error).splitlines()[0][:200]
         full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        room = f"{f'it takes {megabytes(size)}, ' * bool(size)}{megabytes(shutil.disk_usage(there).free)} are free there"
-        raise UserError(f"{path}: cannot be written ({reason}); {f'{room}: make room' if full else 'check path and rights'} or give "
+        free = megabytes(shutil.disk_usage(there).free)
+        room = f"{f'it takes {megabytes(size)}, ' * bool(size)}{free} are free there"
+        raise UserError(f"{path}: cannot be written ({reason}); "
+                        f"{f'{room}: make room' if full else 'check path and rights'} or give "
                         "another --out; what was saved before is still there") from None
 
 
@@ -115,10 +125,11 @@ def megabytes(size: float) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Argparse whose complaints are UserErrors, one line each, and which takes no shortened flags."""
+    """Argparse whose complaints are UserErrors, one line each,
+    and which takes no shortened flags."""
     def __init__(self, doc: str, prog: str | None = None):
-        super().__init__(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         allow_abbrev=False)
+        super().__init__(prog, description=doc,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
     def error(self, message: str):
         """Called by argparse."""
@@ -127,8 +138,10 @@ class Parser(argparse.ArgumentParser):
 
 def real(low: float, high: float = 1e9, above: bool = False, or_zero: bool = False):
     """A flag's type: a finite number from `low` (or above it) to `high`; with or_zero, 0 too."""
-    what = f"a number {'above' if above else 'of at least'} {low:g} and at most {high:g}{', or 0' * or_zero}"
-    return checked(float, lambda x: low <= x <= high and not (above and x == low) or or_zero and x == 0, what)
+    def fits(x):
+        return low <= x <= high and not (above and x == low) or or_zero and x == 0
+    return checked(float, fits, f"a number {'above' if above else 'of at least'} {low:g} "
+                   f"and at most {high:g}{', or 0' * or_zero}")
 
 
 def whole(low: int, high: int = 10**9):
@@ -159,13 +172,15 @@ def path(text: str) -> Path:
 def pick_device(name: str | None = None) -> torch.device:
     """The named device, or the best one here; raises UserError for a device that does not exist."""
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available()
+                else "cpu")
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
-    # cuDNN's attention, torch's first choice on new GPUs, makes a plan for every new size of a batch,
-    # which takes half a second. The others need none.
+        raise UserError(f"--device {name}: not usable here "
+                        f"({str(error).splitlines()[0]})") from None
+    # cuDNN's attention, torch's first choice on new GPUs,
+    # makes a plan for every new size of a batch, which takes half a second. The others need none.
     torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(name)
 
@@ -173,19 +188,25 @@ def pick_device(name: str | None = None) -> torch.device:
 def machine_flags(a) -> None:
     """Add the flags that all three scripts share; `a` is the add_argument of a script's parser."""
     a("--seed", type=whole(0, 2**63 - 1), default=0, help="decides every draw and shuffle")
-    a("--chat", choices=["plain", "chatml", "llama3"], help="chat format of the models, if not their directory's own")
+    a("--chat", choices=["plain", "chatml", "llama3"],
+      help="chat format of the models, if not their directory's own")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
-    a("--dtype", choices=["fp32", "bf16"], help="of products, the rest is fp32; default: bf16 on cuda, else fp32")
-    a("--checkpointing", action="store_true", help="keep a layer's input only and compute the rest again: less memory")
-    a("--save-minutes", type=real(0), default=5, help="how often state.pt is written, from which a killed run goes on")
-    a("--sample-tokens", type=whole(1), help="rows x columns sampled together, for memory; default: 16k on cpu, else "
+    a("--dtype", choices=["fp32", "bf16"],
+      help="of products, the rest is fp32; default: bf16 on cuda, else fp32")
+    a("--checkpointing", action="store_true",
+      help="keep a layer's input only and compute the rest again: less memory")
+    a("--save-minutes", type=real(0), default=5,
+      help="how often state.pt is written, from which a killed run goes on")
+    a("--sample-tokens", type=whole(1),
+      help="rows x columns sampled together, for memory; default: 16k on cpu, else "
       "128k")
-    a("--fresh", action="store_true", help="drop what an unfinished run has left in --out, as soon as this one has more")
+    a("--fresh", action="store_true",
+      help="drop what an unfinished run has left in --out, as soon as this one has more")
 
 
 def set_up(args) -> tuple[torch.device, torch.Generator]:
-    """The device that machine_flags ask for and a seeded generator; settles args.device and args.dtype where they were
-    left open. Raises UserError for a device that does not exist."""
+    """The device that machine_flags ask for and a seeded generator; settles args.device and
+    args.dtype where they were left open. Raises UserError for a device that does not exist."""
     device = pick_device(args.device)
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     args.device, args.dtype = str(device), args.dtype or ("bf16" if bf16 else "fp32")
@@ -193,7 +214,8 @@ def set_up(args) -> tuple[torch.device, torch.Generator]:
 
 
 def seed_everything(seed: int) -> torch.Generator:
-    """Seed every global generator and return one of torch's own (on the CPU) for sampling and shuffling."""
+    """Seed every global generator and return one of torch's own
+    (on the CPU) for sampling and shuffling."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -201,7 +223,8 @@ def seed_everything(seed: int) -> torch.Generator:
 
 
 def refuse_pointer(path) -> None:
-    """Raise UserError for a file that git-lfs has not fetched; one that is missing is nobody's pointer."""
+    """Raise UserError for a file that git-lfs has not fetched;
+    one that is missing is nobody's pointer."""
     if Path(path).is_file():
         with open(path, "rb") as file:
             if file.read(23) == b"version https://git-lfs":
@@ -209,25 +232,29 @@ def refuse_pointer(path) -> None:
 
 
 def read_jsonl(path) -> list:
-    """All rows of a .jsonl or .jsonl.gz file as (line number, object); raises UserError `path:line: reason`.
+    """All rows of a .jsonl or .jsonl.gz file as (line number, object);
+    raises UserError `path:line: reason`.
 
-    A file that opens with "[" is read as one JSON array of such objects: some published .jsonl files are.
+    A file that opens with "[" is read as one JSON array of such objects: some published .jsonl
+    files are.
     """
     lines, rows = [], []
     refuse_pointer(path)
     try:
         with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
-            # Iterating over bytes splits at \n only (never at U+2028) and tells the line that is not UTF-8.
+            # Iterating over bytes splits at \n only (never at U+2028) and tells the line that is
+            # not UTF-8.
             for number, line in enumerate(file, 1):
                 lines.append(line.decode("utf-8-sig"))
         array = "".join(lines[:1]).lstrip().startswith("[")
         for number, text in [(1, "".join(lines))] if array else enumerate(lines, 1):
             if text := text.rstrip():
                 rows += array_items(text) if array else [(number, json.loads(text))]
-    except (OSError, EOFError, zlib.error) as error:                # the last two: a .gz that is cut off or damaged
+    # The last two: a .gz that is cut off or damaged.
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     except (ValueError, RecursionError) as error:
-        number += getattr(error, "lineno", 1) - 1                   # inside an array the error knows the line
+        number += getattr(error, "lineno", 1) - 1  # inside an array the error knows the line
         raise UserError(f"{path}:{number}: not a valid JSON line ({error})") from None
     for number, row in rows:
         if not isinstance(row, dict):
@@ -239,7 +266,7 @@ def read_jsonl(path) -> list:
 
 def array_items(text: str) -> list:
     """(line number, value) of each item of a JSON array; raises ValueError if it is not valid."""
-    json.loads(text)                                                # the loop below would forgive a missing comma
+    json.loads(text)  # the loop below would forgive a missing comma
     items, number, last, at = [], 1, 0, text.index("[") + 1
     while text[at := re.compile(r"[\s,]*").match(text, at).end()] != "]":
         number, last = number + text.count("\n", last, at), at
@@ -249,22 +276,27 @@ def array_items(text: str) -> list:
 
 
 def visible(text: str) -> bool:
-    """Whether a text has anything to read: not spaces, marks of no width, or letters that are drawn as nothing."""
-    return any(unicodedata.category(c)[0] in "LNPS" and c not in "\u115f\u1160\u3164\uffa0\u2800" for c in text)
+    """Whether a text has anything to read:
+    not spaces, marks of no width, or letters that are drawn as nothing."""
+    return any(unicodedata.category(c)[0] in "LNPS" and c not in "\u115f\u1160\u3164\uffa0\u2800"
+               for c in text)
 
 
 def tally(what: str, reasons: list, advice: str):
-    """Print how many outputs can be used and why others cannot (`reasons`: None or why, one each); UserError if nearly
-    all cannot: training on the rest would teach noise."""
+    """Print how many outputs can be used and why others cannot (`reasons`: None or why, one each);
+    UserError if nearly all cannot: training on the rest would teach noise."""
     counts = Counter(sorted(filter(None, reasons)))
-    print(f"{what}: {len(reasons) - counts.total()} of {len(reasons)} used; left out: {dict(counts) or 'none'}")
+    print(f"{what}: {len(reasons) - counts.total()} of {len(reasons)} used; left out: "
+          f"{dict(counts) or 'none'}")
     if counts.total() > 0.9 * len(reasons):
-        raise UserError(f"{counts.total()} of {len(reasons)} {what} could not be used ({dict(counts)}): {advice}")
+        raise UserError(f"{counts.total()} of {len(reasons)} {what} could not be used "
+                        f"({dict(counts)}): {advice}")
 
 
 @contextlib.contextmanager
 def replacing(path, size: int = 0):
-    """A file, open for bytes, that becomes `path` when all is in it: whole or not at all, its bytes before its name."""
+    """A file, open for bytes, that becomes `path` when all is in it:
+    whole or not at all, its bytes before its name."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part")
     with writing(path, size):
@@ -274,7 +306,7 @@ def replacing(path, size: int = 0):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except BaseException:                           # (whoever is killed leaves it: state.py tidies up)
+        except BaseException:  # (whoever is killed leaves it: state.py tidies up)
             temporary.unlink(missing_ok=True)
             raise
 
@@ -292,8 +324,8 @@ def write_jsonl(path, rows):
 
 
 class Metrics:
-    """Appends one JSON object a step to a file that begins with the text `kept`. What an earlier run has left there
-    stays until there is a row."""
+    """Appends one JSON object a step to a file that begins with the text `kept`.
+    What an earlier run has left there stays until there is a row."""
     def __init__(self, path, kept: str = ""):
         self.path, self.kept, self.begun = Path(path), kept, False
 
@@ -318,27 +350,32 @@ class Metrics:
 
 def without_nan(values: dict) -> dict:
     """The same values, non-finite numbers as None: JSON knows no NaN."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in values.items()}
 
 
 def write_config(out, args, started: float, **facts):
-    """`config.json`: every argument, what else decides a result (torch, threads), and the seconds since `started`."""
+    """`config.json`: every argument, what else decides a result (torch, threads),
+    and the seconds since `started`."""
     config = {"args": vars(args), "torch": torch.__version__, "threads": torch.get_num_threads(),
               "seconds": round(time.time() - started, 1), **without_nan(facts)}
     write_text(Path(out) / "config.json", json.dumps(config, indent=1, default=str) + "\n")
 
 
 def lr_schedule(step: int, total: int, warmup: int) -> float:
-    """Learning-rate factor of `step` (from 0): linear warm-up over `warmup` steps, then linear decay towards 0."""
+    """Learning-rate factor of `step` (from 0):
+    linear warm-up over `warmup` steps, then linear decay towards 0."""
     return min((step + 1) / max(1, warmup), (total - step) / max(1, total - warmup), 1.0)
 
 
 def clip_gradients(parameters, max_norm: float, step: int, loss: float) -> float:
     """Shorten the gradient to `max_norm` if it is longer; returns its norm as it was.
 
-    Raises UserError if loss or norm is not finite: *before* the optimizer's step, so the weights stay usable.
+    Raises UserError if loss or norm is not finite:
+    *before* the optimizer's step, so the weights stay usable.
     """
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
     if not math.isfinite(loss + norm):
-        raise UserError(f"step {step}: loss {loss} or gradient norm {norm} not finite; stopped before it")
+        raise UserError(f"step {step}: loss {loss} or gradient norm {norm} not finite; "
+                        "stopped before it")
     return norm
