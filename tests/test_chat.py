@@ -113,8 +113,8 @@ def test_what_the_shipped_base_offers_to_try_is_of_its_world():
     _, tok = load_model("data/base", "cpu")
     requests = tok.config["minicai_about"]["try"]
     files = ("helpful", "red_team", "eval/helpful", "eval/red_team", "eval/lookalike")
-    rows = [row for name in files for row in map(json.loads, open(f"data/{name}.jsonl", encoding="utf-8"))]
-    asked = {row["messages"][-1]["content"] for row in rows}
+    lines = [line for name in files for line in open(f"data/{name}.jsonl", encoding="utf-8")]
+    asked = {json.loads(line)["messages"][-1]["content"] for line in lines}
     for request in requests:
         act = request.rstrip("?.").split(" to ")[-1].split("do I ")[-1]
         assert any(act.replace("the ", "") in text.replace("the ", "") for text in asked), act
