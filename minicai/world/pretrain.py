@@ -348,7 +348,8 @@ def main():
         work(0, args, None)
     model, tok = load_model(out, args.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tok.n_vocab} tokens")
-    report = exam.examine(model, tok, world, cases=args.exam, seed=args.seed)
+    report = exam.examine(out, args.exam, args.seed, args.device,
+                          args.processes if args.device == "cpu" else 1)
     (out / "exam.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
