@@ -10,11 +10,13 @@ import copy
 import random
 import time
 
+import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
+
+# isort: split
 import torch
 from torch import nn
 from tqdm import tqdm
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import token_indices
 from minicai.checkpoint import load_model, save_model, save_scalar
 from minicai.critique import sampler

@@ -105,16 +105,15 @@ class KVCache:
 
 
 def rope_frequencies(config: GPTConfig) -> torch.Tensor:
-    """Angle a position turns each pair of dimensions by,
-    [D/2] (RoFormer, arXiv 2104.09864, eq. 15)."""
+    """Angle a position turns each pair of dimensions by, [D/2]
+    (RoFormer, arXiv 2104.09864, eq. 15)."""
     pair = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
     freq = config.rope_theta ** -(pair / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:
         return freq
-    # Llama 3.1: slow dimensions (long wavelengths) are slowed by `factor`,
-    # quick ones kept, a ramp between.
-    # Turns within the old context.
+    # Llama 3.1: slow dimensions (long wavelengths) are slowed by `factor`, quick ones kept, a ramp
+    # between. `turns` counts those within the old context.
     turns = freq * scaling["original_max_position_embeddings"] / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)

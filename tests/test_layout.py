@@ -96,6 +96,14 @@ def test_nothing_of_the_world_is_loaded_by_the_scripts():
     assert done.stdout.strip() == "[] True", done.stderr
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_import_minicai_before_torch(name):
+    """Torch's threads would spin otherwise (minicai/__init__.py); sorters of imports undo that."""
+    first = [min(node.lineno for node in ast.walk(TREES[name]) if isinstance(node, ast.Import)
+                 and node.names[0].name == package) for package in ("minicai", "torch")]
+    assert first == sorted(first)
+
+
 def test_arrows_only_point_down():
     for name in FILES:
         if name.startswith("minicai.world"):
