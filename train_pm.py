@@ -11,9 +11,7 @@ import random
 import time
 from argparse import BooleanOptionalAction
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
-
-# isort: split
+import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import torch
 from torch import nn
 from tqdm import tqdm

@@ -12,9 +12,7 @@ trained tokens.
 import random
 import time
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
-
-# isort: split
+import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import torch
 from tqdm import tqdm
 

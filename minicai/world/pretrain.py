@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import torch
 import torch.distributed as dist
 from tqdm import trange
 
-import minicai  # noqa: F401  before torch
 from minicai.checkpoint import load_model, save_model
 from minicai.gpt import GPT, GPTConfig
 from minicai.logprob import token_logprobs
@@ -46,8 +46,8 @@ SPECIALS = ["<|endoftext|>", "<|pad|>", "\n\nHuman:", "\n\nAssistant:"]
 
 
 def train_tokenizer(world: World, vocab: int, out: Path) -> None:
-    """Byte-level BPE over sampled town texts, written
-    as out/tokenizer.json (needs the `tokenizers` extra)."""
+    """Byte-level BPE over sampled town texts, written as out/tokenizer.json
+    (needs the `tokenizers` extra)."""
     from tokenizers import Tokenizer as Trainer
     from tokenizers import decoders, models, pre_tokenizers, trainers
     texts = Texts(world, PlainText(), seed=0)
