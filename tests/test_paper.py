@@ -94,6 +94,8 @@ def test_every_command_is_understood(quick):
         program, flags = (flags[0], flags[1:]) if program == "-m" else (program, flags)
         args = PARSERS[program](flags)
         assert args.seed == 3 and str(args.out) == f"out/paper/3/{name}"
+        if "--comparisons 0" in paper_table.EXPERIMENTS[name]:
+            assert args.comparisons == 0, "a baseline has no labels by AI, in a trial neither"
         for word in flags:
             assert not word.startswith(("constitutions/", "data/")) or (ROOT / word).exists(), word
 

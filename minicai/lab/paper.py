@@ -85,7 +85,10 @@ class Cache:
         filled = {other: BASES.get(other) or str(self.place(other, seed))
                   for other in placeholders(command)}
         program, *flags = [word.format(**filled) for word in shlex.split(command)]
-        flags += shlex.split(QUICK[program]) if self.quick else []
+        none = {flag for flag, value in zip(flags, flags[1:]) if value == "0"}
+        fewer = QUICK[program].split() if self.quick else []
+        flags += [word for pair in zip(fewer[::2], fewer[1::2]) if pair[0] not in none
+                  for word in pair]
         program = [program] if program.endswith(".py") else ["-m", program]
         return [*program, *flags, "--seed", str(seed), "--out", str(self.place(name, seed))]
 

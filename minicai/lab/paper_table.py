@@ -121,10 +121,11 @@ FIGURES = {
         "along_hard", "along_thought", "along_unclamped")),
 }
 
-# Added to every command with --quick: does all of it run? The numbers mean nothing.
+# Said of every command with --quick: does all of it run? The numbers mean nothing. What a command
+# sets to 0 stays 0.
 QUICK = {
     "train_sft.py": "--red-team-limit 24 --helpful-limit 24 --helpful-samples 1 --epochs 1",
-    "train_pm.py": "--comparisons 24 --human-limit 48",
+    "train_pm.py": "--comparisons 24 --human-limit 48 --measure 8",
     "train_rl.py": "--steps 4 --batch 8 --minibatch 8 --micro 8 --save-every 2 --max-new 48",
     MEASURE: "--limit 4 --max-new 64",
 }
