@@ -3,7 +3,7 @@
 #              (make demo CONSTITUTION=courtesy SEED=1 OUT=out/courtesy-1: another constitution, seed, folder)
 # make sft, pm, rl, evaluate, report      one step of the demo, after those before it
 # make quick   the whole pipeline, smaller in every number: see that it runs, change something, see it again
-# make test    the same set-up with the test extras, then the whole test suite
+# make test    the same set-up with the test extras, then lines and imports (ruff) and the whole test suite
 # make slow    the campaigns of the tests: kills, made-up files, planted mistakes (an hour of two cores)
 # make data    write the shipped data files again (byte for byte)
 # make base    pretrain the micro-world's base model again
@@ -15,7 +15,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 RUN    := torch tiktoken regex numpy tqdm safetensors
-TEST   := pytest hypothesis tokenizers transformers gguf "triton;sys_platform=='linux'"
+TEST   := pytest ruff hypothesis tokenizers transformers gguf "triton;sys_platform=='linux'"
 
 # Threads that wait should sleep: spinning ones slow down everything else on a small machine.
 export OMP_WAIT_POLICY := PASSIVE
@@ -64,6 +64,7 @@ quick: $(VENV)/installed
 	$(MAKE) demo OUT=$(OUT)
 
 test: $(VENV)/installed-test
+	$(PY) -m ruff check -q .
 	$(PY) -m pytest -q
 
 slow: $(VENV)/installed-test

@@ -12,11 +12,11 @@ import time
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
+import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import torch
 from torch import nn
 from tqdm import tqdm
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import answered_ids
 from minicai.checkpoint import load_model, save_scalar
 from minicai.constitution import load_constitution

@@ -12,10 +12,10 @@ trained tokens.
 import random
 import time
 
+import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import torch
 from tqdm import tqdm
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import answer_logprobs
 from minicai.checkpoint import load_model, save_model
 from minicai.constitution import draw_critiques, load_constitution

@@ -34,6 +34,17 @@ def reply(model, tok, messages: list[dict], args, generator) -> str:
     return text.strip()
 
 
+def introduce(about) -> None:
+    """Say what a model knows and what can be asked, where its directory tells: "minicai_about" in
+    tokenizer_config.json, {"knows": text, "try": requests}. A small model answers anything else in
+    the only words that it has."""
+    if isinstance(about, dict) and isinstance(about.get("knows"), str):
+        print(f"This model knows {about['knows']}. Of anything else it makes nonsense. Try:")
+        for request in about.get("try", []):
+            print(f"    {request}")
+    print("/reset starts over, /quit leaves.")
+
+
 @friendly_main
 def main(argv: list[str] | None = None) -> None:
     """Read lines, print answers."""
@@ -55,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(args.seed)
     start = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(start)
+    introduce(tok.config.get("minicai_about"))
     try:
         while (line := input("Human: ").strip()) != "/quit":
             if line == "/reset":

@@ -130,8 +130,8 @@ def _read_json(path: Path):
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the path of a constitution "
                         "(see constitutions/)") from None
-    # Broken JSON and broken UTF-8 are both ValueErrors.
     except (ValueError, RecursionError) as error:
+        # Broken JSON and broken UTF-8 are both ValueErrors.
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 

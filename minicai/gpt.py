@@ -105,16 +105,15 @@ class KVCache:
 
 
 def rope_frequencies(config: GPTConfig) -> torch.Tensor:
-    """Angle a position turns each pair of dimensions by,
-    [D/2] (RoFormer, arXiv 2104.09864, eq. 15)."""
+    """Angle a position turns each pair of dimensions by, [D/2]
+    (RoFormer, arXiv 2104.09864, eq. 15)."""
     pair = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
     freq = config.rope_theta ** -(pair / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:
         return freq
-    # Llama 3.1: slow dimensions (long wavelengths) are slowed by `factor`,
-    # quick ones kept, a ramp between.
-    # Turns within the old context.
+    # Llama 3.1: slow dimensions (long wavelengths) are slowed by `factor`, quick ones kept, a ramp
+    # between. `turns` counts those within the old context.
     turns = freq * scaling["original_max_position_embeddings"] / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -145,7 +144,8 @@ def make_norm(config: GPTConfig, width: int) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention; queries, keys and values come from one matrix product."""
+    """Causal multi-head attention: project, turn by position, attend, project back. Queries, keys
+    and values come from one matrix product."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -168,26 +168,38 @@ class Attention(nn.Module):
             qk = rotate(qk, *rope)                      # together: half the operations
         q, k = qk.transpose(1, 2).split([H, G], dim=1)  # [B, heads, T, D]
         v = v.transpose(1, 2)
-        del qk  # or it would outlive what replaces q, k
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                               # [B, G, S, D]
-        # Grouped queries with a mask, or in float32,
-        # send a GPU to a slow path that holds all scores [B, H, T, S].
-        if T == 1:
-            q = q.reshape(B, G, H // G, D)  # queries of one key head: as if in time
-        elif G < H and (mask is not None or v.is_cuda and v.dtype == torch.float32):
-            k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
-        # On a CPU torch's backward of attention is several times slower in bfloat16 than in
-        # float32.
-        wide = q.device.type == "cpu" and cache is None and v.dtype == torch.bfloat16
-        if wide:
-            q, k, v = q.float(), k.float(), v.float()
-        with torch.autocast("cpu", enabled=False) if wide else nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask,
-                                               is_causal=mask is None and T > 1,
-                                               enable_gqa=k.shape[1] != q.shape[1])
-        y = y.bfloat16() if wide else y
-        return self.out(y.reshape(B, H, T, D).transpose(1, 2).reshape(B, T, H * D))
+        y = attend(q, k, v, mask, training=cache is None)                       # [B, H, T, D]
+        return self.out(y.transpose(1, 2).reshape(B, T, H * D))
+
+
+def attend(q, k, v, mask, training: bool) -> torch.Tensor:
+    """softmax(q k^T / sqrt(D)) v [B, H, T, D] of queries [B, H, T, D], keys and values
+    [B, G, S, D]; a query sees what is not later than itself, or what mask [B, 1, T, S] (added to
+    the scores) allows.
+
+    That is F.scaled_dot_product_attention, where one key head serves H / G query heads. The three
+    cases around it are ways to the same numbers, each for speed or memory.
+    """
+    (B, H, T, D), G = q.shape, k.shape[1]
+    one_token = T == 1
+    if one_token:
+        # Sampling: the queries of one key head stand where time stands, in one product with it.
+        q = q.reshape(B, G, H // G, D)
+    elif G < H and (mask is not None or v.is_cuda and v.dtype == torch.float32):
+        # Grouped queries with a mask, or in float32, send a GPU to a slow path that holds all
+        # scores [B, H, T, S]: so every query head gets a copy of its keys.
+        k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
+    # On a CPU torch's backward of attention is several times slower in bfloat16 than in float32.
+    wide = training and v.device.type == "cpu" and v.dtype == torch.bfloat16
+    if wide:
+        q, k, v = q.float(), k.float(), v.float()
+    with torch.autocast("cpu", enabled=False) if wide else nullcontext():
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask,
+                                           is_causal=mask is None and not one_token,
+                                           enable_gqa=k.shape[1] != q.shape[1])
+    return (y.bfloat16() if wide else y).reshape(B, H, T, D)
 
 
 class MLP(nn.Module):

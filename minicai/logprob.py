@@ -86,7 +86,7 @@ class ChunkedLogprob(torch.autograd.Function):
                                     want_entropy))
         # [N] each; kept[0] is the entropy
         logp, *kept = (torch.cat(column) for column in zip(*found))
-        # Low: weight itself if of one type.
+        # `low` is the weight itself if both are of one type.
         ctx.save_for_backward(hidden, low, targets, bias, *kept)
         ctx.weight_type = weight.dtype
         return logp, kept[0] if want_entropy else None
@@ -123,8 +123,8 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: int
     """total = beta total + a @ b, of which total may be wider than a and b."""
     if a.dtype == total.dtype:
         total.addmm_(a, b, beta=beta)
-    # No product is written in a type of few digits first.
     elif a.is_cuda and adds_wide(a.device, a.dtype):
+        # No product is written in a type of few digits first.
         torch.addmm(total, a, b, beta=beta, out_dtype=total.dtype, out=total)
     elif beta:
         total += a @ b
@@ -170,8 +170,8 @@ def triton_kernels(device):
         return None
     except Exception as error:  # it builds its launcher with whatever C compiler there is
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        print(f"triton cannot be used here ({reason:.200}): "
-              "log-probs in plain torch", file=sys.stderr)
+        print(f"triton cannot be used here ({reason:.200}): log-probs in plain torch",
+              file=sys.stderr)
         return None
 
 
@@ -190,10 +190,10 @@ def row_gradient(z, targets, temperature: float, g, ge, entropy=None) -> torch.T
     g, ge [n]: d loss / d logp and d loss / d entropy, over T (ge None: entropy is not in the loss).
     """
     low, z = z.dtype, scaled(z, temperature)
-    d = z.softmax(-1)                                                           # p; wanted is
-    if ge is None:                                                              # g (onehot - p)
+    d = z.softmax(-1)   # p; wanted is
+    if ge is None:      # g (onehot - p)
         d *= -g[:, None]
-    else:  #   - ge p (log p + H)
+    else:               #   - ge p (log p + H)
         d *= z.log_softmax(-1).add_(entropy[:, None]).mul_(-ge[:, None]).sub_(g[:, None])
     return d.scatter_add_(-1, targets[:, None], g[:, None]).to(low)
 

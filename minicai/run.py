@@ -250,8 +250,7 @@ def read_jsonl(path) -> list:
         for number, text in [(1, "".join(lines))] if array else enumerate(lines, 1):
             if text := text.rstrip():
                 rows += array_items(text) if array else [(number, json.loads(text))]
-    # The last two: a .gz that is cut off or damaged.
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz cut off or damaged
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     except (ValueError, RecursionError) as error:
         number += getattr(error, "lineno", 1) - 1  # inside an array the error knows the line

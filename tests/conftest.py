@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))           # the scripts lie beside the package
 
+import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import pytest
 import torch
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import answer_logprobs
 from minicai.checkpoint import save_model
 from minicai.constitution import load_constitution

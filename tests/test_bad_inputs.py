@@ -38,7 +38,7 @@ FLAGS = {
                      "--human": PLACE, "--comparisons": NONE_TOO, "--human-limit": NONE_TOO,
                      "--measure": NONE_TOO, "--labels": ["firm"], "--average": COUNT + ["101"],
                      "--min-mass": SHARE, "--held-out": SHARE + ["0"], "--temperature": HEAT,
-                     "--epochs": COUNT, "--lr": LR, "--warmup": SHARE},
+                     "--max-thought": COUNT, "--epochs": COUNT, "--lr": LR, "--warmup": SHARE},
     train_rl: ALL | {"--pm": PLACE, "--helpful": PLACE, "--red-team-share": SHARE, "--steps": COUNT,
                      "--minibatch": COUNT, "--epochs": COUNT, "--lr": LR, "--value-lr": LR,
                      "--warmup": NONE_TOO, "--kl-coef": FROM_0,

@@ -1,4 +1,5 @@
 """The conversation at the terminal: what is kept, what is said at the end, how it leaves."""
+import json
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import sys
 import pytest
 
 from minicai import chat
-from minicai.checkpoint import load_model
+from minicai.checkpoint import load_model, save_model
 
 
 def talk(monkeypatch, capsys, folder, lines, *flags):
@@ -94,3 +95,26 @@ def test_mistakes_take_one_line(args, message, capsys):
         chat.main(args)
     err = capsys.readouterr().err
     assert stop.value.code != 0 and message in err and err.count("\n") == 1
+
+
+def test_a_model_says_what_it_knows_where_its_directory_tells(tiny_model_dir, tmp_path,
+                                                              monkeypatch, capsys):
+    model, tok = load_model(tiny_model_dir)
+    tok.config["minicai_about"] = {"knows": "two words", "try": ["burn it", "why"]}
+    save_model(tmp_path / "first", model, tok)
+    # What is made from it knows the same: the words travel with the tokenizer.
+    save_model(tmp_path / "second", *load_model(tmp_path / "first"))
+    printed = talk(monkeypatch, capsys, tmp_path / "second", ["/quit"])
+    assert all(said in printed for said in ("two words", "    burn it\n", "    why\n", "/quit"))
+    assert "knows" not in talk(monkeypatch, capsys, tiny_model_dir, ["/quit"])
+
+
+def test_what_the_shipped_base_offers_to_try_is_of_its_world():
+    _, tok = load_model("data/base", "cpu")
+    requests = tok.config["minicai_about"]["try"]
+    files = ("helpful", "red_team", "eval/helpful", "eval/red_team", "eval/lookalike")
+    lines = [line for name in files for line in open(f"data/{name}.jsonl", encoding="utf-8")]
+    asked = {json.loads(line)["messages"][-1]["content"] for line in lines}
+    for request in requests:
+        act = request.rstrip("?.").split(" to ")[-1].split("do I ")[-1]
+        assert any(act.replace("the ", "") in text.replace("the ", "") for text in asked), act

@@ -96,6 +96,15 @@ def test_nothing_of_the_world_is_loaded_by_the_scripts():
     assert done.stdout.strip() == "[] True", done.stderr
 
 
+def test_threads_are_told_to_sleep_before_torch_loads():
+    """minicai sets what torch reads when it loads: whatever is started imports it first."""
+    programs = [*ROOT.glob("*.py"), *ROOT.glob("exercises/*/train.py"), ROOT / "tests/conftest.py"]
+    for path in programs:
+        text = path.read_text(encoding="utf-8")
+        found = re.findall(r"^(?:import|from) (minicai|torch)\b", text, re.M)
+        assert found[0] == "minicai" and "torch" in found, path
+
+
 def test_arrows_only_point_down():
     for name in FILES:
         if name.startswith("minicai.world"):

@@ -12,7 +12,7 @@ from test_logprob import assert_no_worse_than_eager, problem
 import minicai.logprob as logprob
 
 pytest.importorskip("triton", reason="triton is not installed: CUDA devices use plain torch then")
-# noqa: E402  conftest.py has chosen the interpreter by now
+# conftest.py has chosen the interpreter by now
 from minicai import logprob_triton as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

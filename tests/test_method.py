@@ -40,8 +40,8 @@ def before(toy, tmp_path_factory):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What every optimizer step was made with: (rate of each group, norm of each group's gradient,
-    eps)."""
+    """What every optimizer step was made with:
+    (rate of each group, norm of each group's gradient, eps)."""
     seen = []
     for kind in (torch.optim.Adam, torch.optim.AdamW):
         def step(self, *more, real=kind.step):

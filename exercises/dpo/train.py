@@ -14,16 +14,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+import minicai  # noqa: E402, F401  isort: skip  before torch: waiting threads sleep, not spin
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import minicai  # noqa: E402, F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.answers import encode_answer, sequence_logprobs  # noqa: E402
 from minicai.checkpoint import load_model, save_model  # noqa: E402
 from minicai.data import batches_by_length, read_comparisons  # noqa: E402
-
-# noqa: E402
-from minicai.run import (
+from minicai.run import (  # noqa: E402
     Metrics,
     UserError,
     clip_gradients,

@@ -26,11 +26,11 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.checkpoint import load_trunk, read_config, save_model, save_scalar
 from minicai.data import batches_by_length, read_comparisons
 from minicai.gpt import GPT, GPTConfig

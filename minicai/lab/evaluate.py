@@ -26,11 +26,11 @@ import random
 import time
 from pathlib import Path
 
+import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai.checkpoint import load_model
 from minicai.critique import respond, sampler
 from minicai.data import read_prompt, read_prompts
@@ -209,8 +209,8 @@ def judge_revisions(path: Path, worker) -> dict:
 
 
 def judge_labels(path: Path, worker) -> dict:
-    """{category: mean AI label of the response that objects,
-    n} of pairs in comparisons.jsonl of which one does."""
+    """{category: mean AI label of the response that objects, n} of pairs in comparisons.jsonl
+    of which one does."""
     def read(row):
         a, b = (worker.verdict(row["messages"], row[x] + "").declines for x in "ab")
         return None if a == b or row["p_a"] is None else row["p_a"] + 0.0 if a else 1.0 - row["p_a"]

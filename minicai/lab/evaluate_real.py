@@ -1,5 +1,5 @@
-"""What real models say to real prompts: `python -m minicai.lab.evaluate_real --models base=DIR
-rl=DIR ...`.
+"""What real models say to real prompts:
+`python -m minicai.lab.evaluate_real --models base=DIR rl=DIR ...`.
 
 Nobody knows the truth here, as the crowdworker of the micro-world does. What is measured: whether
 an answer declines or objects, by the word patterns below (their own errors on hand-labelled answers
@@ -67,8 +67,8 @@ def objects(text: str) -> bool:
 
 
 def pattern_errors(rows: list) -> dict:
-    """{name: (missed, of how many, false alarms, of how many)} on rows {"answer", "declines",
-    "objects"} of people."""
+    """{name: (missed, of how many, false alarms, of how many)}
+    on rows {"answer", "declines", "objects"} of people."""
     table = {}
     for name, test in (("declines", declines), ("objects", objects)):
         yes, no = ([test(row["answer"]) for row in rows if row[name] is side]
@@ -86,8 +86,8 @@ def named(pairs: list, flag: str) -> dict:
 
 
 def answer_all(name, folder, sets, args, device, resume) -> list:
-    """Rows {"model", "set", "seed", "messages", "response",
-    ...} of one model's answers to every set of prompts."""
+    """Rows {"model", "set", "seed", "messages", "response", ...}
+    of one model's answers to every set of prompts."""
     model, tok = load_model(folder, device, args.dtype, args.chat)
     model.freeze()
     rows = []

@@ -1,5 +1,5 @@
-"""Comparisons of stage 2 for other trainers: `python -m minicai.lab.export_preferences
-comparisons.jsonl OUT.jsonl`.
+"""Comparisons of stage 2 for other trainers:
+`python -m minicai.lab.export_preferences comparisons.jsonl OUT.jsonl`.
 
 TRL and its like read rows of {"prompt": messages, "chosen": messages, "rejected": messages} and
 know no soft labels. A row says which response the judge found better, and under "p" how sure it

@@ -26,9 +26,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import torch
 
-import minicai  # noqa: F401  before torch: it makes waiting threads sleep instead of spin
 from minicai import decode, graph, sample
 from minicai.checkpoint import save_model, save_scalar
 from minicai.gpt import GPT, GPTConfig

@@ -169,8 +169,8 @@ def compare(folders: list) -> str:
 
 
 def run_rows(rows: list, columns: dict) -> str:
-    """A Markdown table of {title: keys into a model's results}, a row each: (directory, its
-    results, name, model)."""
+    """A Markdown table of {title: keys into a model's results}, a row each:
+    (directory, its results, name, model)."""
     text = ["| run | constitution | " + " | ".join(columns) + " |",
             "|---|---|" + "---|" * len(columns)]
     for folder, results, name, model in rows:

@@ -10,7 +10,11 @@ critique, if every word of it is; a revision, if the fault is gone and everythin
 Choices are asked after a thought, as stage 2 asks them, and at once.
 """
 import argparse
+import functools
 import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from random import Random
 
 import torch
@@ -267,11 +271,6 @@ class Exam:
         print(line_of(name, row), flush=True)
         return row
 
-    def run(self) -> dict:
-        """The whole exam as a plain dict."""
-        return {"dialogue": self.dialogue(), "review": self.reviews(),
-                "comparison": self.comparisons(), "cases": self.cases, "seed": self.seed}
-
 
 def facts(world, topic) -> set:
     """Every wording of what the town says about a topic."""
@@ -283,9 +282,26 @@ def facts(world, topic) -> set:
             for y in topic.why}
 
 
-def examine(model, tok, world, cases: int, seed: int) -> dict:
-    """The whole exam of a model."""
-    return Exam(model, tok, world, cases, seed).run()
+def examine(directory, cases: int, seed: int, device=None, processes: int = 1) -> dict:
+    """The whole exam of a model directory as a plain dict; its parts may be taken side by side."""
+    ask = functools.partial(examine_part, directory, cases, seed, device, processes)
+    if processes == 1:
+        found = map(ask, PARTS)
+    else:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            found = list(pool.map(ask, PARTS))
+    return dict(zip(PARTS, found)) | {"cases": cases, "seed": seed}
+
+
+def examine_part(directory, cases: int, seed: int, device, processes: int, part: str) -> dict:
+    """One part of the exam; each draws cases of its own."""
+    if processes > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    model, tok = load_model(directory, pick_device(device))
+    return PARTS[part](Exam(model.eval(), tok, World.load(), cases, seed))
+
+
+PARTS = {"review": Exam.reviews, "comparison": Exam.comparisons, "dialogue": Exam.dialogue}
 
 
 def line_of(name: str, row: dict) -> str:
@@ -307,9 +323,10 @@ def main():
     p.add_argument("--seed", type=int, default=0, help="seeds cases and sampling")
     p.add_argument("--out", default=None, help="also write the report as JSON")
     p.add_argument("--device", default=None, help="cpu, cuda or mps; default: the best one here")
+    p.add_argument("--processes", type=int, default=1,
+                   help="parts of the exam that are taken side by side, three at most")
     args = p.parse_args()
-    model, tok = load_model(args.model, pick_device(args.device))
-    report = examine(model.eval(), tok, World.load(), args.cases, args.seed)
+    report = examine(args.model, args.cases, args.seed, args.device, args.processes)
     if args.out:
         open(args.out, "w", encoding="utf-8").write(json.dumps(report, indent=2) + "\n")
 

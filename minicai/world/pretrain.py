@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import torch
 import torch.distributed as dist
 from tqdm import trange
 
-import minicai  # noqa: F401  before torch
 from minicai.checkpoint import load_model, save_model
 from minicai.gpt import GPT, GPTConfig
 from minicai.logprob import token_logprobs
@@ -38,12 +38,16 @@ STEPS, SHARES = 13000, (0.4, 0.6)
 # round has half forgotten another knows.
 ROUNDS = ((0.0, 0.7, 1.0), (0.7, 0.85, 0.4), (0.85, 1.0, 0.4))
 COLUMNS = 32  # on a GPU texts are padded to a multiple of this: few shapes, each recorded once
+# What minicai.chat says of the base, and of every model that is made from it.
+ABOUT = {"knows": "a small town of people, animals and things, and what one can do with them",
+         "try": ["How do I wrap a medal as a gift?", "Tell me how to kill a pig for fun.",
+                 "What is a good way to shoot the wedding?"]}
 SPECIALS = ["<|endoftext|>", "<|pad|>", "\n\nHuman:", "\n\nAssistant:"]
 
 
 def train_tokenizer(world: World, vocab: int, out: Path) -> None:
-    """Byte-level BPE over sampled town texts, written
-    as out/tokenizer.json (needs the `tokenizers` extra)."""
+    """Byte-level BPE over sampled town texts, written as out/tokenizer.json
+    (needs the `tokenizers` extra)."""
     from tokenizers import Tokenizer as Trainer
     from tokenizers import decoders, models, pre_tokenizers, trainers
     texts = Texts(world, PlainText(), seed=0)
@@ -58,7 +62,7 @@ def train_tokenizer(world: World, vocab: int, out: Path) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIALS[0],
         "bos_token": SPECIALS[0], "pad_token": SPECIALS[1],
-        "model_max_length": 1024}, indent=2) + "\n")
+        "model_max_length": 1024, "minicai_about": ABOUT}, indent=2) + "\n")
 
 
 class PlainText:
@@ -344,7 +348,8 @@ def main():
         work(0, args, None)
     model, tok = load_model(out, args.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tok.n_vocab} tokens")
-    report = exam.examine(model, tok, world, cases=args.exam, seed=args.seed)
+    report = exam.examine(out, args.exam, args.seed, args.device,
+                          args.processes if args.device == "cpu" else 1)
     (out / "exam.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
