@@ -124,7 +124,9 @@ class Texts:
         while True:
             other = self.world.topic(self.rng, "reviewed", "base").activity
             said = " ".join((*other.why, other.hurts, other.instead))
-            if other.id != topic.activity.id and (topic.owner or "{owner}" not in said):
+            # Never of what is done to this thing, or held-out pairs would show.
+            if topic.thing not in self.world.things(other) and \
+                    (topic.owner or "{owner}" not in said):
                 activity = replace(topic.activity, why=other.why, hurts=other.hurts,
                                    instead=other.instead)
                 return Topic(activity, topic.thing, topic.owner, topic.definite)
@@ -451,7 +453,7 @@ class Texts:
             rng, w.response(rng, done, rng.choices(list(kinds), list(kinds.values()))[0]), kind)
         a, b = draw(), draw()
         # what is hard to tell apart
-        if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6)[self.part]:
+        if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6, 0.6)[self.part]:
             pair = rng.choice((("full", "partial"), *[("misexplained", "explained")] * 2,
                                ("evasive", "explained"), ("full", "explained"),
                                *[("explained", "explained")] * 4))
