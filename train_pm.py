@@ -10,6 +10,7 @@ head), metrics.jsonl, config.json. Shapes: B batch of comparisons, T time.
 import random
 import time
 from argparse import BooleanOptionalAction
+from pathlib import Path
 
 import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
 import torch
@@ -29,7 +30,16 @@ from minicai.data import (
     read_prompts,
     split,
 )
-from minicai.feedback import ANSWER, THINK, comparison_prompt, few_shot_prefix, label, lean
+from minicai.feedback import (
+    ANSWER,
+    LABELS,
+    THINK,
+    comparison_prompt,
+    draw_principles,
+    few_shot_prefix,
+    lean,
+    mean_label,
+)
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
 from minicai.run import (
     Parser,
@@ -56,7 +66,7 @@ def arguments(argv=None):
     a("--model", type=path, default="out/demo/sft/sl_cai",
       help="model directory (SL-CAI) that samples the first response of each pair")
     a("--pairs", choices=["mixed", "own"], default="mixed",
-      help="second response of each pair: the feedback model's, or --model's own (the paper)")
+      help="second response of each pair: the feedback model's, or --model's own (section 4.1)")
     a("--feedback-model", type=path, default="data/base",
       help="model directory that answers the multiple choice")
     a("--init", type=path, default="data/base",
@@ -65,18 +75,26 @@ def arguments(argv=None):
       help="JSON, or directory in the published format")
     a("--red-team", type=path, default="data/red_team.jsonl",
       help="dialogues: README.md says which files it reads")
-    a("--human", type=path, default="data/helpful_comparisons.jsonl",
-      help="comparisons: README.md says which files")
+    a("--human", type=path, nargs="+", default=[Path("data/helpful_comparisons.jsonl")],
+      help="comparisons: README.md says which files; with --comparisons 0 this is RLHF (figure 2)")
     a("--out", type=path, default="out/demo/pm", help="directory of everything this script writes")
     a("--comparisons", type=whole(0, 10**7), default=1000,
-      help="pairs to sample and label, prompts are reused; 0: helpfulness only")
+      help="pairs to sample and label, prompts are reused; 0: human labels only")
     a("--human-limit", type=whole(0), default=3000,
-      help="use at most this many human comparisons; 0: harmlessness only")
-    a("--both-orders", action="store_true", help="ask with the responses swapped too and average")
+      help="use at most this many human comparisons; 0: AI labels only")
+    a("--measure", type=whole(0, 10**7), default=200,
+      help="of a kind that is not trained on, make or read this many to measure agreement on")
+    a("--labels", choices=LABELS, default="soft",
+      help="train on the judge's probabilities or on its verdicts (section 4.1)")
+    a("--average", type=whole(1, 100), default=1,
+      help="a label is the mean over this many principles, each with a thought of its own if "
+      "there are thoughts (section 4.1 draws one a label)")
+    a("--both-orders", action="store_true",
+      help="ask with the responses swapped too and average (section 4.1 is silent)")
     a("--chain-of-thought", action=BooleanOptionalAction, default=False,
-      help="let the feedback model think before it chooses")
+      help="let the feedback model think before it chooses (section 4.1)")
     a("--clamp", type=real(0, 1), nargs=2, default=(0.05, 0.95),
-      help="bounds of a label after a thought (paper: 0.4 0.6)")
+      help="bounds of a label after a thought (0.4 0.6 in section 4.1)")
     a("--min-mass", type=real(0, 1), default=0.1,
       help="leave a label out if P(A) + P(B) is less: not understood")
     a("--no-few-shot", action="store_true",
@@ -122,11 +140,12 @@ def main(argv=None):
         raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one "
                         "tokenizer and chat format (see --chat)")
     dialogues = read_prompts(args.red_team, tok, args.max_prompt)
-    human = read_comparisons(args.human)
-    longest = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair in human]
-    human = fitting(human, longest, args.max_prompt + args.max_new, args.human)
+    human = [(*row, file.stem) for file in args.human for row in read_comparisons(file)]
+    longest = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair, _ in human]
+    human = fitting(human, longest, args.max_prompt + args.max_new,
+                    " and ".join(map(str, args.human)))
     rng.shuffle(human)
-    human = human[:args.human_limit]
+    human = human[:args.human_limit or args.measure]
     longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER))
                   for c in constitution.comparisons)
     room = args.max_prompt + 2 * args.max_new + args.chain_of_thought * args.max_thought
@@ -167,13 +186,13 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     policy, _ = load_model(args.model, device, args.dtype, args.chat)
     ask = resume.kept(sampler(policy.freeze(), tok, args.max_new, args.temperature, generator,
                               args.sample_tokens))
-    drawn = [m for n in range(0, args.comparisons, len(dialogues))
-             for m in rng.sample(dialogues, len(dialogues))]
-    drawn = drawn[:args.comparisons]
+    count = args.comparisons or args.measure
+    drawn = [m for n in range(0, count, len(dialogues))
+             for m in rng.sample(dialogues, len(dialogues))][:count]
     first = respond(ask, tok, drawn, progress="first responses")
     # As many of each kind, if there are both.
     n = min(count for count in (512, len(human), len(first)) if count)
-    reference = first[:n] + respond(ask, tok, [m for m, _, _ in human[:n]],
+    reference = first[:n] + respond(ask, tok, [m for m, *_ in human[:n]],
                                     progress="helpful responses")
     del policy, ask                     # room for the next model
     other, _ = load_model(args.feedback_model if args.pairs == "mixed" else args.model, device,
@@ -185,7 +204,7 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in zip(first, second)]
     del other, ask
 
-    # 3. One principle a pair, drawn at random: over many labels this is an ensemble of all of them.
+    # 3. A principle a pair, drawn at random: over many labels this is an ensemble of all of them.
     judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)
     rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator, resume)
     write_jsonl(args.out / "comparisons.jsonl", rows)
@@ -197,30 +216,38 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     show_principles(used)
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
-    ai = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"]) for row in rows
-          if not row["skipped"]]
-    ranked = [(*row, 1.0, (False, False)) for row in human]
+    #    Of a kind that is not trained on, all is held out.
+    ai = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"], "ai") for row in used]
+    ranked = [(m, a, b, 1.0, (False, False), file) for m, a, b, file in human]
     (train_ai, test_ai), (train_human, test_human) = (
-        split(rows, args.held_out, rng) if rows else ([], []) for rows in (ai, ranked))
+        split(rows, args.held_out, rng) if rows and wanted else ([], rows)
+        for rows, wanted in ((ai, args.comparisons), (ranked, args.human_limit)))
     if not train_ai + train_human:
         raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none "
                         "is left to train on")
-    ids_of = lambda comparisons: [
-        (answered_ids(tok, m, a, cut[0]), answered_ids(tok, m, b, cut[1]), p)
-        for m, a, b, p, cut in comparisons]
-    return (ids_of(train_ai + train_human), {"ai": ids_of(test_ai), "human": ids_of(test_human)},
+    ids_of = lambda comparisons, kind=LABELS["soft"]: [
+        (answered_ids(tok, m, a, cut[0]), answered_ids(tok, m, b, cut[1]), kind(p))
+        for m, a, b, p, cut, _ in comparisons]
+    held_out = {"ai": ids_of(test_ai), "human": ids_of(test_human)}
+    for file in dict.fromkeys(file.stem for file in args.human[1:] and args.human):
+        held_out[f"human_{file}"] = ids_of([row for row in test_human if row[-1] == file])
+    return (ids_of(train_ai + train_human, LABELS[args.labels]), held_out,
             [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference],
-            {"used_ai": len(ai), "used_human": len(human)})
+            {"used_ai": len(ai) if args.comparisons else 0,
+             "used_human": len(human) if args.human_limit else 0})
 
 
 def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, resume):
     """Rows of comparisons.jsonl: both responses, the principle, P(A),
     and why a pair was left out if it was."""
+    drawn = [draw_principles(constitution.comparisons, args.average, rng) for _ in pairs]
     rows = [{"messages": a["messages"], "a": a["response"], "b": b["response"],
-             "cut": [a["cut"], b["cut"]], "principle": rng.choice(constitution.comparisons),
+             "cut": [a["cut"], b["cut"]], "principle": principles[0],
              "thought": "", "p_a": None, "mass": None, "skipped": a["skipped"] or b["skipped"] or
-             ("identical" if a["response"] == b["response"] else None)} for a, b in pairs]
+             ("identical" if a["response"] == b["response"] else None)}
+            for (a, b), principles in zip(pairs, drawn)]
     good = [row for row in rows if not row["skipped"]]
+    drawn = [principles for row, principles in zip(rows, drawn) if not row["skipped"]]
     think = resume.kept(sampler(judge, tok, args.max_thought, args.temperature, generator,
                                 args.sample_tokens))
     questions = [(row["messages"], row["a"], row["b"], row["principle"]) for row in good]
@@ -231,11 +258,12 @@ def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, res
     print(f"the judge: mean P(A) {mean:.2f} over both orders, {stays:.0%} of its verdicts stay "
           "when the two change places" + "; letters weigh too much: give --both-orders" * leans)
     generator.set_state(state)  # looking must not change what is drawn
-    thoughts = []
-    p_a, mass = label(judge, tok, questions, args.both_orders, *how, thoughts=thoughts)
-    for row, p, m, thought in zip(good, p_a.tolist(), mass.tolist(), thoughts or [""] * len(good)):
-        row.update(thought=thought, p_a=round(p, 5), mass=round(m, 5),
+    p_a, mass, asked = mean_label(judge, tok, [question[:3] for question in questions], drawn,
+                                  args.both_orders, *how)
+    for row, p, m, said in zip(good, p_a.tolist(), mass.tolist(), asked):
+        row.update(thought=said[0]["thought"], p_a=round(p, 5), mass=round(m, 5),
                    skipped=None if m >= args.min_mass else "no choice")
+        row.update({"asked": said} if args.average > 1 else {})
     return rows
 
 
@@ -250,8 +278,8 @@ def show_principles(rows):
     """One line a principle: its mean label, how often (A), how far from 1/2.
     A judge that cannot read it says 1/2."""
     labels = {}
-    for row in rows:
-        labels.setdefault(row["principle"].strip(), []).append(row["p_a"])
+    for said in [said for row in rows for said in row.get("asked", [row])]:
+        labels.setdefault(said["principle"].strip(), []).append(said["p_a"])
     print("labels by principle: mean P(A), how often (A), mean distance from 1/2")
     for principle, p in sorted(labels.items()):
         far = sum(abs(x - 0.5) for x in p) / len(p)
@@ -306,7 +334,7 @@ def measure(args, pm, held_out):
     bounds = args.clamp if args.chain_of_thought else (0, 1)
     facts, furthest = {}, max(abs(p - 0.5) for p in bounds)
     for name, comparisons in held_out.items():
-        if not comparisons:  # --comparisons 0 or --human-limit 0
+        if not comparisons:  # --measure 0, or none of a file
             continue
         gap = (pm.score_rows([a for a, _, _ in comparisons])
                - pm.score_rows([b for _, b, _ in comparisons]))

@@ -4,10 +4,12 @@
 
 (Bai et al. 2022, section 4; design facts in minicai/ppo.py.) Writes rl_cai/ and value_model/ (model
 directories), metrics.jsonl (docs/metrics.md explains it), rollouts.jsonl (responses and their
-scores as training goes), trace.jsonl (a few of them token by token) and config.json.
+scores as training goes), trace.jsonl (a few of them token by token) and config.json; with
+--save-every the policy along the way in steps/000010 and so on.
 """
 import copy
 import random
+import shutil
 import time
 
 import minicai  # noqa: F401  isort: skip  before torch: waiting threads are to sleep, not to spin
@@ -42,7 +44,7 @@ from minicai.run import (
     whole,
     write_config,
 )
-from minicai.state import Resume
+from minicai.state import MANIFEST, Resume, tidy
 from minicai.tokenizer import Tokenizer
 
 
@@ -77,7 +79,7 @@ def arguments(argv=None):
     a("--warmup", type=whole(0), default=5,
       help="steps in which both rates rise: Adam's first ones are large")
     a("--kl-coef", type=real(0), default=ppo.kl_coef,
-      help="reward lost for a nat of KL; scores have std 1")
+      help="reward lost for a nat of KL; scores have std 1 (0.001 of a raw score in 2204.05862)")
     a("--reward-shape", choices=SHAPES, default=ppo.reward_shape,
       help="what a score is worth: see minicai/ppo.py")
     a("--end-penalty", type=real(0), default=ppo.end_penalty,
@@ -98,6 +100,9 @@ def arguments(argv=None):
       help="of sampling and of every log-prob")
     a("--max-prompt", type=whole(1), default=256, help="drop prompts longer than this many tokens")
     a("--max-new", type=whole(1), default=96, help="most tokens of a response")
+    a("--save-every", type=whole(0), default=0,
+      help="keep the policy after every so many steps in OUT/steps, to measure it along the way "
+      "(figures 2, 8 and 10); 0: only the last one")
     a("--print-every", type=whole(1), default=10, help="show a few responses every so many steps")
     machine_flags(a)
     return p.parse_args(argv)
@@ -121,7 +126,7 @@ def main(argv=None):
     check_room(args.model, args.max_prompt + args.max_new, ())
     check_room(args.pm, args.max_prompt + args.max_new, (), scorer=True)
     resume = Resume(args, trained=[args.model, args.pm],
-                    writes=["rollouts.jsonl", "trace.jsonl", "rl_cai", "value_model"])
+                    writes=["rollouts.jsonl", "trace.jsonl", "rl_cai", "value_model", "steps"])
 
     # 2. Models, optimizer, sampler.
     models, tok = load_models(args, device)
@@ -143,8 +148,7 @@ def main(argv=None):
         kinds, asked = zip(*draw(prompts, args, step))
         rollout = collect(models, ask, asked, config, tok.stop, forbidden)
         facts = summary(rollout) | summary_by_kind(rollout, kinds)
-        differ = f"KL {facts['kl']} before any update: policy and reference differ"
-        assert step > 0 or facts["kl"] == 0, differ
+        assert step or facts["kl"] == 0, f"KL {facts['kl']} before any update"
         facts |= update(models, optimizer, rollout, config, forbidden, generator, step)
         logs["metrics"].log(step=step, lr=optimizer.param_groups[0]["lr"], **facts)
         bar.set_postfix({key: f"{facts[key]:.2f}" for key in ("score", "kl", "entropy", "ended")})
@@ -153,6 +157,7 @@ def main(argv=None):
         if facts["ended"] < 0.1:  # scores of responses that were cut off: nothing to learn from
             raise UserError(f"step {step}: only {facts['ended']:.1%} of the responses ended: "
                             "try --max-new")
+        snapshot(args, models.policy, tok, resume.made, step + 1)
         if step + 1 < args.steps:
             resume.save(step + 1, **parts)
 
@@ -163,6 +168,19 @@ def main(argv=None):
     write_config(out, args, started, score=facts["score"], kl=facts["kl"])
     resume.finish()
     print(f"\n{args.steps} steps, {time.time() - started:.0f} s -> {out / 'rl_cai'}")
+
+
+def snapshot(args, policy, tok, made, step):
+    """Keep the policy after `step` steps in OUT/steps, if --save-every asks for that step. What an
+    earlier run has kept there goes with the first one, or, if none is asked for, at the end."""
+    folder, every = args.out / "steps", args.save_every
+    if step == (every or args.steps):
+        for found in folder.glob("[0-9]" * 6):
+            if (found / MANIFEST).exists():  # a model, and nothing that others may have put there
+                shutil.rmtree(found)
+    if every and step % every == 0:
+        tidy(folder)
+        save_model(folder / f"{step:06d}", policy, tok, made | {"step": step})
 
 
 def load_models(args, device):

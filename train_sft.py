@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from minicai.answers import answer_logprobs
 from minicai.checkpoint import load_model, save_model
-from minicai.constitution import load_constitution
+from minicai.constitution import draw_critiques, load_constitution
 from minicai.critique import critique_revise, read_answer, respond, revision_prompt, sampler
 from minicai.data import batches_by_length, check_room, read_prompts
 from minicai.run import (
@@ -57,11 +57,15 @@ def arguments(argv=None):
     a("--helpful-samples", type=whole(0, 1000), default=3,
       help="samples trained on for each helpful prompt (2 in the paper)")
     a("--rounds", type=whole(0, 1000), default=4,
-      help="critique-revision rounds; each draws a principle anew (4 in the paper)")
+      help="critique-revision rounds; each draws a principle anew (4 in the paper, 0 to 4 in "
+      "section 3.4); 0: train on the first answers")
+    a("--direct", action="store_true", help="ask for revisions without a critique (section 3.5)")
+    a("--principles", type=whole(1),
+      help="use only this many distinct principles, drawn by seed (section 3.4); default: all")
     a("--joined", type=real(0, 1), default=0.5,
       help="share of the examples that follow another dialogue and its answer")
     a("--last-only", action="store_true",
-      help="train on the last revision only, not on those of all rounds")
+      help="train on the last revision only, not on those of all rounds (section 3.2)")
     a("--no-few-shot", action="store_true",
       help="leave the constitution's worked critiques out of the contexts")
     a("--max-prompt", type=whole(1), default=256, help="drop prompts longer than this many tokens")
@@ -90,6 +94,8 @@ def main(argv=None):
 
     # 1. Read and check everything that can be wrong before a model is built.
     constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model, args.chat)
+    if args.principles:
+        constitution = draw_critiques(constitution, args.principles, args.seed)
     shots = [] if args.no_few_shot else constitution.few_shot_critique
     red_team, helpful = (read_prompts(path, tok, args.max_prompt)
                          for path in (args.red_team, args.helpful))
@@ -101,8 +107,8 @@ def main(argv=None):
     longest += args.max_prompt * (tok.chat != "plain")  # a chat is told again what had been asked
     # + dialogue, response, both answers
     check_room(args.model, longest + args.max_prompt + 3 * args.max_new, shots)
-    if not (red_team if args.rounds else []) + helpful * args.helpful_samples:
-        raise UserError("nothing to learn from: --red-team-limit and --rounds, "
+    if not red_team + helpful * args.helpful_samples:
+        raise UserError("nothing to learn from: --red-team-limit, "
                         "or --helpful-limit and --helpful-samples, must be above 0")
     resume = Resume(args, trained=[args.model],
                     writes=["revisions.jsonl", "answers.jsonl", "sl_cai"])
@@ -133,7 +139,7 @@ def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
     """([(ids of a prompt, ids that were sampled for it)], the first rows, to be shown);
     writes all that was said."""
     rows = respond(ask, tok, red_team, progress="red-team responses")
-    critique_revise(ask, tok, constitution, rows, args.rounds, rng, shots)
+    critique_revise(ask, tok, constitution, rows, args.rounds, rng, shots, direct=args.direct)
     write_said(args.out / "revisions.jsonl", rows)
     answers = respond(ask, tok, helpful * args.helpful_samples, progress="helpful responses")
     write_said(args.out / "answers.jsonl", answers)
@@ -141,8 +147,9 @@ def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
     show_principles(constitution, rows)
     # What cannot be read is left out. The rest keeps the ids it was sampled as,
     # if it can (critique.py: not if cut).
-    revised = [[(row["messages"], r["ids"]) for r in row.get("rounds", []) if not r["skipped"]]
-               for row in rows]
+    said = [row.get("rounds", []) if args.rounds else [row] for row in rows]
+    revised = [[(row["messages"], r["ids"]) for r in revisions if not r["skipped"]]
+               for row, revisions in zip(rows, said)]
     examples = [example for row in revised for example in (row[-1:] if args.last_only else row)]
     examples += [(row["messages"], row["ids"]) for row in answers if not row["skipped"]]
     follow_another_dialogue(examples, args.joined, tok, args.max_prompt, rng)
@@ -186,7 +193,7 @@ def show_revisions(rows):
     for row in rows:
         print(f"\nHuman: {row['messages'][-1]['content']}\nAssistant: {row['response']}")
         for r in row.get("rounds", [])[:2]:
-            print(f"  Critique: {r['critique']}\n  Revision: {r['revision']}")
+            print(f"  Critique: {r['critique'] or '(none)'}\n  Revision: {r['revision']}")
 
 
 def show_principles(constitution, rows):

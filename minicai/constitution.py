@@ -8,8 +8,9 @@ does not copy because they carry no licence.
 """
 import itertools
 import json
+import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minicai.data import read_prompt
@@ -58,6 +59,18 @@ def load_constitution(path) -> Constitution:
         raise UserError(f"{path}: it needs at least one pair of critique and revision, "
                         "and one comparison principle")
     return found
+
+
+def draw_critiques(constitution: Constitution, count: int, seed: int) -> Constitution:
+    """The same with `count` distinct pairs of critique and revision, drawn by `seed` (section 3.4
+    of the paper varies their number); a smaller draw is a part of a larger one. Raises UserError if
+    there are fewer."""
+    distinct = list(dict.fromkeys(constitution.critiques))
+    if count > len(distinct):
+        raise UserError(f"--principles {count}: {constitution.name} has {len(distinct)} distinct "
+                        "pairs of critique and revision")
+    random.Random(f"{seed} principles").shuffle(distinct)
+    return replace(constitution, critiques=distinct[:count])
 
 
 def _load_ours(path: Path) -> Constitution:

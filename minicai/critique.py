@@ -23,35 +23,52 @@ def critique_prompt(tok, constitution, messages: list, principle, shots=(), turn
     """
     if tok.chat != "plain" if turns is None else turns:
         return chat_prompt(tok, constitution, messages, [principle.critique_request], shots)
-    ids = tok.bos + tok.encode(constitution.preamble)
-    for shot in shots:
-        # Written as the real thing is, end token included.
-        # Published ones carry the next one's "Human:" at their end.
-        dialogue, tag, review = shot.partition("\n\nCritiqueRequest:")
-        spoken, _ = tok.encode_chat(read_transcript(dialogue))
-        review = review.rstrip().removesuffix("Human:").rstrip()
-        ids = ids + spoken[len(tok.bos):] + tok.encode(tag + review) + [tok.end]
-    dialogue, _ = tok.encode_chat(messages)
-    ids = ids + dialogue[len(tok.bos):]
-    return ids + tok.encode(f"\n\nCritiqueRequest: {principle.critique_request}\n\nCritique:")
+    return opening(tok, constitution, messages, shots) + tok.encode(
+        f"\n\nCritiqueRequest: {principle.critique_request}\n\nCritique:")
 
 
-def revision_prompt(tok, constitution, messages: list, principle, critique: str, shots=(),
+def revision_prompt(tok, constitution, messages: list, principle, critique: str | None, shots=(),
                     turns=None) -> list:
-    """Ids that ask for a revision: the critique's context goes on,
-    so the model reads its own reasons."""
-    if tok.chat != "plain" if turns is None else turns:
-        asked = [principle.critique_request, critique.strip(), principle.revision_request]
-        return chat_prompt(tok, constitution, messages, asked, shots)
-    ids = (critique_prompt(tok, constitution, messages, principle, shots, turns)
+    """Ids that ask for a revision: the critique's context goes on, so the model reads its own
+    reasons.
+
+    critique None: nothing was criticised, the request comes straight after the answer, in the
+    worked `shots` too (section 3.5 of the paper).
+    """
+    turns = tok.chat != "plain" if turns is None else turns
+    if critique is None:
+        shots = [re.sub(r"\n\nCritiqueRequest:.*?(?=\n\nRevisionRequest:)", "", shot, flags=re.S)
+                 for shot in shots]
+    asked = [] if critique is None else [principle.critique_request, critique.strip()]
+    if turns:
+        return chat_prompt(tok, constitution, messages, asked + [principle.revision_request], shots,
+                           len(asked))
+    ids = (opening(tok, constitution, messages, shots) if critique is None else
+           critique_prompt(tok, constitution, messages, principle, shots, turns)
            + tok.encode(" " + critique.strip()))
     return ids + tok.encode(f"\n\nRevisionRequest: {principle.revision_request}\n\nRevision:")
 
 
-def chat_prompt(tok, constitution, messages: list, asked: list, shots=()) -> list:
+def opening(tok, constitution, messages: list, shots) -> list:
+    """Ids of what a request is made about in the plain format: preamble, worked `shots`,
+    dialogue."""
+    ids = tok.bos + tok.encode(constitution.preamble)
+    for shot in shots:
+        # Written as the real thing is, end token included.
+        # Published ones carry the next one's "Human:" at their end.
+        parts = re.split(r"(\n\n(?:Critique|Revision)Request:)", shot, maxsplit=1)
+        dialogue, tag, review = [*parts, "", ""][:3]
+        spoken, _ = tok.encode_chat(read_transcript(dialogue))
+        review = review.rstrip().removesuffix("Human:").rstrip()
+        ids = ids + spoken[len(tok.bos):] + tok.encode(tag + review) + [tok.end]
+    dialogue, _ = tok.encode_chat(messages)
+    return ids + dialogue[len(tok.bos):]
+
+
+def chat_prompt(tok, constitution, messages: list, asked: list, shots=(), revision=2) -> list:
     """Ids of a chat in which the human asks for critique and revision: the preamble as the system's
     message, worked dialogues, `messages`, and `asked`, which the human and the assistant say by
-    turns.
+    turns; asked[revision] is the request for a revision, if there is one.
 
     The request for a revision says again what had been asked: a small model has lost it by then,
     and declines anything (on 135M parameters 17 of 24 refusals are then about the request,
@@ -62,15 +79,16 @@ def chat_prompt(tok, constitution, messages: list, asked: list, shots=()) -> lis
         dialogue, *said = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):",
                                    shot)
         talk += review(read_transcript(dialogue),
-                       [text.strip().removesuffix("Human:").strip() for text in said])
-    return tok.encode_chat(talk + review(messages, asked), generation=True)[0]
+                       [text.strip().removesuffix("Human:").strip() for text in said], revision)
+    return tok.encode_chat(talk + review(messages, asked, revision), generation=True)[0]
 
 
-def review(dialogue: list, said: list) -> list:
+def review(dialogue: list, said: list, revision: int = 2) -> list:
     """A dialogue that goes on with a request, a critique, another request, a revision,
-    as far as they are `said`."""
+    as far as they are `said`; said[revision] is that other request."""
     asked = next((turn["content"] for turn in reversed(dialogue) if turn["role"] == "user"), "")
-    said = [f'{text} The human asked: "{asked}"' if i == 2 else text for i, text in enumerate(said)]
+    said = [f'{text} The human asked: "{asked}"' if i == revision else text
+            for i, text in enumerate(said)]
     return dialogue + [{"role": ("user", "assistant")[i % 2], "content": text}
                        for i, text in enumerate(said)]
 
@@ -121,9 +139,12 @@ def respond(ask, tok, conversations: list, progress=None) -> list:
 
 
 def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=(),
-                    turns=None) -> None:
+                    turns=None, direct: bool = False) -> None:
     """Put `rounds` critiques and revisions into each usable row of `respond`,
     as a list under "rounds".
+
+    direct: ask for the revision at once, without a critique (section 3.5 of the paper), which is ""
+    then.
 
     The principle of every round is drawn anew, i.i.d. with replacement, with rng (random.Random). A
     revision replaces the response before the next round; one that cannot be read keeps its reason
@@ -138,23 +159,25 @@ def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=
         drawn = [constitution.critiques[i] for i in numbers]
         judged = [row["messages"] + [{"role": "assistant", "content": text}]
                   for row, text in zip(rows, current)]
-        critiques = ask([critique_prompt(tok, constitution, m, p, shots, turns)
-                         for m, p in zip(judged, drawn)],
-                        progress=f"round {n}: critiques")
-        # As in the worked examples, a model may go on to the request for a revision:
-        # a critique ends there.
-        critiques = [read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip()
-                     for ids in critiques]
+        critiques = [None] * len(rows)
+        if not direct:
+            critiques = ask([critique_prompt(tok, constitution, m, p, shots, turns)
+                             for m, p in zip(judged, drawn)],
+                            progress=f"round {n}: critiques")
+            # As in the worked examples, a model may go on to the request for a revision:
+            # a critique ends there.
+            critiques = [read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip()
+                         for ids in critiques]
         revisions = ask([revision_prompt(tok, constitution, m, p, text, shots, turns)
                          for m, p, text in zip(judged, drawn, critiques)],
                         progress=f"round {n}: revisions")
         for i, (critique, ids) in enumerate(zip(critiques, revisions)):
             revision, ids, bad_revision = read_answer(tok, ids)
-            reason = ("critique: empty" if not critique
+            reason = ("critique: empty" if critique == ""
                       else bad_revision and f"revision: {bad_revision}")
             rows[i]["rounds"].append({
                 "principle": numbers[i], "critique_request": drawn[i].critique_request,
-                "critique": critique, "revision_request": drawn[i].revision_request,
+                "critique": critique or "", "revision_request": drawn[i].revision_request,
                 "revision": revision, "ids": ids, "cut": not ended(tok, ids), "skipped": reason})
             if not reason:
                 current[i] = revision

@@ -121,6 +121,48 @@ def label(model, tok, questions: list, both_orders: bool = False, prefix=(), thi
     return p.clamp(*clamp), mass
 
 
+def soft(p: float) -> float:
+    """A label as it is."""
+    return p
+
+
+def hard(p: float) -> float:
+    """A label as a verdict: 1 or 0; a toss-up stays one."""
+    return 0.5 if p == 0.5 else float(p > 0.5)
+
+
+LABELS = {"soft": soft, "hard": hard}  # section 4.1: soft ones make the better preference model
+
+
+def draw_principles(principles: list, count: int, rng) -> list:
+    """`count` principles for one pair; none comes again before all have come."""
+    drawn = []
+    while len(drawn) < count:
+        drawn += rng.sample(principles, min(count - len(drawn), len(principles)))
+    return drawn
+
+
+def mean_label(model, tok, pairs: list, drawn: list, *how):
+    """P(a is better) [N], the least mass [N] and what was asked of pairs (messages, a, b): the mean
+    label over the principles that were `drawn` for each pair, as many for all.
+
+    how: what label() takes, from both_orders to begin. Each principle gets a thought of its own.
+    Of each pair, a list of {"principle", "thought", "p_a"} comes back.
+    """
+    labels, masses, asked = [], [], [[] for _ in pairs]
+    for principles in zip(*drawn):
+        thoughts = []
+        p, mass = label(model, tok, [(*pair, c) for pair, c in zip(pairs, principles)], *how,
+                        thoughts=thoughts)
+        labels.append(p)
+        masses.append(mass)
+        for said, c, thought, x in zip(asked, principles, thoughts or [""] * len(pairs), p):
+            said.append({"principle": c, "thought": thought, "p_a": round(x.item(), 5)})
+    if not labels:
+        return torch.zeros(0), torch.zeros(0), asked
+    return torch.stack(labels).mean(0), torch.stack(masses).amin(0), asked
+
+
 def lean(model, tok, questions: list, prefix=(), think=None, clamp=(0.4, 0.6),
          begin=lambda prompts: {}, sample: int = 64) -> tuple[float, float]:
     """How far letters decide: (mean P(A), share of verdicts that stay when the responses change

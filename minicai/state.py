@@ -292,11 +292,14 @@ class Resume:
         self.path, self.sampled = self.folder / "state.pt", self.folder / "sampled.jsonl"
         self.every = getattr(args, "save_minutes", 0)
         if inputs is None:
-            inputs = {flag(name): value for name, value in vars(args).items()
-                      if isinstance(value, Path) and name != "out"}
+            several = {name: value if isinstance(value, list) else [value]
+                       for name, value in vars(args).items() if name != "out"}
+            inputs = {flag(name) + f" {n}" * (n > 1): value for name, values in several.items()
+                      for n, value in enumerate(values, 1) if isinstance(value, Path)}
         refuse_overlap(self.folder, inputs, writes)
         asked = {flag(name): json.loads(json.dumps(value)) for name, value in vars(args).items()
-                 if name not in self.FREE and not isinstance(value, Path)}
+                 if name not in self.FREE and flag(name) not in inputs
+                 and not isinstance(value, Path)}
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         self.run = {"command": command, "flags": asked,
                     "inputs": {name: digest(place) for name, place in inputs.items()},

@@ -31,10 +31,12 @@ ALL = {"--seed": SEED, "--save-minutes": FROM_0, "--sample-tokens": COUNT,
 FLAGS = {
     train_sft: ALL | {"--constitution": PLACE, "--helpful": PLACE, "--red-team-limit": NONE_TOO,
                       "--helpful-limit": NONE_TOO, "--helpful-samples": NONE_TOO + ["1001"],
-                      "--rounds": NONE_TOO, "--joined": SHARE, "--temperature": HEAT,
+                      "--rounds": NONE_TOO, "--principles": COUNT, "--joined": SHARE,
+                      "--temperature": HEAT,
                       "--epochs": COUNT, "--lr": LR, "--warmup": SHARE},
     train_pm: ALL | {"--feedback-model": PLACE, "--init": PLACE, "--constitution": PLACE,
                      "--human": PLACE, "--comparisons": NONE_TOO, "--human-limit": NONE_TOO,
+                     "--measure": NONE_TOO, "--labels": ["firm"], "--average": COUNT + ["101"],
                      "--min-mass": SHARE, "--held-out": SHARE + ["0"], "--temperature": HEAT,
                      "--max-thought": COUNT, "--epochs": COUNT, "--lr": LR, "--warmup": SHARE},
     train_rl: ALL | {"--pm": PLACE, "--helpful": PLACE, "--red-team-share": SHARE, "--steps": COUNT,
@@ -43,7 +45,8 @@ FLAGS = {
                      "--end-penalty": FROM_0, "--reward-shape": ["round"], "--gamma": SHARE + ["2"],
                      "--lam": SHARE + ["5"], "--clip": ABOVE_0,
                      "--value-clip": ABOVE_0, "--value-coef": FROM_0, "--max-grad-norm": ABOVE_0,
-                     "--temperature": HEAT + ["0"], "--print-every": COUNT},
+                     "--temperature": HEAT + ["0"], "--print-every": COUNT,
+                     "--save-every": NONE_TOO},
     evaluate: {"--seed": SEED, "--limit": COUNT, "--max-new": COUNT, "--examples": NONE_TOO,
                "--out": PLACE, "--data": PLACE, "--table": PLACE, "--compare": PLACE},
     figures: {"--run": PLACE, "--runs": PLACE, "--to": PLACE, "--exam": PLACE},
@@ -311,7 +314,6 @@ def test_a_folder_without_rights(toy, nothing_is_built, tmp_path, capsys):
 
 def test_nothing_to_learn_from(toy, nothing_is_built, tmp_path, capsys):
     for more in (["--red-team-limit", "0", "--helpful-limit", "0"],
-                 ["--rounds", "0", "--helpful-samples", "0"],
                  ["--red-team-limit", "0", "--helpful-samples", "0"]):
         one_line(capsys, train_sft, sft_args(toy, tmp_path / "o", *more), "nothing to learn from")
     assert not (tmp_path / "o").exists()

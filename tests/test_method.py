@@ -94,7 +94,7 @@ def test_what_stage_1_learns_from(tok, tmp_path, monkeypatch):
         return [{"messages": m, **answer(f"to {m[0]['content']}", "empty" if m[0]["content"]
                                          == "silent" else None)} for m in conversations]
 
-    def critique_revise(ask, tok, constitution, rows, rounds, rng, shots):
+    def critique_revise(ask, tok, constitution, rows, rounds, rng, shots, direct):
         for row in rows:
             row["rounds"] = [{**answer(f"{row['response']}, round {n}", "empty" if n == 1
                                        and row["response"] == "to bad 1" else None),
@@ -105,7 +105,7 @@ def test_what_stage_1_learns_from(tok, tmp_path, monkeypatch):
     for last, revised in ((False, ["bad 0, round 0", "bad 0, round 1", "bad 1, round 0"]),
                           (True, ["bad 0, round 1", "bad 1, round 0"])):
         args = argparse.Namespace(out=tmp_path, rounds=2, helpful_samples=2, last_only=last,
-                                  joined=0.0, max_prompt=99)
+                                  joined=0.0, max_prompt=99, direct=False)
         examples, \
             shown = train_sft.make_examples(args, None, tok, None, [say("bad 0"), say("bad 1")],
                                             [say("good"), say("silent")], [], random.Random(0))

@@ -18,7 +18,7 @@ from families import same_in_transformers
 import train_pm
 import train_rl
 import train_sft
-from minicai import critique
+from minicai import critique, feedback
 from minicai.checkpoint import load_model
 from minicai.critique import respond, sampler
 from minicai.data import read_prompts
@@ -309,9 +309,9 @@ def test_a_directory_that_is_no_model(toy, tmp_path, capsys):
 
 
 def test_labels_after_thinking_are_measured_by_their_own_bounds(toy, demo, tmp_path, monkeypatch):
-    def label(model, tok, questions, both_orders, prefix, think, clamp, begin, thoughts):
+    def label(model, tok, questions, both_orders, prefix, think, clamp, begin, thoughts=None):
         return torch.full((len(questions),), 0.6).clamp(*clamp), torch.ones(len(questions))
-    monkeypatch.setattr(train_pm, "label", label)
+    monkeypatch.setattr(feedback, "label", label)
     run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--chain-of-thought",
                           "--clamp", "0.4", "0.6"))
     facts = config(tmp_path)
@@ -376,19 +376,19 @@ def test_worked_examples_are_used_where_there_is_room_for_them(toy, demo, tmp_pa
     (tmp_path / "c.json").write_text(json.dumps(CONSTITUTION | {"few_shot": shots}))
     asked = []
 
-    def label(model, tok, questions, both_orders, prefix, think, clamp, begin, thoughts):
+    def label(model, tok, questions, both_orders, prefix, think, clamp, begin, thoughts=None):
         asked.append(tok.decode(prefix))
         return torch.full((len(questions),), 0.6), torch.ones(len(questions))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_pm, "label", label)
+        patch.setattr(feedback, "label", label)
         for more in ([], ["--no-few-shot"]):
             run(train_pm, pm_args(toy, tmp_path / "pm", "--model", demo / "sft/sl_cai",
                                   "--max-prompt", "64",
                                   "--constitution", tmp_path / "c.json", *more))
-    assert asked[0].startswith("Consider") and "p Options:" in asked[0] and asked[1] == ""
+    assert asked[0].startswith("Consider") and "p Options:" in asked[0] and asked[-1] == ""
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_sft, "critique_revise", lambda *settings: seen.append(settings[-1]))
+        patch.setattr(train_sft, "critique_revise", lambda *said, **_: seen.append(said[-1]))
         for more in ([], ["--no-few-shot"]):
             run(train_sft,
                 sft_args(toy, tmp_path / "sft", "--constitution", tmp_path / "c.json", *more))
@@ -490,7 +490,8 @@ def test_a_model_that_cannot_do_it_stops_the_run_and_leaves_the_evidence(
 @pytest.mark.parametrize("flag, kind, other",
                          [("--human-limit", "ai", "human"), ("--comparisons", "human", "ai")])
 def test_a_preference_model_of_one_kind_of_label_only(toy, demo, tmp_path, flag, kind, other):
-    run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", flag, "0"))
+    run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", flag, "0",
+                          "--measure", "0"))
     facts = config(tmp_path)
     assert facts[f"used_{other}"] == 0 < facts[f"used_{kind}"]
     assert f"{kind}_agreement" in facts and f"{other}_agreement" not in facts
