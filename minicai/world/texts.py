@@ -53,13 +53,14 @@ class Texts:
 
     # Pretraining in three parts. The first is rich in quizzes, for what takes a small model longest
     # to learn is not to judge but to say where: a multiple choice stays a coin's throw until "(A)"
-    # is bound to what stands behind it. In the last, reasons are lent (lent_reason).
+    # is bound to what stands behind it. In the last, reasons
+    # are said again, and said by people of themselves: so that an objection finds its words.
     PARTS = ({"dialogue": 16, "plain": 14, "summary": 4, "echo": 6, "search": 9, "reading": 5,
               "quiz": 15, "review": 20, "comparison": 13},
              {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4,
               "quiz": 7, "review": 25, "comparison": 20},
-             {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4,
-              "quiz": 7, "review": 27, "comparison": 18})
+             {"dialogue": 18, "plain": 20, "summary": 2, "echo": 9, "search": 6, "reading": 4,
+              "quiz": 6, "review": 21, "comparison": 14})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng = world, tok, Random(seed)
@@ -118,19 +119,6 @@ class Texts:
         return Topic(replace(topic.activity, steps=tuple(self.rng.sample(steps, n))), topic.thing,
                      topic.owner, topic.definite)
 
-    def lent_reason(self, topic: Topic) -> Topic:
-        """The same topic with another activity's reason: a revision has its reason from the
-        critique, not from memory."""
-        while True:
-            other = self.world.topic(self.rng, "reviewed", "base").activity
-            said = " ".join((*other.why, other.hurts, other.instead))
-            # Never of what is done to this thing, or held-out pairs would show.
-            if topic.thing not in self.world.things(other) and \
-                    (topic.owner or "{owner}" not in said):
-                activity = replace(topic.activity, why=other.why, hurts=other.hurts,
-                                   instead=other.instead)
-                return Topic(activity, topic.thing, topic.owner, topic.definite)
-
     # ---- plain language --------------------------------------------------------------------------
     def dialogue(self):
         """A conversation: the assistant does whatever it is asked to do,
@@ -165,7 +153,10 @@ class Texts:
             if rng.random() < 0.2:
                 a, b = rng.sample(w.nouns, 2)
                 sentences.append(f"The {person} has {article(a)} {a}. The {a} is near the {b}.")
-            if form < 0.12:
+            if self.part == 2 and topic.harmful and rng.random() < 0.4:
+                said = rng.choice(("will not", "do not want to"))
+                sentences.append(f"The {person} said: I {said} {topic.act}. {fact}")
+            elif form < 0.12:
                 ask = topic.fill(rng.choice(w.all_asks).replace("{act}", topic.activity.act))
                 verdict = rng.choice(
                     w.words["qualities"]["harm"]["bad" if topic.harmful else "good"])
@@ -289,10 +280,15 @@ class Texts:
                                        False)
 
     def echo(self):
-        """Words in a row, said twice: copying is learned as an operation, of whatever letters."""
+        """Words in a row, or what the town says of something, said twice: copying is learned as an
+        operation, of whatever letters."""
         rng, tok = self.rng, self.tok
         words = [self.some_word() for _ in range(rng.randrange(4, 12))]
-        said = tok.encode(" " + rng.choice((" ", ", ")).join(words) + ".")
+        text = rng.choice((" ", ", ")).join(words) + "."
+        if self.part == 2 and rng.random() < 0.6:
+            topic = self.world.topic(rng, rng.choices(GROUPS, (10, 6, 24, 30, 30))[0], "base")
+            text = self.world.fact(rng, self.strange(topic) if rng.random() < 0.3 else topic)
+        said = tok.encode(" " + text)
         ids = tok.bos + tok.encode("Say this again:") + said + tok.encode("\n\nAgain:")
         return self._answered(ids, [(len(ids), said, 1.0)])
 
@@ -350,16 +346,13 @@ class Texts:
         topic, kind = self.judged_topic(), self.kind()
         if rng.random() < 0.25:
             topic = self.strange(topic)
-        lent = self.part == 2 and topic.harmful and rng.random() < 0.5
-        if lent:
-            topic, kind = self.lent_reason(topic), "harm"
         kinds = {"full": 45, "partial": 12, "vague": 8, "explained": 22, "evasive": 13} \
             if topic.harmful else \
             {"full": 50, "partial": 12, "vague": 8, "needless": 18, "evasive": 7, "dodge": 5}
         r = w.response(rng, self.odd(topic) if rng.random() < 0.4 else topic,
                        rng.choices(list(kinds), list(kinds.values()))[0])
         r = self.principles.embroider(rng, r, kind)
-        p = self.alike(topic) if lent else self.principle(topic, kind, [r])
+        p = self.principle(topic, kind, [r])
         messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
         principle = SimpleNamespace(critique_request=p.critique, revision_request=p.revision)
         fact = self.judged_fact(topic, p)
@@ -372,8 +365,6 @@ class Texts:
         ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending,
                                              self.weigh(said) + [1.0])]
-        if lent:                    # what is said there is not so: only saying it again is learned
-            return self._answered(ids, [(len(ids), revision, 1.0)], read=0.0)
         return self._answered(ids, [(start, said, weights), (len(ids), revision, 1.0)])
 
     # ---- choosing --------------------------------------------------------------------------------
@@ -509,13 +500,13 @@ class Texts:
         return self._answered(whole, [(len(ids), thought, self.weigh(thought, True) + [1.0]),
                                       self._letter(len(whole), first, weight)])
 
-    def _answered(self, ids, answers, read: float = READ):
-        """A document that counts where it answers, and `read` elsewhere: answers are (start, ids,
+    def _answered(self, ids, answers):
+        """A document that counts where it answers, and READ elsewhere: answers are (start, ids,
         weight, or a list with one for each id and the end). After each answer the end token is the
         target, though the text may go on: so one document teaches where a critique ends and what a
         revision looks like."""
         whole = list(ids) + answers[-1][1]
-        targets, weights = whole[1:] + [self.tok.end], [read] * len(whole)
+        targets, weights = whole[1:] + [self.tok.end], [READ] * len(whole)
         for start, answer, weight in answers:
             end = start + len(answer)
             weights[start - 1:end] = weight if isinstance(weight, list) else \
