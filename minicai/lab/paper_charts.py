@@ -78,10 +78,13 @@ def axes(panel: dict, x0: float, y0: float) -> tuple:
         svg.append(line(left, to_y(y), right, to_y(y)))
         svg.append(text(left - 6, to_y(y) + 4, f"{y:g}", 12, "end", SOFT))
     shown = list(enumerate(names)) if names else [(x, f"{x:g}") for x in ticks(*xs)]
-    size = 12 if not names or max(map(len, names)) * len(names) < 46 else 10.5
-    for x, name in shown:
-        svg.append(text(to_x(x), bottom + 17, name, size, "middle", SOFT))
-    svg.append(text((left + right) / 2, bottom + 36, panel["x"], 12, "middle", SOFT))
+    tight = names and max(map(len, names)) * len(names) > 46
+    size, down = (10.5 if tight else 12), (13 if tight and len(names) > 6 else 0)
+    for n, (x, name) in enumerate(shown):               # many long names: every other one lower
+        svg.append(text(to_x(x), bottom + (15 if down else 17) + n % 2 * down, name, size, "middle",
+                        SOFT))
+    svg.append(text((left + right) / 2, bottom + (42 if down else 36), panel["x"], 12, "middle",
+                    SOFT))
     svg.append(text(x0 + 14, (top + bottom) / 2, panel["y"], 12, "middle", SOFT, turn=-90))
     return svg, to_x, to_y
 
