@@ -74,7 +74,8 @@ data: $(VENV)/installed
 	$(PY) -m minicai.world.make_data --seed 0
 
 base: $(VENV)/installed-test
-	$(PY) -m minicai.world.pretrain --out data/base --bf16
+	$(PY) -m minicai.world.pretrain --out out/base --bf16 --exam 0
+	$(PY) -m minicai.world.pretrain --start out/base --steps 800 --out data/base --bf16
 
 REAL  ?= out/real
 MODEL ?= out/smollm2
