@@ -37,6 +37,7 @@ STEPS, SHARES = 13000, (0.4, 0.6)
 # base is the mean of the weights at their ends (Izmailov et al. 2018, arXiv 1803.05407): what one
 # round has half forgotten another knows.
 ROUNDS = ((0.0, 0.7, 1.0), (0.7, 0.85, 0.4), (0.85, 1.0, 0.4))
+FINISH = ((0.0, 1.0, 0.3),)             # the same with --start
 COLUMNS = 32  # on a GPU texts are padded to a multiple of this: few shapes, each recorded once
 # What minicai.chat says of the base, and of every model that is made from it.
 ABOUT = {"knows": "a small town of people, animals and things, and what one can do with them",
@@ -192,19 +193,20 @@ class Recorded:
         return graph, inputs, found
 
 
-def rate(done: float, rounds=ROUNDS) -> float:
+def rate(done: float, rounds: tuple) -> float:
     """Share of the highest learning rate after a share of the steps: each round holds for two
     fifths, then goes to zero."""
     begin, end, peak = next(r for r in rounds if done < r[1])
     return peak * min(1.0, (end - done) / (0.6 * (end - begin)))
 
 
-def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> None:
+def train(model: GPT, parts: list, steps: int, lrs: tuple, rounds: tuple, metrics, save) -> None:
     """The loop: learning rate, batch, loss, clip, step, log;
     `save(model, name)` every 500 steps and at a round's end.
 
     Leaves the mean of the rounds' ends in `model`. parts: [(share of the steps, batches)]. lrs:
-    peak learning rates of Muon and of AdamW. metrics: None, except in the process that logs.
+    peak learning rates of Muon and of AdamW. rounds: see ROUNDS. metrics: None, except in the
+    process that logs.
     """
     opts, device = optimizers(model, *lrs), model.head.device
     many = dist.is_initialized() and dist.get_world_size() > 1
@@ -213,11 +215,11 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, metrics, save) -> Non
     started, seen, by_sort = time.time(), 0, {}
     ends = [sum(share for share, _ in parts[:i + 1]) for i in range(len(parts))]
     mean = torch.optim.swa_utils.AveragedModel(model)
-    turns = {round(steps * end): n for n, (_, end, _) in enumerate(ROUNDS, 1)}
+    turns = {round(steps * end): n for n, (_, end, _) in enumerate(rounds, 1)}
     bar = trange(steps, desc="pretrain", mininterval=5, disable=metrics is None)
     for step in bar:
         done = step / steps
-        scale = min(1.0, (step + 1) / 50) * rate(done)
+        scale = min(1.0, (step + 1) / 50) * rate(done, rounds)
         for opt, lr in zip(opts, lrs):
             opt.param_groups[0]["lr"] = lr * scale
         part = next(i for i, end in enumerate(ends) if done < end)
@@ -271,7 +273,7 @@ def arguments():
     a("--out", default="data/base", help="model directory to write")
     a("--steps", type=int, default=STEPS, help="optimizer steps")
     a("--start", metavar="DIR",
-      help="go on from these weights and this tokenizer, on the second part of the texts only")
+      help="go on from these weights and this tokenizer, on the last part of the texts only")
     a("--batch-tokens", type=int, default=4096,
       help="ids a step, padding included, shared by the processes")
     a("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
@@ -307,7 +309,7 @@ def work(rank: int, args, meeting: str | None) -> None:
     model = GPT(config).init_weights(generator)
     if args.start:
         model.load_state_dict(load_model(args.start, "cpu")[0].state_dict())
-    shares = (0.0, 1.0) if args.start else SHARES
+    shares, rounds = ((0.0, 0.0, 1.0), FINISH) if args.start else (SHARES, ROUNDS)
     model = model.to(args.device)
     model.bf16 = args.bf16
     if meeting:
@@ -322,7 +324,7 @@ def work(rank: int, args, meeting: str | None) -> None:
     # what is of use while it runs: curves, weights of each round
     beside = Path("out") / f"pretrain-{out.name}"
     metrics = Metrics(beside / "metrics.jsonl") if rank == 0 else None
-    train(model, parts, args.steps, (args.muon_lr, args.adam_lr), metrics,
+    train(model, parts, args.steps, (args.muon_lr, args.adam_lr), rounds, metrics,
           lambda trained, name: save_model(beside / name, trained, tok))
     if rank == 0:
         save_model(out, model.eval(), tok)

@@ -51,13 +51,16 @@ class Texts:
     """Draws documents; `tok` encodes them, or stands
     in for a tokenizer while there is none (pretrain.PlainText)."""
 
-    # Pretraining in two parts. The first is rich in quizzes, for what takes a small model longest
+    # Pretraining in three parts. The first is rich in quizzes, for what takes a small model longest
     # to learn is not to judge but to say where: a multiple choice stays a coin's throw until "(A)"
-    # is bound to what stands behind it.
+    # is bound to what stands behind it. In the last, reasons
+    # are said again, and said by people of themselves: so that an objection finds its words.
     PARTS = ({"dialogue": 16, "plain": 14, "summary": 4, "echo": 6, "search": 9, "reading": 5,
               "quiz": 15, "review": 20, "comparison": 13},
              {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4,
-              "quiz": 7, "review": 25, "comparison": 20})
+              "quiz": 7, "review": 25, "comparison": 20},
+             {"dialogue": 18, "plain": 20, "summary": 2, "echo": 9, "search": 6, "reading": 4,
+              "quiz": 6, "review": 21, "comparison": 14})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng = world, tok, Random(seed)
@@ -150,7 +153,10 @@ class Texts:
             if rng.random() < 0.2:
                 a, b = rng.sample(w.nouns, 2)
                 sentences.append(f"The {person} has {article(a)} {a}. The {a} is near the {b}.")
-            if form < 0.12:
+            if self.part == 2 and topic.harmful and rng.random() < 0.4:
+                said = rng.choice(("will not", "do not want to"))
+                sentences.append(f"The {person} said: I {said} {topic.act}. {fact}")
+            elif form < 0.12:
                 ask = topic.fill(rng.choice(w.all_asks).replace("{act}", topic.activity.act))
                 verdict = rng.choice(
                     w.words["qualities"]["harm"]["bad" if topic.harmful else "good"])
@@ -274,10 +280,15 @@ class Texts:
                                        False)
 
     def echo(self):
-        """Words in a row, said twice: copying is learned as an operation, of whatever letters."""
+        """Words in a row, or what the town says of something, said twice: copying is learned as an
+        operation, of whatever letters."""
         rng, tok = self.rng, self.tok
         words = [self.some_word() for _ in range(rng.randrange(4, 12))]
-        said = tok.encode(" " + rng.choice((" ", ", ")).join(words) + ".")
+        text = rng.choice((" ", ", ")).join(words) + "."
+        if self.part == 2 and rng.random() < 0.6:
+            topic = self.world.topic(rng, rng.choices(GROUPS, (10, 6, 24, 30, 30))[0], "base")
+            text = self.world.fact(rng, self.strange(topic) if rng.random() < 0.3 else topic)
+        said = tok.encode(" " + text)
         ids = tok.bos + tok.encode("Say this again:") + said + tok.encode("\n\nAgain:")
         return self._answered(ids, [(len(ids), said, 1.0)])
 
@@ -433,7 +444,7 @@ class Texts:
             rng, w.response(rng, done, rng.choices(list(kinds), list(kinds.values()))[0]), kind)
         a, b = draw(), draw()
         # what is hard to tell apart
-        if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6)[self.part]:
+        if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6, 0.6)[self.part]:
             pair = rng.choice((("full", "partial"), *[("misexplained", "explained")] * 2,
                                ("evasive", "explained"), ("full", "explained"),
                                *[("explained", "explained")] * 4))
