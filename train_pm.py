@@ -207,13 +207,7 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     # 3. A principle a pair, drawn at random: over many labels this is an ensemble of all of them.
     judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)
     rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator, resume)
-    write_jsonl(args.out / "comparisons.jsonl", rows)
-    tally("pairs", [row["skipped"] for row in rows],
-          f"does {args.model} end and vary its answers, does {args.feedback_model} answer (A) or "
-          "(B)? See comparisons.jsonl; try --max-new, few-shot examples")
-    used = [row for row in rows if not row["skipped"]]
-    show_labels(used[:3])
-    show_principles(used)
+    used = usable(args, rows)
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
     #    Of a kind that is not trained on, all is held out.
@@ -265,6 +259,22 @@ def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, res
                    skipped=None if m >= args.min_mass else "no choice")
         row.update({"asked": said} if args.average > 1 else {})
     return rows
+
+
+def usable(args, rows):
+    """The rows that were not left out, after all have been written down, counted and shown; stops
+    if nearly none is left to train on."""
+    write_jsonl(args.out / "comparisons.jsonl", rows)
+    used = [row for row in rows if not row["skipped"]]
+    if args.comparisons:
+        tally("pairs", [row["skipped"] for row in rows],
+              f"does {args.model} end and vary its answers, does {args.feedback_model} answer (A) "
+              "or (B)? See comparisons.jsonl; try --max-new, few-shot examples")
+    else:
+        print(f"pairs to measure on: {len(used)} of {len(rows)} used")
+    show_labels(used[:3])
+    show_principles(used)
+    return used
 
 
 def show_labels(rows):

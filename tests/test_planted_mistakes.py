@@ -243,7 +243,7 @@ MISTAKES = {
         ("**parts)\n\n    save_model",
          "**{k: v for k, v in parts.items() if k != \"generator\"})\n\n    save_model"),
         ("{\"value_model\": models.value_model} if args.valued", "{} if args.valued"),
-        ("if step == (every or args.steps):", "if False:"),
+        ("if step == min(every or args.steps, args.steps):", "if False:"),
         ("if (found / MANIFEST).exists():", "if True:"),
         ("if every and step % every == 0:", "if every and step == every:")],
     "minicai/red_team.py": [
