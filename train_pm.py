@@ -24,7 +24,7 @@ from minicai.critique import respond, sampler
 from minicai.data import (
     batches_by_length,
     check_room,
-    fitting,
+    drop_too_long,
     pad_right,
     read_comparisons,
     read_prompts,
@@ -45,13 +45,13 @@ from minicai.run import (
     Parser,
     UserError,
     clip_gradients,
+    count_skipped,
     friendly_main,
     lr_schedule,
     machine_flags,
     path,
     real,
     set_up,
-    tally,
     whole,
     write_config,
     write_jsonl,
@@ -142,8 +142,8 @@ def main(argv=None):
     dialogues = read_prompts(args.red_team, tok, args.max_prompt)
     human = [(*row, file.stem) for file in args.human for row in read_comparisons(file)]
     longest = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair, _ in human]
-    human = fitting(human, longest, args.max_prompt + args.max_new,
-                    " and ".join(map(str, args.human)))
+    human = drop_too_long(human, longest, args.max_prompt + args.max_new,
+                          " and ".join(map(str, args.human)))
     rng.shuffle(human)
     human = human[:args.human_limit or args.measure]
     longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER))
@@ -267,9 +267,9 @@ def usable(args, rows):
     write_jsonl(args.out / "comparisons.jsonl", rows)
     used = [row for row in rows if not row["skipped"]]
     if args.comparisons:
-        tally("pairs", [row["skipped"] for row in rows],
+        count_skipped("pairs", [row["skipped"] for row in rows],
               f"does {args.model} end and vary its answers, does {args.feedback_model} answer (A) "
-              "or (B)? See comparisons.jsonl; try --max-new, few-shot examples")
+                      "or (B)? See comparisons.jsonl; try --max-new, few-shot examples")
     else:
         print(f"pairs to measure on: {len(used)} of {len(rows)} used")
     show_labels(used[:3])
@@ -278,6 +278,7 @@ def usable(args, rows):
 
 
 def show_labels(rows):
+    """Print some comparisons with their labels."""
     for row in rows:
         print(f"\nHuman: {row['messages'][-1]['content']}\n  (A) {row['a']}\n  (B) {row['b']}\n"
               f"  {row['principle'].strip()} {row['thought']}  ->  P(A) = {row['p_a']:.2f}")
