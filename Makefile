@@ -76,7 +76,8 @@ data: $(VENV)/installed
 	$(PY) -m minicai.world.make_data --seed 0
 
 base: $(VENV)/installed-test
-	$(PY) -m minicai.world.pretrain --out data/base --bf16
+	$(PY) -m minicai.world.pretrain --out out/base --bf16 --exam 0
+	$(PY) -m minicai.world.pretrain --start out/base --steps 800 --out data/base --bf16
 
 base-small: $(VENV)/installed-test
 	$(PY) -m minicai.world.pretrain --out out/bases/small --layers 4 --width 64 --bf16

@@ -24,7 +24,7 @@ from minicai.critique import respond, sampler
 from minicai.data import (
     batches_by_length,
     check_room,
-    fitting,
+    drop_too_long,
     pad_right,
     read_comparisons,
     read_prompts,
@@ -45,13 +45,13 @@ from minicai.run import (
     Parser,
     UserError,
     clip_gradients,
+    count_skipped,
     friendly_main,
     lr_schedule,
     machine_flags,
     path,
     real,
     set_up,
-    tally,
     whole,
     write_config,
     write_jsonl,
@@ -142,8 +142,8 @@ def main(argv=None):
     dialogues = read_prompts(args.red_team, tok, args.max_prompt)
     human = [(*row, file.stem) for file in args.human for row in read_comparisons(file)]
     longest = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair, _ in human]
-    human = fitting(human, longest, args.max_prompt + args.max_new,
-                    " and ".join(map(str, args.human)))
+    human = drop_too_long(human, longest, args.max_prompt + args.max_new,
+                          " and ".join(map(str, args.human)))
     rng.shuffle(human)
     human = human[:args.human_limit or args.measure]
     longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER))
@@ -207,13 +207,7 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     # 3. A principle a pair, drawn at random: over many labels this is an ensemble of all of them.
     judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)
     rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator, resume)
-    write_jsonl(args.out / "comparisons.jsonl", rows)
-    tally("pairs", [row["skipped"] for row in rows],
-          f"does {args.model} end and vary its answers, does {args.feedback_model} answer (A) or "
-          "(B)? See comparisons.jsonl; try --max-new, few-shot examples")
-    used = [row for row in rows if not row["skipped"]]
-    show_labels(used[:3])
-    show_principles(used)
+    used = usable(args, rows)
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
     #    Of a kind that is not trained on, all is held out.
@@ -267,7 +261,24 @@ def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, res
     return rows
 
 
+def usable(args, rows):
+    """The rows that were not left out, after all have been written down, counted and shown; stops
+    if nearly none is left to train on."""
+    write_jsonl(args.out / "comparisons.jsonl", rows)
+    used = [row for row in rows if not row["skipped"]]
+    if args.comparisons:
+        count_skipped("pairs", [row["skipped"] for row in rows],
+              f"does {args.model} end and vary its answers, does {args.feedback_model} answer (A) "
+                      "or (B)? See comparisons.jsonl; try --max-new, few-shot examples")
+    else:
+        print(f"pairs to measure on: {len(used)} of {len(rows)} used")
+    show_labels(used[:3])
+    show_principles(used)
+    return used
+
+
 def show_labels(rows):
+    """Print some comparisons with their labels."""
     for row in rows:
         print(f"\nHuman: {row['messages'][-1]['content']}\n  (A) {row['a']}\n  (B) {row['b']}\n"
               f"  {row['principle'].strip()} {row['thought']}  ->  P(A) = {row['p_a']:.2f}")

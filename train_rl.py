@@ -174,7 +174,7 @@ def snapshot(args, policy, tok, made, step):
     """Keep the policy after `step` steps in OUT/steps, if --save-every asks for that step. What an
     earlier run has kept there goes with the first one, or, if none is asked for, at the end."""
     folder, every = args.out / "steps", args.save_every
-    if step == (every or args.steps):
+    if step == min(every or args.steps, args.steps):
         for found in folder.glob("[0-9]" * 6):
             if (found / MANIFEST).exists():  # a model, and nothing that others may have put there
                 shutil.rmtree(found)

@@ -25,13 +25,13 @@ from minicai.run import (
     Parser,
     UserError,
     clip_gradients,
+    count_skipped,
     friendly_main,
     lr_schedule,
     machine_flags,
     path,
     real,
     set_up,
-    tally,
     whole,
     write_config,
     write_jsonl,
@@ -180,9 +180,9 @@ def write_said(path, rows):
     for what, outputs in (("responses", rows),
                           ("revisions", [r for row in rows for r in row.get("rounds", [])])):
         if outputs:
-            tally(f"{path}: {what}", [output["skipped"] for output in outputs],
+            count_skipped(f"{path}: {what}", [output["skipped"] for output in outputs],
                   "does this model know the format? Try --max-new, a constitution with worked "
-                  "examples (constitutions/general.json), a larger model")
+                          "examples (constitutions/general.json), a larger model")
             share = sum(output["cut"] for output in outputs) / len(outputs)
             print(f"   {share:.1%} of them cut at --max-new"
                   + ": too short, or a model that does not know this chat format's end token "
@@ -190,6 +190,7 @@ def write_said(path, rows):
 
 
 def show_revisions(rows):
+    """Print some dialogues with their first critiques and revisions."""
     for row in rows:
         print(f"\nHuman: {row['messages'][-1]['content']}\nAssistant: {row['response']}")
         for r in row.get("rounds", [])[:2]:

@@ -151,33 +151,47 @@ def critique_revise(ask, tok, constitution, rows: list, rounds: int, rng, shots=
     under "skipped", and the next round starts from the response that stood before it.
     """
     rows = [row for row in rows if not row["skipped"]]
-    current = [row["response"] for row in rows]
     for row in rows:
         row["rounds"] = []
     for n in range(1, rounds + 1):
-        numbers = [rng.randrange(len(constitution.critiques)) for _ in rows]
-        drawn = [constitution.critiques[i] for i in numbers]
-        judged = [row["messages"] + [{"role": "assistant", "content": text}]
-                  for row, text in zip(rows, current)]
+        # All dialogues take each step together. One of them: (its row, the number of the principle
+        # drawn for it, the principle, the messages up to the response that is judged).
+        dialogues = []
+        for row in rows:
+            number = rng.randrange(len(constitution.critiques))
+            judged = [*row["messages"], {"role": "assistant", "content": standing(row)}]
+            dialogues.append((row, number, constitution.critiques[number], judged))
+
         critiques = [None] * len(rows)
         if not direct:
-            critiques = ask([critique_prompt(tok, constitution, m, p, shots, turns)
-                             for m, p in zip(judged, drawn)],
+            critiques = ask([critique_prompt(tok, constitution, judged, principle, shots, turns)
+                             for _, _, principle, judged in dialogues],
                             progress=f"round {n}: critiques")
-            # As in the worked examples, a model may go on to the request for a revision:
-            # a critique ends there.
-            critiques = [read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip()
-                         for ids in critiques]
-        revisions = ask([revision_prompt(tok, constitution, m, p, text, shots, turns)
-                         for m, p, text in zip(judged, drawn, critiques)],
+            critiques = [read_critique(tok, ids) for ids in critiques]
+
+        revisions = ask([revision_prompt(tok, constitution, judged, principle, critique, shots,
+                                         turns)
+                         for (_, _, principle, judged), critique in zip(dialogues, critiques)],
                         progress=f"round {n}: revisions")
-        for i, (critique, ids) in enumerate(zip(critiques, revisions)):
-            revision, ids, bad_revision = read_answer(tok, ids)
-            reason = ("critique: empty" if critique == ""
-                      else bad_revision and f"revision: {bad_revision}")
-            rows[i]["rounds"].append({
-                "principle": numbers[i], "critique_request": drawn[i].critique_request,
-                "critique": critique or "", "revision_request": drawn[i].revision_request,
+        for (row, number, principle, _), critique, said in zip(dialogues, critiques, revisions):
+            revision, ids, reason = read_answer(tok, said)
+            if reason:
+                reason = f"revision: {reason}"
+            if critique == "":
+                reason = "critique: empty"
+            row["rounds"].append({
+                "principle": number, "critique_request": principle.critique_request,
+                "critique": critique or "", "revision_request": principle.revision_request,
                 "revision": revision, "ids": ids, "cut": not ended(tok, ids), "skipped": reason})
-            if not reason:
-                current[i] = revision
+
+
+def standing(row: dict) -> str:
+    """The response of a row as it stands: its last revision that could be read, or the first."""
+    revisions = [r["revision"] for r in row["rounds"] if not r["skipped"]]
+    return revisions[-1] if revisions else row["response"]
+
+
+def read_critique(tok, ids: list) -> str:
+    """The text of a sampled critique. As in the worked examples, a model may go on to the request
+    for a revision: a critique ends there."""
+    return read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip()

@@ -26,7 +26,7 @@ def read_prompts(path, tok=None, limit: int = 0) -> list:
     """
     dialogues = _usable(path, read_prompt)
     lengths = [len(tok.encode_chat(m, generation=True)[0]) if tok else 0 for m in dialogues]
-    return fitting(dialogues, lengths, limit, path)
+    return drop_too_long(dialogues, lengths, limit, path)
 
 
 def read_comparisons(path) -> list:
@@ -154,7 +154,7 @@ def _filled(turns) -> list:
     return turns
 
 
-def fitting(items: list, lengths: list, limit: int, what: str) -> list:
+def drop_too_long(items: list, lengths: list, limit: int, what: str) -> list:
     """The items whose length in tokens is at most `limit`;
     drops the rest aloud: cutting would lose the last turn."""
     kept = [item for item, length in zip(items, lengths) if length <= limit]

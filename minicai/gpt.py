@@ -96,7 +96,7 @@ class KVCache:
         self.v[:, 1:, :, :length] = self.v[:, :1, :, :length]
         self.length = length
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def keep_rows(self, rows: torch.Tensor) -> None:
         """Drop every row of the batch but `rows` [B'] (indices): finished texts leave."""
         live = slice(0, self.length)
         for layer in (*self.k, *self.v):  # one by one: a copy of all may not fit

@@ -17,11 +17,11 @@ from minicai.data import check_room, read_prompts
 from minicai.run import (
     Parser,
     UserError,
+    count_skipped,
     friendly_main,
     path,
     real,
     set_up,
-    tally,
     whole,
     write_jsonl,
 )
@@ -71,8 +71,8 @@ def main(argv=None):
     tidy(args.out.parent)
     model, tok = load_model(args.model, device, args.dtype, args.chat)
     rows = write_prompts(model, tok, shown, args, random.Random(args.seed), generator)
-    tally("written prompts", [row["skipped"] for row in rows],
-          "does this model write a human's turn? Try --shots, --temperature, --max-new")
+    count_skipped("written prompts", [row["skipped"] for row in rows],
+                  "does this model write a human's turn? Try --shots, --temperature, --max-new")
     kept = [row for row in rows if not row["skipped"]]
     for row in kept[:10]:
         print(f"   {row['messages'][0]['content']}")

@@ -281,7 +281,7 @@ def visible(text: str) -> bool:
                for c in text)
 
 
-def tally(what: str, reasons: list, advice: str):
+def count_skipped(what: str, reasons: list, advice: str):
     """Print how many outputs can be used and why others cannot (`reasons`: None or why, one each);
     UserError if nearly all cannot: training on the rest would teach noise."""
     counts = Counter(sorted(filter(None, reasons)))

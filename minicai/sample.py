@@ -120,7 +120,7 @@ def sample_batch(model, prompts, chance, stop, forbidden, temperature,
                 break
             if count * 4 >= len(live):
                 rows = (~ended).nonzero().squeeze(-1)
-                cache.keep(rows)
+                cache.keep_rows(rows)
                 ids, positions, live, ended = ids[rows], positions[rows], live[rows], ended[rows]
                 mask = None if mask is None else mask[rows]
         ids, positions = ids[:, None], positions[:, -1:] + 1

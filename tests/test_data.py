@@ -8,7 +8,7 @@ import torch
 from minicai.data import (
     batches_by_length,
     batches_by_tokens,
-    fitting,
+    drop_too_long,
     pad_right,
     read_comparisons,
     read_prompts,
@@ -185,10 +185,10 @@ def test_a_comparison_needs_two_answers(tmp_path):
 
 
 def test_long_prompts_are_dropped_and_counted_never_cut(capsys):
-    assert fitting(["a", "b", "c"], [3, 10, 4], 4, "p.jsonl") == ["a", "c"]
+    assert drop_too_long(["a", "b", "c"], [3, 10, 4], 4, "p.jsonl") == ["a", "c"]
     assert "dropped 1 of 3" in capsys.readouterr().out
     with pytest.raises(UserError, match="every one is longer than 2"):
-        fitting(["a"], [3], 2, "p.jsonl")
+        drop_too_long(["a"], [3], 2, "p.jsonl")
 
 
 def test_prompts_are_measured_with_the_assistants_header(tmp_path, tok):

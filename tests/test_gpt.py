@@ -91,7 +91,7 @@ def test_padding_is_harmless_through_the_cache_too(model):
 def test_rows_that_leave_the_cache_do_not_disturb_the_others(model):
     ids, cache = random_ids(4, 10), KVCache(model.config, 4, 12)
     model(ids[:, :9], cache=cache)
-    cache.keep(torch.tensor([1, 3]))
+    cache.keep_rows(torch.tensor([1, 3]))
     assert close(model(ids[[1, 3], 9:], cache=cache), model(ids[[1, 3]])[:, 9:])
 
 

@@ -190,7 +190,8 @@ def weights(folder):
 
 def test_snapshots_along_rl_are_kept_on_resume(toy, tmp_path, monkeypatch):
     """Also "RL without SL", against labels of people: nothing in this run knows SL-CAI."""
-    run(train_pm, pm_args(toy, tmp_path / "pm", "--comparisons", "0", "--measure", "0"))
+    # (of the base's own pairs nearly all are twice the same: measuring stops nothing)
+    run(train_pm, pm_args(toy, tmp_path / "pm", "--comparisons", "0", "--measure", "9"))
     args = lambda name, *more: rl_args(toy, tmp_path / "pm/pm", tmp_path / name, "--steps", "5",
                                        *OFTEN, *more)
     run(train_rl, args("whole", "--save-every", "2"))
@@ -211,7 +212,8 @@ def test_snapshots_along_rl_are_kept_on_resume(toy, tmp_path, monkeypatch):
     run(train_rl, args("whole", "--save-every", "5"))
     assert sorted(found.name for found in steps.iterdir()) == ["000005", "000009"]
     assert weights(steps / "000005") == weights(tmp_path / "whole/rl_cai")
-    run(train_rl, args("whole"))                        # a run without replaces one with them
+    (steps / "000005").rename(steps / "000007")
+    run(train_rl, args("whole", "--save-every", "9"))   # none before the end: nothing stale stays
     assert [found.name for found in steps.iterdir()] == ["000009"]
 
 

@@ -1,8 +1,11 @@
 """The base model: tokenizer, pretraining on the town's texts,
 and the exam it must pass (data/base/).
 
-    python -m minicai.world.pretrain --out data/base --bf16         some 80 minutes on two CPU cores
-    python -m minicai.world.pretrain --out data/base --device cuda  some minutes on a GPU
+    python -m minicai.world.pretrain --out out/base --bf16 --exam 0
+    python -m minicai.world.pretrain --start out/base --steps 800 --out data/base --bf16
+
+(`make base`; some 75 minutes on two CPU cores without the exam. --device cuda instead of --bf16:
+some minutes on a GPU.)
 
 The result is a helpful-only model: in dialogue it complies with everything, yet it has read enough
 to critique, revise and compare when asked in the published formats. Nothing here is part of the
@@ -215,6 +218,8 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, rounds: tuple, metric
     started, seen, by_sort = time.time(), 0, {}
     ends = [sum(share for share, _ in parts[:i + 1]) for i in range(len(parts))]
     mean = torch.optim.swa_utils.AveragedModel(model)
+    if rounds is FINISH:
+        mean.update_parameters(model)                   # what it goes on from is part of the mean
     turns = {round(steps * end): n for n, (_, end, _) in enumerate(rounds, 1)}
     bar = trange(steps, desc="pretrain", mininterval=5, disable=metrics is None)
     for step in bar:
@@ -273,7 +278,8 @@ def arguments():
     a("--out", default="data/base", help="model directory to write")
     a("--steps", type=int, default=STEPS, help="optimizer steps")
     a("--start", metavar="DIR",
-      help="go on from these weights and this tokenizer, on the last part of the texts only")
+      help="go on from these weights and this tokenizer, on the last part of the texts only; the "
+      "result is the mean of them and of where they get")
     a("--batch-tokens", type=int, default=4096,
       help="ids a step, padding included, shared by the processes")
     a("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
@@ -288,7 +294,7 @@ def arguments():
       help="matrix products in bf16: a third faster where the CPU has it, else slower")
     a("--device", default="cpu",
       help="cpu, or cuda: one process, every step replayed from a recording")
-    a("--exam", type=int, default=400, help="cases for each question of the exam")
+    a("--exam", type=int, default=400, help="cases for each question of the exam; 0: none")
     a("--seed", type=int, default=0, help="seeds texts, weights and exam")
     return p.parse_args()
 
@@ -350,6 +356,8 @@ def main():
         work(0, args, None)
     model, tok = load_model(out, args.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tok.n_vocab} tokens")
+    if not args.exam:
+        return
     report = exam.examine(out, args.exam, args.seed, args.device,
                           args.processes if args.device == "cpu" else 1)
     (out / "exam.json").write_text(json.dumps(report, indent=2) + "\n")
