@@ -91,7 +91,7 @@ def arguments(argv=None):
       "there are thoughts (section 4.1 draws one a label)")
     a("--both-orders", action="store_true",
       help="ask with the responses swapped too and average (section 4.1 is silent)")
-    a("--chain-of-thought", action=BooleanOptionalAction, default=False,
+    a("--chain-of-thought", action=BooleanOptionalAction, default=True,
       help="let the feedback model think before it chooses (section 4.1)")
     a("--clamp", type=real(0, 1), nargs=2, default=(0.05, 0.95),
       help="bounds of a label after a thought (0.4 0.6 in section 4.1)")
