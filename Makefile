@@ -79,11 +79,11 @@ base: $(VENV)/installed-test
 	$(PY) -m minicai.world.pretrain --out out/base --bf16 --exam 0
 	$(PY) -m minicai.world.pretrain --start out/base --steps 800 --out data/base --bf16
 
-base-small: $(VENV)/installed-test
-	$(PY) -m minicai.world.pretrain --out out/bases/small --layers 4 --width 64 --bf16
-
-base-large: $(VENV)/installed-test
-	$(PY) -m minicai.world.pretrain --out out/bases/large --layers 7 --width 192 --bf16
+base-small: SIZE := --layers 4 --width 64
+base-large: SIZE := --layers 7 --width 192
+base-small base-large: base-%: $(VENV)/installed-test
+	$(PY) -m minicai.world.pretrain --out out/base-$* $(SIZE) --bf16 --exam 0
+	$(PY) -m minicai.world.pretrain --start out/base-$* $(SIZE) --steps 800 --out out/bases/$* --bf16
 
 figures: $(VENV)/installed
 	$(PY) -m minicai.lab.figures --paper $(ARGS) --seeds 3

@@ -12,8 +12,10 @@ from test_layout import FILES, METHOD
 import train_pm
 import train_rl
 import train_sft
+from minicai.gpt import GPT, GPTConfig
 from minicai.lab import figures, paper, paper_charts, paper_figures, paper_measure, paper_table
 from minicai.run import UserError
+from minicai.world import pretrain
 from minicai.world.crowdworker import EarlierCrowdworker
 from minicai.world.grammar import World
 
@@ -100,14 +102,31 @@ def test_every_command_is_understood(quick):
             assert not word.startswith(("constitutions/", "data/")) or (ROOT / word).exists(), word
 
 
-def test_make_knows_the_bases_and_the_figures():
-    makefile = (ROOT / "Makefile").read_text("utf-8")
+def test_make_knows_the_bases_by_one_recipe_at_three_sizes(monkeypatch):
+    """Deeper and wider: about 0.3, 2.3 and 3.7 million parameters; else as `make base` does it."""
+    makefile, sizes = (ROOT / "Makefile").read_text("utf-8"), {}
+    programs = re.findall(r"minicai\.world\.pretrain (.*)$", makefile, re.M)
+    bare = lambda flags: flags.replace(" $(SIZE)", "").replace("base-$*", "base")
+    first, last, *others = programs
+    assert [bare(flags).replace("out/bases/$*", "data/base") for flags in others] == [first, last]
     for base, target in paper_table.MAKE.items():
-        recipe = re.search(rf"^{target.removeprefix('make ')}: .*\n\t(.*)$", makefile, re.M)[1]
-        assert f"--out {paper_table.BASES[base]}" in recipe and "minicai.world.pretrain" in recipe
-    words = re.search(r"^figures: .*\n\t.*figures (.*)$", makefile, re.M)[1]
+        size = re.search(rf"^{target.removeprefix('make ')}: SIZE := (.*)$", makefile, re.M)
+        monkeypatch.setattr("sys.argv", ["pretrain", *(size[1].split() if size else [])])
+        args = pretrain.arguments()
+        config = GPTConfig(vocab_size=args.vocab, n_layer=args.layers, n_head=args.width // 32,
+                           width=args.width, mlp_width=3 * args.width, max_positions=1024)
+        sizes[base] = sum(p.numel() for p in GPT(config).parameters()) / 1e6
+    assert 0.3 < sizes["base_small"] < 0.4 and 3 < sizes["base_large"] < 4
+    assert paper_figures.size_name("") == f"{sizes['base']:.1f} M", "the shipped base is another"
+
+
+def test_make_figures_draws_all_with_three_seeds():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    words = re.search(r"^figures: .*\n\t.*minicai.lab.figures (.*)$", makefile, re.M)[1]
     args = figures.arguments(shlex.split(words.replace("$(ARGS)", "3 4")))
     assert args.paper == [3, 4] and args.seeds == 3
+    args = figures.arguments(shlex.split(words.replace("$(ARGS)", "")))
+    assert args.paper == [], "no numbers: all of them"
 
 
 # ---- the runner ----------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ EXPERIMENTS = {
                          f"--principles {n}" for n in COUNTS},
     # Stage 3: without stage 1, over-trained on purpose, other shapes of the reward
     **rewarded("alone", KEEP, "{base}"),
-    **rewarded("over", "--kl-coef 0 --steps 200 --save-every 20", measure=" --pm pm={pm}/pm"),
+    **rewarded("over", "--kl-coef 0 --lr 1e-3 --steps 120 --save-every 20",
+               measure=" --pm pm={pm}/pm"),
     **{name: command for shape in SHAPES
        for name, command in rewarded(shape, f"{KEEP} --reward-shape {shape}").items()},
     **{name: command for law in CONTROLS for name, command in under(law).items()},
@@ -130,4 +131,4 @@ QUICK = {
     MEASURE: "--limit 4 --max-new 64",
 }
 # Seconds on one thread, where nothing of the kind has been run yet.
-SECONDS = {"train_sft.py": 330, "train_pm.py": 150, "train_rl.py": 300, MEASURE: 60}
+SECONDS = {"train_sft.py": 330, "train_pm.py": 250, "train_rl.py": 350, MEASURE: 90}
