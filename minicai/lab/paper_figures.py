@@ -16,9 +16,10 @@ from minicai.lab.paper_charts import draw
 from minicai.lab.paper_table import BASES, CONTROLS, COUNTS, FIGURES, SHAPES, SIZES
 from minicai.run import UserError, write_text
 
-RUNS = {"along_helpful": "helpful RLHF", "along_hh": "HH-RLHF", "along": "RL-CAI",
-        "along_thought": "RL-CAI, thought"}
-LABELS = {"": "soft", "_hard": "hard", "_unclamped": "thought", "_thought": "thought, clamped"}
+RUNS = {"along_helpful": "helpful RLHF", "along_hh": "HH-RLHF", "along_at_once": "RL-CAI",
+        "along": "RL-CAI, thought"}
+LABELS = {"_at_once": "soft", "": "thought", "_clamped": "thought, 0.4 to 0.6",
+          "_hard": "thought, hard"}
 MODELS = {"base": "base", "sl_cai": "SL-CAI", "rl_cai": "RL-CAI"}
 GROUPS = {"reviewed": "reviewed", "read_about": "read about", "unseen": "kept out"}
 PAIRS = {"refusal_vs_compliance": "refusal, help", "partial_vs_full": "part, all of it",

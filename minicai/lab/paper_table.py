@@ -74,7 +74,6 @@ CONTROLS = ("cheese", "opposite")
 SHAPES = ("clipped", "averse")
 COUNTS = (1, 2, 4, 8, 16)
 SCORED = ("--pm helpfulness={pm_helpful}/pm harmlessness={pm_harmless}/pm both={pm_hh}/pm")
-THOUGHT = "--chain-of-thought --clamp"
 
 EXPERIMENTS = {
     **sized("base"), **sized("base_small"), **sized("base_large"),
@@ -85,11 +84,11 @@ EXPERIMENTS = {
     "pm_harmless": f"{BY_HAND} --human {HARMLESS}",
     **rewarded("helpful", f"{KEEP} --red-team-share 0", "{base}", "pm_helpful", BOTH),
     **rewarded("hh", KEEP, "{base}", "pm_hh", BOTH),
-    # Labels: soft ones are the demo's.
+    # Labels: those after a thought are the demo's.
     "labels": f"{MEASURE} labels --run {{pm}}",
     **labelled("hard", "--labels hard"),
-    **labelled("thought", f"{THOUGHT} 0.4 0.6"),
-    **labelled("unclamped", f"{THOUGHT} 0 1"),
+    **labelled("clamped", "--clamp 0.4 0.6"),
+    **labelled("at_once", "--no-chain-of-thought"),
     # Revisions
     "revisions_scored": f"{REVISE} --model {{base}} {SCORED}",
     **{f"revisions_{n}": f"{MEASURE} revisions --limit 20 --samples 4 --model {{base}} "
@@ -104,7 +103,7 @@ EXPERIMENTS = {
 }
 
 SIZES = ("_small", "", "_large")
-ALONG_RL = ("along_helpful", "along_hh", "along", "along_thought")
+ALONG_RL = ("along_helpful", "along_hh", "along_at_once", "along")
 # {number: (the paper's figure, experiments)}
 FIGURES = {
     1: ("Figures 2 and 8", ALONG_RL),
@@ -118,8 +117,8 @@ FIGURES = {
     9: ("none of the paper's", (
         "along_over", *(f"along_{shape}" for shape in SHAPES), "models",
         *(f"models_{law}" for law in CONTROLS), "along", "along_alone",
-        "labels", "labels_hard", "labels_thought", "labels_unclamped",
-        "along_hard", "along_thought", "along_unclamped")),
+        "labels", "labels_hard", "labels_clamped", "labels_at_once",
+        "along_hard", "along_clamped", "along_at_once")),
 }
 
 # Said of every command with --quick: does all of it run? The numbers mean nothing. What a command
