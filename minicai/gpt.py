@@ -168,38 +168,35 @@ class Attention(nn.Module):
             qk = rotate(qk, *rope)                      # together: half the operations
         q, k = qk.transpose(1, 2).split([H, G], dim=1)  # [B, heads, T, D]
         v = v.transpose(1, 2)
+        del qk                                          # or it outlives what replaces q and k
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                               # [B, G, S, D]
-        y = attend(q, k, v, mask, training=cache is None)                       # [B, H, T, D]
-        return self.out(y.transpose(1, 2).reshape(B, T, H * D))
+        # On a CPU torch's backward of attention is several times slower in bfloat16 than in
+        # float32.
+        wide = v.device.type == "cpu" and cache is None and v.dtype == torch.bfloat16
+        q, k, v = laid_out(q, k, v, mask, wide)
+        # softmax(q k^T / sqrt(D)) v: a query sees what is not later than itself, or what the mask,
+        # which is added to the scores, allows.
+        with torch.autocast("cpu", enabled=False) if wide else nullcontext():
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask,
+                                               is_causal=mask is None and T > 1,
+                                               enable_gqa=k.shape[1] != q.shape[1])
+        y = y.bfloat16() if wide else y
+        return self.out(y.reshape(B, H, T, D).transpose(1, 2).reshape(B, T, H * D))
 
 
-def attend(q, k, v, mask, training: bool) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D)) v [B, H, T, D] of queries [B, H, T, D], keys and values
-    [B, G, S, D]; a query sees what is not later than itself, or what mask [B, 1, T, S] (added to
-    the scores) allows.
-
-    That is F.scaled_dot_product_attention, where one key head serves H / G query heads. The three
-    cases around it are ways to the same numbers, each for speed or memory.
-    """
+def laid_out(q, k, v, mask, wide: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [B, H, T, D], keys and values [B, G, S, D] in the form in which attention, where one
+    key head serves H / G query heads, costs least. The numbers that come out are the same."""
     (B, H, T, D), G = q.shape, k.shape[1]
-    one_token = T == 1
-    if one_token:
+    if T == 1:
         # Sampling: the queries of one key head stand where time stands, in one product with it.
         q = q.reshape(B, G, H // G, D)
     elif G < H and (mask is not None or v.is_cuda and v.dtype == torch.float32):
         # Grouped queries with a mask, or in float32, send a GPU to a slow path that holds all
         # scores [B, H, T, S]: so every query head gets a copy of its keys.
         k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
-    # On a CPU torch's backward of attention is several times slower in bfloat16 than in float32.
-    wide = training and v.device.type == "cpu" and v.dtype == torch.bfloat16
-    if wide:
-        q, k, v = q.float(), k.float(), v.float()
-    with torch.autocast("cpu", enabled=False) if wide else nullcontext():
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask,
-                                           is_causal=mask is None and not one_token,
-                                           enable_gqa=k.shape[1] != q.shape[1])
-    return (y.bfloat16() if wide else y).reshape(B, H, T, D)
+    return (q.float(), k.float(), v.float()) if wide else (q, k, v)
 
 
 class MLP(nn.Module):

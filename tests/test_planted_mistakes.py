@@ -132,7 +132,7 @@ MISTAKES = {
         ("forbidding_bias(None if forbidden is None else", "forbidding_bias(None if True else"),
         ("return row[:next((i + 1 for", "return row[:next((i for")],
     "minicai/gpt.py": [
-        ("is_causal=mask is None and not one_token", "is_causal=False"),
+        ("is_causal=mask is None and T > 1", "is_causal=False"),
         ("torch.cat([-sin, sin], -1)", "torch.cat([sin, -sin], -1)"),
         ("return x + self.mlp(self.norm2(x))", "return x + self.mlp(x)"),
         ("F.silu(self.gate(x)) * self.up(x)", "F.silu(self.up(x)) * self.gate(x)"),
