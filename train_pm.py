@@ -181,8 +181,8 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     """Steps 2 to 4: (comparisons as ids to train on, to hold out, ids of SL-CAI's own responses,
     counts)."""
     # 2. Two responses to each prompt, and some to helpful prompts for step 6. The second of a pair
-    #    is the helpful-only model's, which judges later: SL-CAI objects to nearly everything, and
-    #    two of its own would hardly ever set an objection against help.
+    #    is the helpful-only model's, which judges after that: SL-CAI objects to nearly everything,
+    #    and two of its own would hardly ever set an objection against help.
     policy, _ = load_model(args.model, device, args.dtype, args.chat)
     ask = resume.kept(sampler(policy.freeze(), tok, args.max_new, args.temperature, generator,
                               args.sample_tokens))
@@ -194,19 +194,20 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     n = min(count for count in (512, len(human), len(first)) if count)
     reference = first[:n] + respond(ask, tok, [m for m, *_ in human[:n]],
                                     progress="helpful responses")
+    if args.pairs == "own":
+        second = respond(ask, tok, drawn, progress="second responses")
     del policy, ask                     # room for the next model
-    other, _ = load_model(args.feedback_model if args.pairs == "mixed" else args.model, device,
-                          args.dtype, args.chat)
-    ask = resume.kept(sampler(other.freeze(), tok, args.max_new, args.temperature, generator,
-                              args.sample_tokens))
-    second = respond(ask, tok, drawn, progress="second responses")
+    judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)
+    judge.freeze()
+    if args.pairs == "mixed":
+        ask = resume.kept(sampler(judge, tok, args.max_new, args.temperature, generator,
+                                  args.sample_tokens))
+        second = respond(ask, tok, drawn, progress="second responses")
     # Whose is (A) must not show.
     pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in zip(first, second)]
-    del other, ask
 
     # 3. A principle a pair, drawn at random: over many labels this is an ensemble of all of them.
-    judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)
-    rows = ai_labels(args, judge.freeze(), tok, constitution, prefix, pairs, rng, generator, resume)
+    rows = ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, resume)
     used = usable(args, rows)
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
@@ -268,8 +269,8 @@ def usable(args, rows):
     used = [row for row in rows if not row["skipped"]]
     if args.comparisons:
         count_skipped("pairs", [row["skipped"] for row in rows],
-              f"does {args.model} end and vary its answers, does {args.feedback_model} answer (A) "
-                      "or (B)? See comparisons.jsonl; try --max-new, few-shot examples")
+                      f"does {args.model} end and vary its answers, does {args.feedback_model} "
+                      "answer (A) or (B)? See comparisons.jsonl; try --max-new, few-shot examples")
     else:
         print(f"pairs to measure on: {len(used)} of {len(rows)} used")
     show_labels(used[:3])

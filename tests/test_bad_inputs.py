@@ -17,6 +17,7 @@ import train_sft
 from minicai import chat
 from minicai.lab import bench, doctor, evaluate, figures, plan
 from minicai.run import UserError
+from minicai.world import exam
 
 SHARE = ["-0.1", "1.1", "nan", "inf", "x"]
 COUNT, NONE_TOO = ["0", "-1", "1.5", "nan", "1e3"], ["-1", "x", "0.5", "inf"]
@@ -108,6 +109,7 @@ WORDS = [(train_sft, ["--rouns", "2"], "--rouns"), (train_sft, ["--round", "2"],
          (evaluate, ["--table", "nowhere"], "nowhere/results.json: No such file"),
          (evaluate, ["--compare"], "--compare"),
          (evaluate, ["--data", "nowhere"], "nowhere/red_team.jsonl: No such file"),
+         (exam, ["--processes", "0"], "--processes"), (exam, ["--cases", "-1"], "--cases"),
          (figures, ["--run", "nowhere"], "nowhere/rl/metrics.jsonl"), (doctor, [], "DIR"),
          (doctor, ["nowhere"], "nowhere: no such folder"), (doctor, ["a\0b"], "cannot be the name"),
          (plan, ["nowhere"], "nowhere: no such model directory"),

@@ -330,7 +330,8 @@ def pretraining(model: GPT, ids, steps: int):
     """The base model's own loop (Muon, AdamW) on ids [B,T], with every token counting,
     in a group of one process."""
     batch = ids[:, :-1], ids[:, 1:], torch.ones(ids[:, 1:].shape), ["plain"] * len(ids)
-    pretrain.train(model, [(1.0, iter([batch] * steps))], steps, (1e-5, 1e-5),
+    mean = torch.optim.swa_utils.AveragedModel(model)
+    pretrain.train(model, mean, [(1.0, iter([batch] * steps))], steps, (1e-5, 1e-5),
                    pretrain.FINISH, None, None)
 
 

@@ -9,7 +9,6 @@ remembering. A verdict is right if it names just the fault that is there, or rig
 critique, if every word of it is; a revision, if the fault is gone and everything else still stands.
 Choices are asked after a thought, as stage 2 asks them, and at once.
 """
-import argparse
 import functools
 import json
 import multiprocessing
@@ -23,7 +22,7 @@ from minicai.checkpoint import load_model
 from minicai.constitution import Principle as Asked
 from minicai.critique import critique_prompt, read_answer, revision_prompt, sampler
 from minicai.feedback import label
-from minicai.run import pick_device
+from minicai.run import Parser, friendly_main, path, pick_device, whole, write_text
 from minicai.world.crowdworker import Crowdworker
 from minicai.world.grammar import Response, World, heldout_words
 from minicai.world.principles import MENTIONS, Principles, restate, steps_in, verdict
@@ -314,21 +313,22 @@ def line_of(name: str, row: dict) -> str:
     return f"{name:25} " + " ".join(f"{k} {v:6.1%}" for k, v in row.items() if k != "mistakes")
 
 
-def main():
+@friendly_main
+def main(argv=None):
     """Examine a model directory and print the report."""
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", default="data/base", help="model directory")
-    p.add_argument("--cases", type=int, default=400, help="cases for each question")
-    p.add_argument("--seed", type=int, default=0, help="seeds cases and sampling")
-    p.add_argument("--out", default=None, help="also write the report as JSON")
-    p.add_argument("--device", default=None, help="cpu, cuda or mps; default: the best one here")
-    p.add_argument("--processes", type=int, default=1,
-                   help="parts of the exam that are taken side by side, three at most")
-    args = p.parse_args()
+    p = Parser(__doc__, "python -m minicai.world.exam")
+    a = p.add_argument
+    a("--model", type=path, default="data/base", help="model directory")
+    a("--cases", type=whole(1), default=400, help="cases for each question")
+    a("--seed", type=whole(0, 2**63 - 1), default=0, help="seeds cases and sampling")
+    a("--out", type=path, help="also write the report as JSON")
+    a("--device", help="cpu, cuda or mps; default: the best one here")
+    a("--processes", type=whole(1, 3), default=1,
+      help="parts of the exam that are taken side by side")
+    args = p.parse_args(argv)
     report = examine(args.model, args.cases, args.seed, args.device, args.processes)
     if args.out:
-        open(args.out, "w", encoding="utf-8").write(json.dumps(report, indent=2) + "\n")
+        write_text(args.out, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ STEPS, SHARES = 13000, (0.4, 0.6)
 # base is the mean of the weights at their ends (Izmailov et al. 2018, arXiv 1803.05407): what one
 # round has half forgotten another knows.
 ROUNDS = ((0.0, 0.7, 1.0), (0.7, 0.85, 0.4), (0.85, 1.0, 0.4))
-FINISH = ((0.0, 1.0, 0.3),)             # the same with --start
+FINISH = ((0.0, 1.0, 0.3),)             # the same with --start, from where the mean begins
 COLUMNS = 32  # on a GPU texts are padded to a multiple of this: few shapes, each recorded once
 # What minicai.chat says of the base, and of every model that is made from it.
 ABOUT = {"knows": "a small town of people, animals and things, and what one can do with them",
@@ -203,13 +203,14 @@ def rate(done: float, rounds: tuple) -> float:
     return peak * min(1.0, (end - done) / (0.6 * (end - begin)))
 
 
-def train(model: GPT, parts: list, steps: int, lrs: tuple, rounds: tuple, metrics, save) -> None:
+def train(model: GPT, mean, parts: list, steps: int, lrs: tuple, rounds: tuple, metrics,
+          save) -> None:
     """The loop: learning rate, batch, loss, clip, step, log;
     `save(model, name)` every 500 steps and at a round's end.
 
-    Leaves the mean of the rounds' ends in `model`. parts: [(share of the steps, batches)]. lrs:
-    peak learning rates of Muon and of AdamW. rounds: see ROUNDS. metrics: None, except in the
-    process that logs.
+    mean: torch's AveragedModel, to which the weights at each round's end are added; it is left in
+    `model`. parts: [(share of the steps, batches)]. lrs: peak learning rates of Muon and of AdamW.
+    rounds: see ROUNDS. metrics: None, except in the process that logs.
     """
     opts, device = optimizers(model, *lrs), model.head.device
     many = dist.is_initialized() and dist.get_world_size() > 1
@@ -217,9 +218,6 @@ def train(model: GPT, parts: list, steps: int, lrs: tuple, rounds: tuple, metric
         lambda *batch: gradient(model, *batch)
     started, seen, by_sort = time.time(), 0, {}
     ends = [sum(share for share, _ in parts[:i + 1]) for i in range(len(parts))]
-    mean = torch.optim.swa_utils.AveragedModel(model)
-    if rounds is FINISH:
-        mean.update_parameters(model)                   # what it goes on from is part of the mean
     turns = {round(steps * end): n for n, (_, end, _) in enumerate(rounds, 1)}
     bar = trange(steps, desc="pretrain", mininterval=5, disable=metrics is None)
     for step in bar:
@@ -330,7 +328,10 @@ def work(rank: int, args, meeting: str | None) -> None:
     # what is of use while it runs: curves, weights of each round
     beside = Path("out") / f"pretrain-{out.name}"
     metrics = Metrics(beside / "metrics.jsonl") if rank == 0 else None
-    train(model, parts, args.steps, (args.muon_lr, args.adam_lr), rounds, metrics,
+    mean = torch.optim.swa_utils.AveragedModel(model)
+    if args.start:
+        mean.update_parameters(model)
+    train(model, mean, parts, args.steps, (args.muon_lr, args.adam_lr), rounds, metrics,
           lambda trained, name: save_model(beside / name, trained, tok))
     if rank == 0:
         save_model(out, model.eval(), tok)

@@ -12,7 +12,7 @@ experiment proves (see data/README.md):
                                                               activity
     summary     all, compliance only                   base   to restate what a response does,
                                                               without judging it
-    echo        none                                   none   to say again what has never been read
+    echo        none; in the last part all             base   to say again what has never been read
                                                               before
     search      all, compliance only                   base   to find in a text what a principle
                                                               may name
