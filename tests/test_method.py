@@ -146,9 +146,9 @@ def compared(toy, before, tmp_path, monkeypatch):
 
 
 def test_who_does_what(toy, before, compared):
-    """SL-CAI and the feedback model say the pairs, that one judges,
+    """SL-CAI and the feedback model say the pairs, that one judges, loaded once,
     the preference model starts from --init."""
-    assert compared[2] == [before / "sft/sl_cai", toy / "base", toy / "base", toy / "base"]
+    assert compared[2] == [before / "sft/sl_cai", toy / "base", toy / "base"]
 
 
 def test_what_stage_2_learns_from(toy, tok, compared):

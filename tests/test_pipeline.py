@@ -190,7 +190,7 @@ def test_the_policy_has_left_when_the_judge_comes(toy, demo, tmp_path, monkeypat
     monkeypatch.setattr(train_pm, "ai_labels", lambda *_: sys.exit("far enough"))
     with pytest.raises(SystemExit, match="far enough"):
         run(train_pm, pm_args(toy, tmp_path / "pm", "--model", demo / "sft/sl_cai"))
-    assert len(there) == 3                              # SL-CAI, the second speaker, the judge
+    assert len(there) == 2      # SL-CAI; the feedback model, which speaks second and then judges
 
 
 def test_the_preference_model_prefers_what_people_chose(toy, demo):
