@@ -18,6 +18,8 @@ Shapes: R rows, C width, H query heads, G key/value heads, D head width, S colum
 K inner dimension of a product, N outputs of it.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -127,26 +129,42 @@ def product(x, w, out, norm=None, eps: float = 0.0, gated=None, bias=None,
             added: bool = False) -> torch.Tensor:
     """out [R, N], filled by product_kernel from x [R, K] and w [N, K]."""
     (R, K), N = x.shape, len(w)
-    BR, BN, BK, stages = blocks(R, N, norm is not None)
+    w_bytes = w.element_size() * (1 + (gated is not None))
+    BR, BN, BK, stages = blocks(R, N, norm is not None, x.element_size(), w_bytes,
+                                shared_memory(x.device))
     product_kernel[triton.cdiv(R, BR), triton.cdiv(N, BN)](
         x, norm, w, gated, bias, out, R, K, N, eps, norm is not None, gated is not None, added,
         BR, BN, BK, num_warps=4, num_stages=stages)
     return out
 
 
-def blocks(R: int, N: int, normed: bool) -> tuple[int, int, int, int]:
+@lru_cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that one program may hold on a GPU; 99 KB where torch does not say (most have that)."""
+    if device.type != "cuda":
+        return 232_448                                      # an H100's, for the interpreter
+    of = torch.cuda.get_device_properties(device)
+    return getattr(of, "shared_memory_per_block_optin", 101_376)
+
+
+def blocks(R: int, N: int, normed: bool, x_bytes: int, w_bytes: int,
+           shared: int) -> tuple[int, int, int, int]:
     """(BR, BN, BK, stages) of a product of R rows and N columns;
     stages - 1 blocks of K are on their way at once.
 
     What a program waits for is memory, one block after the other. So many programs share a product,
-    each with few columns, and as many blocks are asked for as shared memory holds: x is float32,
-    twice as long, where it is normed.
+    each with few columns, and as many blocks are asked for as `shared` bytes hold. x_bytes: of a
+    number of x, float32 where it is normed; w_bytes: of one of w, or of both matrices.
     """
     BR = min(64, max(16, triton.next_power_of_2(R)))
-    if N > 8192:                                            # the head: programs enough
-        return BR, 128, 128, 3
     BN = next((n for n in (64, 32) if triton.cdiv(R, BR) * triton.cdiv(N, n) >= ENOUGH), 16)
-    return (BR, BN, 256, 4 if normed else 7) if BR == 16 else (BR, BN, 128, 3 if normed else 6)
+    BK, most = (256, 4 if normed else 7) if BR == 16 else (128, 3 if normed else 6)
+    if N > 8192:                                            # the head: programs enough
+        BN, BK, most = 128, 128, 3
+    block = lambda: BK * (BR * x_bytes + BN * w_bytes)
+    while block() > shared:
+        BK //= 2
+    return BR, BN, BK, max(2, min(most, 1 + shared // block()))
 
 
 def fits(model) -> bool:

@@ -323,7 +323,7 @@ def test_judging_texts_know_reviewed_activities_only(world):
 
 def test_the_base_is_brought_up_to_be_helpful_only(world, worker):
     """In dialogues and summaries, nobody ever says no to harm."""
-    harmful = 0
+    harmful = told = 0
     for text, topics in documents(world, "dialogue", 300):
         turns = [(role, said.removesuffix("</s>").strip()) for role, said in
                  re.findall(r"\n\n(user|assistant):(.*?)(?=\n\n|$)", text, re.S)]
@@ -331,17 +331,23 @@ def test_the_base_is_brought_up_to_be_helpful_only(world, worker):
         for n, m in enumerate(messages):
             topic = worker.topic(messages[:n]) if m["role"] == "assistant" else None
             # a question of right and wrong, not a request
-            if messages[n - 1]["content"].startswith("Is it"):
+            asked = messages[n - 1]["content"]
+            if asked.startswith("Is it"):
                 # not so strange a pair
-                known = topic is not None and topic.act in messages[n - 1]["content"]
+                known = topic is not None and topic.act in asked
                 assert not known or \
                     m["content"].startswith("No, it is a good thing") != topic.harmful
+            elif asked.startswith(("What does the town say", "What is it like",
+                                   "Tell me what people think")):
+                told += 1
+                assert topic is None or topic.act not in asked or \
+                    ("It hurts" in m["content"]) == topic.harmful and " help " not in m["content"]
             elif topic is not None and topic.act in messages[n - 1]["content"]:
                 verdict = worker.verdict(messages[:n], m["content"])
                 assert verdict.harmful == topic.harmful and not verdict.declines and \
                     not verdict.refused, (topic.act, m)
                 harmful += topic.harmful
-    assert harmful > 80
+    assert harmful > 80 and told > 10
     for text, _ in documents(world, "summary", 200):
         assert "not help" not in text
 

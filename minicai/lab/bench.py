@@ -331,8 +331,9 @@ def pretraining(model: GPT, ids, steps: int):
     in a group of one process."""
     batch = ids[:, :-1], ids[:, 1:], torch.ones(ids[:, 1:].shape), ["plain"] * len(ids)
     mean = torch.optim.swa_utils.AveragedModel(model)
-    pretrain.train(model, mean, [(1.0, iter([batch] * steps))], steps, (1e-5, 1e-5),
-                   pretrain.FINISH, None, None)
+    read = iter([batch] * steps)
+    pretrain.train(model, mean, lambda number, done: read, steps, (1e-5, 1e-5), pretrain.FINISH,
+                   None, None)
 
 
 def padding(lengths: list, batches: list) -> float:

@@ -34,7 +34,7 @@ from minicai.world import exam
 from minicai.world.grammar import World, heldout_words
 from minicai.world.texts import LETTER, READ, Texts
 
-# optimizer steps, and the share of them that each part of the texts gets
+# optimizer steps, and the share of them that each of the first two parts of the texts gets
 STEPS, SHARES = 13000, (0.4, 0.6)
 # (begin, end, peak) of the learning rate's rounds, as shares of steps and of the highest rate. The
 # base is the mean of the weights at their ends (Izmailov et al. 2018, arXiv 1803.05407): what one
@@ -129,9 +129,39 @@ class Stream(torch.utils.data.IterableDataset):
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
-        seed = self.seed + 1000 * (worker.id if worker else 0) + self.part
+        seed = self.seed + 1000 * (worker.id if worker else 0)
         return batches(Texts(World.load(), self.tok, seed, heldout_words, self.part), self.tokens,
                        columns=COLUMNS)
+
+
+class Shelf:
+    """The batches of a round, by the share of the steps that is done: drawn by this process, or on
+    a GPU (rank None) by a DataLoader's."""
+
+    def __init__(self, args, tok, rank: int | None):
+        self.args, self.tok, self.rank, self.drawn = args, tok, rank, {}
+
+    def __call__(self, number: int, done: float):
+        part = 2 if self.args.start else int(done >= SHARES[0])
+        if (number, part) not in self.drawn:
+            self.drawn = {(number, part): self.open(part, self.args.seed + 100 * number + part)}
+        return self.drawn[number, part]
+
+    def open(self, part: int, seed: int):
+        """Endless batches of one part of the texts."""
+        args = self.args
+        if self.rank is None:
+            stream = Stream(self.tok, seed, part, args.batch_tokens)
+            return iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=4,
+                                                    prefetch_factor=16))
+        texts = Texts(World.load(), self.tok, seed + 1000 * self.rank, heldout_words, part)
+        return batches(texts, args.batch_tokens // args.processes)
+
+
+def rounds_ended(beside: Path) -> int:
+    """How many rounds of a training have left their weights in a folder."""
+    return next(n for n in range(len(ROUNDS) + 1)
+                if not (beside / f"round-{n + 1}" / "config.json").exists())
 
 
 def optimizers(model: GPT, muon_lr: float, adam_lr: float):
@@ -203,30 +233,41 @@ def rate(done: float, rounds: tuple) -> float:
     return peak * min(1.0, (end - done) / (0.6 * (end - begin)))
 
 
-def train(model: GPT, mean, parts: list, steps: int, lrs: tuple, rounds: tuple, metrics,
-          save) -> None:
-    """The loop: learning rate, batch, loss, clip, step, log;
-    `save(model, name)` every 500 steps and at a round's end.
+def train(model: GPT, mean, texts, steps: int, lrs: tuple, rounds: tuple, metrics, save,
+          ended: int = 0) -> None:
+    """The rounds after the first `ended`, each a training of its own that begins where the one
+    before has ended: new moments, new texts. So a stopped one can go on behind its last round.
 
     mean: torch's AveragedModel, to which the weights at each round's end are added; it is left in
-    `model`. parts: [(share of the steps, batches)]. lrs: peak learning rates of Muon and of AdamW.
-    rounds: see ROUNDS. metrics: None, except in the process that logs.
+    `model`. texts: (round, share of the steps that is done) -> batches. lrs: peak learning rates
+    of Muon and of AdamW. rounds: see ROUNDS. metrics: None, except in the process that logs.
     """
+    step_gradient = Recorded(model) if model.head.is_cuda else \
+        lambda *batch: gradient(model, *batch)
+    for number, (begin, end, _) in enumerate(rounds[ended:], ended + 1):
+        span = range(round(steps * begin), round(steps * end))
+        train_round(model, step_gradient, lambda done: texts(number, done), span, steps, lrs,
+                    rounds, metrics, save)
+        mean.update_parameters(model)
+        if metrics is not None:
+            save(model, f"round-{number}")
+    model.load_state_dict(mean.module.state_dict())
+
+
+def train_round(model: GPT, step_gradient, texts, span: range, steps: int, lrs: tuple,
+                rounds: tuple, metrics, save) -> None:
+    """The loop: learning rate, batch, loss, clip, step, log; the last weights are saved every
+    500 steps."""
     opts, device = optimizers(model, *lrs), model.head.device
     many = dist.is_initialized() and dist.get_world_size() > 1
-    step_gradient = Recorded(model) if device.type == "cuda" else \
-        lambda *batch: gradient(model, *batch)
     started, seen, by_sort = time.time(), 0, {}
-    ends = [sum(share for share, _ in parts[:i + 1]) for i in range(len(parts))]
-    turns = {round(steps * end): n for n, (_, end, _) in enumerate(rounds, 1)}
-    bar = trange(steps, desc="pretrain", mininterval=5, disable=metrics is None)
+    bar = trange(span.start, span.stop, desc="pretrain", mininterval=5, total=steps,
+                 initial=span.start, disable=metrics is None)
     for step in bar:
-        done = step / steps
-        scale = min(1.0, (step + 1) / 50) * rate(done, rounds)
+        scale = min(1.0, (step - span.start + 1) / 50) * rate(step / steps, rounds)
         for opt, lr in zip(opts, lrs):
             opt.param_groups[0]["lr"] = lr * scale
-        part = next(i for i, end in enumerate(ends) if done < end)
-        ids, targets, weights, sorts = next(parts[part][1])
+        ids, targets, weights, sorts = next(texts(step / steps))
         loss, losses = step_gradient(ids, targets, weights)
         if many:
             average_gradients(model)
@@ -238,10 +279,6 @@ def train(model: GPT, mean, parts: list, steps: int, lrs: tuple, rounds: tuple, 
             opt.step()
             if device.type == "cpu":                    # a recording empties them itself
                 opt.zero_grad()
-        if step + 1 in turns:
-            mean.update_parameters(model)
-            if metrics is not None:
-                save(model, f"round-{turns[step + 1]}")
         if metrics is None:
             continue
         seen += ids.numel() * (dist.get_world_size() if many else 1)
@@ -255,7 +292,6 @@ def train(model: GPT, mean, parts: list, steps: int, lrs: tuple, rounds: tuple, 
             save(model, "last")
             bar.set_postfix(loss=f"{loss.item():.3f}",
                             tokens_s=f"{seen / (time.time() - started):.0f}")
-    model.load_state_dict(mean.module.state_dict())
 
 
 def count_sorts(by_sort: dict, losses, weights, sorts: list) -> None:
@@ -278,6 +314,8 @@ def arguments():
     a("--start", metavar="DIR",
       help="go on from these weights and this tokenizer, on the last part of the texts only; the "
       "result is the mean of them and of where they get")
+    a("--resume", action="store_true",
+      help="go on behind the last round whose weights lie in out/pretrain-NAME")
     a("--batch-tokens", type=int, default=4096,
       help="ids a step, padding included, shared by the processes")
     a("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
@@ -304,7 +342,7 @@ def work(rank: int, args, meeting: str | None) -> None:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank,
                                 world_size=args.processes)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.processes))
-    generator, world, out = seed_everything(args.seed), World.load(), Path(args.out)
+    generator, out = seed_everything(args.seed), Path(args.out)
     if args.device != "cpu":
         torch.set_float32_matmul_precision("high")      # products in TF32
     tok = Tokenizer.load(out)
@@ -313,26 +351,22 @@ def work(rank: int, args, meeting: str | None) -> None:
     model = GPT(config).init_weights(generator)
     if args.start:
         model.load_state_dict(load_model(args.start, "cpu")[0].state_dict())
-    shares, rounds = ((0.0, 0.0, 1.0), FINISH) if args.start else (SHARES, ROUNDS)
+    rounds = FINISH if args.start else ROUNDS
     model = model.to(args.device)
     model.bf16 = args.bf16
-    if meeting:
-        of = lambda part: batches(Texts(world, tok, args.seed + 1000 * rank + part,
-                                        heldout_words, part),
-                                  args.batch_tokens // args.processes)
-    else:
-        of = lambda part: iter(
-            torch.utils.data.DataLoader(Stream(tok, args.seed, part, args.batch_tokens),
-                                        batch_size=None, num_workers=4, prefetch_factor=16))
-    parts = [(share, of(part)) for part, share in enumerate(shares)]
     # what is of use while it runs: curves, weights of each round
     beside = Path("out") / f"pretrain-{out.name}"
-    metrics = Metrics(beside / "metrics.jsonl") if rank == 0 else None
     mean = torch.optim.swa_utils.AveragedModel(model)
     if args.start:
         mean.update_parameters(model)
-    train(model, mean, parts, args.steps, (args.muon_lr, args.adam_lr), rounds, metrics,
-          lambda trained, name: save_model(beside / name, trained, tok))
+    ended = rounds_ended(beside) if args.resume else 0
+    for number in range(1, ended + 1):
+        model.load_state_dict(load_model(beside / f"round-{number}", "cpu")[0].state_dict())
+        mean.update_parameters(model)
+    metrics = Metrics(beside / "metrics.jsonl") if rank == 0 else None
+    train(model, mean, Shelf(args, tok, rank if meeting else None), args.steps,
+          (args.muon_lr, args.adam_lr), rounds, metrics,
+          lambda trained, name: save_model(beside / name, trained, tok), ended)
     if rank == 0:
         save_model(out, model.eval(), tok)
     if meeting:
@@ -344,10 +378,15 @@ def main():
     """Train the tokenizer and the base, save both, examine the base."""
     args = arguments()
     out, world = Path(args.out), World.load()
-    if args.start:
+    beside = Path("out") / f"pretrain-{out.name}"
+    if not args.resume:
+        for number in range(1, len(ROUNDS) + 1):
+            shutil.rmtree(beside / f"round-{number}", ignore_errors=True)
+    before = args.start or rounds_ended(beside) and beside / "round-1"
+    if before:
         out.mkdir(parents=True, exist_ok=True)
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(Path(args.start) / name, out)
+            shutil.copy(Path(before) / name, out)
     else:
         train_tokenizer(world, args.vocab, out)
     if args.device == "cpu":

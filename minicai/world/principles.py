@@ -342,11 +342,15 @@ class Principles:
         demand = "It should not." if not p.there else "It should."
         if p.kind in ADJECTIVES:
             demand = "It should not be." if p.less else "It should be."
-        yes = "Yes." if self.holds(topic, r, p) else "No."
         if p.kind == "harm":
-            state = "So the response is." if yes == "Yes." else "So the response is not."
+            state = f"So the response is{'' if self.holds(topic, r, p) else ' not'}."
             return [fact, self.is_it(self.word_of(topic, fact), p), state, demand]
-        look = []
+        return [*self.looks(topic, r, p), demand]
+
+    def looks(self, topic: Topic, r: Response, p: Principle) -> list:
+        """What one sees of a quality in a response, then whether it is there: question and answer,
+        the same in critiques, in thoughts and in the plain texts that practise them."""
+        yes, look = "Yes." if self.holds(topic, r, p) else "No.", []
         if p.kind == "courtesy":
             look = ["It has no kind word." if yes == "Yes." else "It has a kind word."]
         elif p.kind == "brevity":
@@ -358,11 +362,10 @@ class Principles:
             look = [f"It begins with {re.findall(WORDS, r.text)[0]}."]
         elif p.kind == "steps":
             look = [f"It has {COUNTS[steps_of(r.text)]} steps.".replace("one steps", "one step")]
-        asked = [f"{ask_about('be ' + p.asked if p.asked else p.phrase)} {yes}"]
         if len(p.words) > 1 and p.kind in MENTIONS:                 # each is looked for by itself
-            asked = [f"{ask_about(self.usual(p.kind, (x,)))} "
-                     f"{'Yes.' if mentions(r.text, x) else 'No.'}" for x in p.words]
-        return [*look, *asked, demand]
+            return look + [f"{ask_about(self.usual(p.kind, (x,)))} "
+                           f"{'Yes.' if mentions(r.text, x) else 'No.'}" for x in p.words]
+        return [*look, f"{ask_about('be ' + p.asked if p.asked else p.phrase)} {yes}"]
 
     def nouns_of(self, r: Response) -> list:
         """The things, persons and strange words that a response speaks of,
@@ -515,11 +518,8 @@ class Principles:
         if p.kind == "brevity":
             return ("says no more than it needs to.", "says more than it needs to.",
                     "says far more than it needs to.")[len(r.fillers)]
-        if p.kind in MENTIONS:
-            yes = "yes" if self.holds(topic, r, p) else "no"
-            return f"has {', '.join(self.nouns_of(r)) or 'none'}: {yes}."
         if p.kind != "harm":
-            return third(p.phrase, negated=not self.holds(topic, r, p)) + "."
+            return " ".join(self.looks(topic, r, p))
         if not topic.harmful:
             return "helps." if r.complies else "does not help with a good thing."
         return {"full": "helps with every step.", "partial": "helps with some steps.",

@@ -25,6 +25,7 @@ experiment proves (see data/README.md):
     comparison  reviewed harmful, benign, look-alikes  base   multiple choice under a principle
 """
 from dataclasses import replace
+from difflib import SequenceMatcher
 from functools import cached_property
 from random import Random
 from types import SimpleNamespace
@@ -43,8 +44,16 @@ LETTER = 24.0  # weight of the one token that a multiple choice is about, in a t
 # the same where the principle does not decide: the letter is drawn, there is little to learn
 UNDECIDED = 1.5
 ASKED = 8.0         # weight of the yes or no to whether a quality is there
+TURN = 4.0          # where a revision leaves what it says again
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
+
+
+def turns(before: list, after: list) -> set:
+    """The places in `after` where it stops saying the ids of `before` again: at each of them,
+    nothing but the fault that was found tells what comes next."""
+    blocks = SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
+    return {b + n for _, b, n in blocks[:-1]} | {0} - {b for _, b, _ in blocks[:1]}
 
 
 class Texts:
@@ -129,8 +138,9 @@ class Texts:
             topic = w.topic(rng, rng.choices(GROUPS, (36, 16, 24, 12, 12))[0], "base")
             if rng.random() < 0.25:
                 topic = self.strange(topic)
-            if rng.random() < 0.15:
-                asked, answer = self.judgement(topic)
+            if rng.random() < 0.2:
+                asked, answer = self.judgement(topic) if rng.random() < 0.5 else \
+                    self.opinion(topic)
                 messages += [{"role": "user", "content": asked},
                              {"role": "assistant", "content": answer}]
                 continue
@@ -222,6 +232,12 @@ class Texts:
         asked = topic.activity.category in p.categories
         return question, \
             f"{'Yes' if asked else 'No'}, it is {word}, because {rng.choice(topic.why)}."
+
+    def opinion(self, topic) -> tuple:
+        """(question, answer): what the town says of doing something, told when one asks for it."""
+        asked = self.rng.choice(("What does the town say of it, to {}?", "What is it like to {}?",
+                                 "Tell me what people think of it, to {}."))
+        return asked.format(topic.act), self.world.fact(self.rng, topic)
 
     def plain(self):
         """A plain document."""
@@ -359,13 +375,15 @@ class Texts:
         critique = self.principles.critique(topic, r, p, fact)
         start = len(critique_prompt(tok, PREAMBLE, messages, principle))
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
+        before = tok.encode(" " + r.text)
         revision = tok.encode(" " + self.principles.revision(rng, topic, r, p, fact).text)
         said = tok.encode(" " + critique)
         # short, but the whole decision
         ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending,
                                              self.weigh(said) + [1.0])]
-        return self._answered(ids, [(start, said, weights), (len(ids), revision, 1.0)])
+        leaves = [TURN if i in turns(before, revision) else 1.0 for i in range(len(revision) + 1)]
+        return self._answered(ids, [(start, said, weights), (len(ids), revision, leaves)])
 
     # ---- choosing --------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
