@@ -32,13 +32,14 @@ from minicai.data import (
 )
 from minicai.feedback import (
     ANSWER,
+    CLAMP,
     LABELS,
     THINK,
     comparison_prompt,
     draw_principles,
     few_shot_prefix,
-    lean,
     mean_label,
+    position_bias,
 )
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
 from minicai.run import (
@@ -74,9 +75,9 @@ def arguments(argv=None):
     a("--constitution", type=path, default="constitutions/harmlessness.json",
       help="JSON, or directory in the published format")
     a("--red-team", type=path, default="data/red_team.jsonl",
-      help="dialogues: README.md says which files it reads")
+      help="dialogues: docs/data_formats.md says which files it reads")
     a("--human", type=path, nargs="+", default=[Path("data/helpful_comparisons.jsonl")],
-      help="comparisons: README.md says which files; with --comparisons 0 this is RLHF (figure 2)")
+      help="comparisons: see docs/data_formats.md; with --comparisons 0 this is RLHF (figure 2)")
     a("--out", type=path, default="out/demo/pm", help="directory of everything this script writes")
     a("--comparisons", type=whole(0, 10**7), default=1000,
       help="pairs to sample and label, prompts are reused; 0: human labels only")
@@ -93,7 +94,7 @@ def arguments(argv=None):
       help="ask with the responses swapped too and average (section 4.1 is silent)")
     a("--chain-of-thought", action=BooleanOptionalAction, default=True,
       help="let the feedback model think before it chooses (section 4.1)")
-    a("--clamp", type=real(0, 1), nargs=2, default=(0.05, 0.95),
+    a("--clamp", type=real(0, 1), nargs=2, default=CLAMP,
       help="bounds of a label after a thought (0.4 0.6 in section 4.1)")
     a("--min-mass", type=real(0, 1), default=0.1,
       help="leave a label out if P(A) + P(B) is less: not understood")
@@ -181,8 +182,8 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     """Steps 2 to 4: (comparisons as ids to train on, to hold out, ids of SL-CAI's own responses,
     counts)."""
     # 2. Two responses to each prompt, and some to helpful prompts for step 6. The second of a pair
-    #    is the helpful-only model's, which judges after that: SL-CAI objects to nearly everything,
-    #    and two of its own would hardly ever set an objection against help.
+    #    comes from the feedback model: SL-CAI objects to nearly everything, so comparing two of its
+    #    own answers would teach little.
     policy, _ = load_model(args.model, device, args.dtype, args.chat)
     ask = resume.kept(sampler(policy.freeze(), tok, args.max_new, args.temperature, generator,
                               args.sample_tokens))
@@ -191,14 +192,13 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
              for m in rng.sample(dialogues, len(dialogues))][:count]
     first = respond(ask, tok, drawn, progress="first responses")
     # As many of each kind, if there are both.
-    n = min(count for count in (512, len(human), len(first)) if count)
-    reference = first[:n] + respond(ask, tok, [m for m, *_ in human[:n]],
-                                    progress="helpful responses")
+    n = min(size for size in (512, len(human), len(first)) if size)
+    norm_set = first[:n] + respond(ask, tok, [m for m, *_ in human[:n]],
+                                   progress="helpful responses")
     if args.pairs == "own":
         second = respond(ask, tok, drawn, progress="second responses")
     del policy, ask                     # room for the next model
-    judge, _ = load_model(args.feedback_model, device, args.dtype, args.chat)
-    judge.freeze()
+    judge = load_model(args.feedback_model, device, args.dtype, args.chat)[0].freeze()
     if args.pairs == "mixed":
         ask = resume.kept(sampler(judge, tok, args.max_new, args.temperature, generator,
                                   args.sample_tokens))
@@ -215,8 +215,8 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     ai = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"], "ai") for row in used]
     ranked = [(m, a, b, 1.0, (False, False), file) for m, a, b, file in human]
     (train_ai, test_ai), (train_human, test_human) = (
-        split(rows, args.held_out, rng) if rows and wanted else ([], rows)
-        for rows, wanted in ((ai, args.comparisons), (ranked, args.human_limit)))
+        split(kind, args.held_out, rng) if kind and wanted else ([], kind)
+        for kind, wanted in ((ai, args.comparisons), (ranked, args.human_limit)))
     if not train_ai + train_human:
         raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none "
                         "is left to train on")
@@ -227,7 +227,7 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     for file in dict.fromkeys(file.stem for file in args.human[1:] and args.human):
         held_out[f"human_{file}"] = ids_of([row for row in test_human if row[-1] == file])
     return (ids_of(train_ai + train_human, LABELS[args.labels]), held_out,
-            [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in reference],
+            [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in norm_set],
             {"used_ai": len(ai) if args.comparisons else 0,
              "used_human": len(human) if args.human_limit else 0})
 
@@ -247,14 +247,15 @@ def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, res
                                 args.sample_tokens))
     questions = [(row["messages"], row["a"], row["b"], row["principle"]) for row in good]
     state = generator.get_state()
-    how = (prefix, think if args.chain_of_thought else None, args.clamp, resume.begin)
-    mean, stays = lean(judge, tok, questions, *how) if good else (0.5, 1)
-    leans = abs(mean - 0.5) > 0.15 and not args.both_orders
+    how = dict(prefix=prefix, think=think if args.chain_of_thought else None, clamp=args.clamp,
+               begin=resume.begin)
+    mean, stays = position_bias(judge, tok, questions, **how) if good else (0.5, 1)
+    biased = abs(mean - 0.5) > 0.15 and not args.both_orders
     print(f"the judge: mean P(A) {mean:.2f} over both orders, {stays:.0%} of its verdicts stay "
-          "when the two change places" + "; letters weigh too much: give --both-orders" * leans)
+          "when the two change places" + "; letters weigh too much: give --both-orders" * biased)
     generator.set_state(state)  # looking must not change what is drawn
     p_a, mass, asked = mean_label(judge, tok, [question[:3] for question in questions], drawn,
-                                  args.both_orders, *how)
+                                  both_orders=args.both_orders, **how)
     for row, p, m, said in zip(good, p_a.tolist(), mass.tolist(), asked):
         row.update(thought=said[0]["thought"], p_a=round(p, 5), mass=round(m, 5),
                    skipped=None if m >= args.min_mass else "no choice")

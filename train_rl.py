@@ -56,7 +56,7 @@ def arguments(argv=None):
     a("--pm", type=path, default="out/demo/pm/pm",
       help="preference model directory: the reward, and the value model's start")
     a("--red-team", type=path, default="data/red_team.jsonl",
-      help="dialogues: README.md says which files it reads")
+      help="dialogues: docs/data_formats.md says which files it reads")
     a("--helpful", type=path, default="data/helpful.jsonl", help="the same")
     a("--red-team-share", type=real(0, 1), default=0.5, help="share of red-team prompts in a batch")
     a("--out", type=path, default="out/demo/rl", help="directory of everything this script writes")

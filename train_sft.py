@@ -48,7 +48,7 @@ def arguments(argv=None):
     a("--constitution", type=path, default="constitutions/harmlessness.json",
       help="JSON, or directory in the published format")
     a("--red-team", type=path, default="data/red_team.jsonl",
-      help="dialogues: README.md says which files it reads")
+      help="dialogues: docs/data_formats.md says which files it reads")
     a("--helpful", type=path, default="data/helpful.jsonl",
       help="the same, answered without revision")
     a("--out", type=path, default="out/demo/sft", help="directory of everything this script writes")
@@ -147,10 +147,11 @@ def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
     show_principles(constitution, rows)
     # What cannot be read is left out. The rest keeps the ids it was sampled as,
     # if it can (critique.py: not if cut).
-    said = [row.get("rounds", []) if args.rounds else [row] for row in rows]
-    revised = [[(row["messages"], r["ids"]) for r in revisions if not r["skipped"]]
-               for row, revisions in zip(rows, said)]
-    examples = [example for row in revised for example in (row[-1:] if args.last_only else row)]
+    examples = []
+    for row in rows:
+        said = row.get("rounds", []) if args.rounds else [row]
+        revised = [(row["messages"], r["ids"]) for r in said if not r["skipped"]]
+        examples += revised[-1:] if args.last_only else revised
     examples += [(row["messages"], row["ids"]) for row in answers if not row["skipped"]]
     follow_another_dialogue(examples, args.joined, tok, args.max_prompt, rng)
     return [(tok.encode_chat(messages, generation=True)[0], ids)
@@ -216,9 +217,9 @@ def show_principles(constitution, rows):
 
 def train(args, model, examples, generator, metrics, resume):
     """AdamW over `examples` (prompt ids, sampled ids); returns the number of tokens trained on."""
-    # Adam divides a gradient by its own size. Words that no example holds have tiny gradients (each
-    # softmax pushes them down a little); with the usual eps of 1e-8 their rows of a tied embedding
-    # would move as far as all others: forgotten.
+    # Adam divides each gradient by its own size. So even the tiny gradient of a word that no
+    # example holds would move its row of the tied embedding at full speed, and the word be
+    # forgotten. A larger eps than the usual 1e-8 prevents that.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-5,
                                   weight_decay=0.0, fused=model.head.is_cuda or None)
     resume.restore(model=model, optimizer=optimizer)

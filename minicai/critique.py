@@ -21,7 +21,8 @@ def critique_prompt(tok, constitution, messages: list, principle, shots=(), turn
     turns: ask in turns of the chat, as models want it that know no other form
     (default: unless the format is plain).
     """
-    if tok.chat != "plain" if turns is None else turns:
+    turns = tok.chat != "plain" if turns is None else turns
+    if turns:
         return chat_prompt(tok, constitution, messages, [principle.critique_request], shots)
     return opening(tok, constitution, messages, shots) + tok.encode(
         f"\n\nCritiqueRequest: {principle.critique_request}\n\nCritique:")
@@ -42,7 +43,7 @@ def revision_prompt(tok, constitution, messages: list, principle, critique: str 
     asked = [] if critique is None else [principle.critique_request, critique.strip()]
     if turns:
         return chat_prompt(tok, constitution, messages, asked + [principle.revision_request], shots,
-                           len(asked))
+                           revision_at=len(asked))
     ids = (opening(tok, constitution, messages, shots) if critique is None else
            critique_prompt(tok, constitution, messages, principle, shots, turns)
            + tok.encode(" " + critique.strip()))
@@ -65,10 +66,10 @@ def opening(tok, constitution, messages: list, shots) -> list:
     return ids + dialogue[len(tok.bos):]
 
 
-def chat_prompt(tok, constitution, messages: list, asked: list, shots=(), revision=2) -> list:
+def chat_prompt(tok, constitution, messages: list, said: list, shots=(), revision_at=2) -> list:
     """Ids of a chat in which the human asks for critique and revision: the preamble as the system's
-    message, worked dialogues, `messages`, and `asked`, which the human and the assistant say by
-    turns; asked[revision] is the request for a revision, if there is one.
+    message, worked dialogues, `messages`, and `said`, by the human and the assistant in turn;
+    said[revision_at] is the request for a revision, if there is one.
 
     The request for a revision says again what had been asked: a small model has lost it by then,
     and declines anything (on 135M parameters 17 of 24 refusals are then about the request,
@@ -76,18 +77,18 @@ def chat_prompt(tok, constitution, messages: list, asked: list, shots=(), revisi
     """
     talk = [{"role": "system", "content": constitution.preamble}] if constitution.preamble else []
     for shot in shots:
-        dialogue, *said = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):",
-                                   shot)
-        talk += review(read_transcript(dialogue),
-                       [text.strip().removesuffix("Human:").strip() for text in said], revision)
-    return tok.encode_chat(talk + review(messages, asked, revision), generation=True)[0]
+        dialogue, *parts = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):",
+                                    shot)
+        parts = [text.strip().removesuffix("Human:").strip() for text in parts]
+        talk += review(read_transcript(dialogue), parts, revision_at)
+    return tok.encode_chat(talk + review(messages, said, revision_at), generation=True)[0]
 
 
-def review(dialogue: list, said: list, revision: int = 2) -> list:
+def review(dialogue: list, said: list, revision_at: int) -> list:
     """A dialogue that goes on with a request, a critique, another request, a revision,
-    as far as they are `said`; said[revision] is that other request."""
-    asked = next((turn["content"] for turn in reversed(dialogue) if turn["role"] == "user"), "")
-    said = [f'{text} The human asked: "{asked}"' if i == revision else text
+    as far as they are `said`; said[revision_at] is that other request."""
+    question = next((turn["content"] for turn in reversed(dialogue) if turn["role"] == "user"), "")
+    said = [f'{text} The human asked: "{question}"' if i == revision_at else text
             for i, text in enumerate(said)]
     return dialogue + [{"role": ("user", "assistant")[i % 2], "content": text}
                        for i, text in enumerate(said)]
@@ -107,8 +108,8 @@ def read_answer(tok, ids: list):
 
     A model that was not trained to end its turn goes on to the next one, as worked examples do;
     there it is cut, and ended. What ran into the limit on tokens is used as it is, without an end
-    token: whether a text ends at a place is then learned from all texts that reached the place, so
-    neither the chance to end nor long answers are lost.
+    token: adding one would teach the model to stop in mid-sentence, dropping such answers would
+    teach it to write short ones.
     """
     text = tok.decode(ids[:-1] if ended(tok, ids) else ids)
     went_on = re.search(r"\n\n(Human|Assistant|CritiqueRequest|RevisionRequest):", text)

@@ -18,8 +18,6 @@ Shapes: R rows, C width, H query heads, G key/value heads, D head width, S colum
 K inner dimension of a product, N outputs of it.
 """
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
@@ -129,22 +127,15 @@ def product(x, w, out, norm=None, eps: float = 0.0, gated=None, bias=None,
             added: bool = False) -> torch.Tensor:
     """out [R, N], filled by product_kernel from x [R, K] and w [N, K]."""
     (R, K), N = x.shape, len(w)
+    # Bytes that one program may hold; an H100's in the interpreter, 99 KB where torch does not say.
+    shared = 232_448 if not x.is_cuda else getattr(torch.cuda.get_device_properties(x.device),
+                                                   "shared_memory_per_block_optin", 101_376)
     w_bytes = w.element_size() * (1 + (gated is not None))
-    BR, BN, BK, stages = blocks(R, N, norm is not None, x.element_size(), w_bytes,
-                                shared_memory(x.device))
+    BR, BN, BK, stages = blocks(R, N, norm is not None, x.element_size(), w_bytes, shared)
     product_kernel[triton.cdiv(R, BR), triton.cdiv(N, BN)](
         x, norm, w, gated, bias, out, R, K, N, eps, norm is not None, gated is not None, added,
         BR, BN, BK, num_warps=4, num_stages=stages)
     return out
-
-
-@lru_cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes that one program may hold on a GPU; 99 KB where torch does not say (most have that)."""
-    if device.type != "cuda":
-        return 232_448                                      # an H100's, for the interpreter
-    of = torch.cuda.get_device_properties(device)
-    return getattr(of, "shared_memory_per_block_optin", 101_376)
 
 
 def blocks(R: int, N: int, normed: bool, x_bytes: int, w_bytes: int,
@@ -161,10 +152,7 @@ def blocks(R: int, N: int, normed: bool, x_bytes: int, w_bytes: int,
     BK, most = (256, 4 if normed else 7) if BR == 16 else (128, 3 if normed else 6)
     if N > 8192:                                            # the head: programs enough
         BN, BK, most = 128, 128, 3
-    block = lambda: BK * (BR * x_bytes + BN * w_bytes)
-    while block() > shared:
-        BK //= 2
-    return BR, BN, BK, max(2, min(most, 1 + shared // block()))
+    return BR, BN, BK, max(2, min(most, 1 + shared // (BK * (BR * x_bytes + BN * w_bytes))))
 
 
 def fits(model) -> bool:

@@ -4,9 +4,10 @@ A language model reads the dialogue, both responses and one principle as a multi
 label is how likely it finds " (A)" against " (B)" as the next words: soft, not a verdict. Nothing
 is sampled, so a label costs one forward. It can think first, in a line or two (`think`): what the
 principle asks about has to be looked for in both responses, and a choice asked at once has no room
-for that. Then the label hangs on a sampled thought, and is clamped. The paper is silent about the
-order of the two. Here it is random (train_pm.py), so a model that favours (A) adds noise, not a
-slant; `both_orders` asks both ways and takes the mean.
+for that. Then the label depends on a sampled thought and tends to 0 or 1, so it is clamped. The
+paper does not say which response is shown as (A). Here that is random (train_pm.py), so a model
+that favours (A) adds noise, not a systematic error; `both_orders` asks both ways and takes the
+mean.
 """
 import torch
 
@@ -15,6 +16,9 @@ from minicai.data import batches_by_tokens, pad_right
 from minicai.gae import last_index
 from minicai.logprob import token_logprobs
 
+# Bounds of a label after a thought. The paper's are 0.4 and 0.6; these leave it to the preference
+# model how sure the feedback model was.
+CLAMP = (0.05, 0.95)
 OPENING = "Consider the following conversation between a human and an assistant:"
 THINK = "\n\nLet's think step by step:"
 ANSWER = "\n\nThe answer is:"
@@ -72,8 +76,8 @@ def choose(model, tok, prompts: list, begin=lambda prompts: {}, budget: int = 16
     """P(A) [N] and the mass [N] on either answer,
     after prompts that stop where " (A)" or " (B)" must follow.
 
-    begin(prompts): both by prompt's index, as far as they are known already (state.py); a batch's
-    are put in at once. P(A) is normalised over the two answers. The mass shows whether the model
+    begin: gives back what a stopped run had found, {prompt's index: (P(A), mass)}; ignore it on
+    first reading. P(A) is normalised over the two answers. The mass shows whether the model
     understood the question at all.
     """
     a, b = tok.encode(" (A)"), tok.encode(" (B)")
@@ -94,19 +98,20 @@ def choose(model, tok, prompts: list, begin=lambda prompts: {}, budget: int = 16
 
 
 def label(model, tok, questions: list, both_orders: bool = False, prefix=(), think=None,
-          clamp=(0.4, 0.6), begin=lambda prompts: {}, thoughts: list | None = None):
+          clamp=CLAMP, begin=lambda prompts: {}, thoughts: list | None = None):
     """P(first response is better) [N] and mass [N] of questions
     (messages, first, second, principle).
 
     think: an `ask` (see critique.sampler) to let the model reason first; its answers are then near
     0 or 1, which makes a policy trained on them extreme, so they are clamped (section 4.1 of the
-    paper; 0.4 to 0.6 there). thoughts: an empty list that gets the thoughts, one a question (of the
-    order in which they stand).
+    paper). thoughts: an empty list that gets the thoughts, one a question (of the order in which
+    they stand).
     """
     if both_orders:
-        p, mass = label(model, tok, questions, False, prefix, think, clamp, begin, thoughts)
+        how = dict(prefix=prefix, think=think, clamp=clamp, begin=begin)
+        p, mass = label(model, tok, questions, thoughts=thoughts, **how)
         swapped = [(m, b, a, c) for m, a, b, c in questions]
-        q, mass_q = label(model, tok, swapped, False, prefix, think, clamp, begin)
+        q, mass_q = label(model, tok, swapped, **how)
         return (p + 1 - q) / 2, torch.minimum(mass, mass_q)
     if think is None:
         prompts = [comparison_prompt(tok, m, a, b, c, prefix) for m, a, b, c in questions]
@@ -121,17 +126,9 @@ def label(model, tok, questions: list, both_orders: bool = False, prefix=(), thi
     return p.clamp(*clamp), mass
 
 
-def soft(p: float) -> float:
-    """A label as it is."""
-    return p
-
-
-def hard(p: float) -> float:
-    """A label as a verdict: 1 or 0; a toss-up stays one."""
-    return 0.5 if p == 0.5 else float(p > 0.5)
-
-
-LABELS = {"soft": soft, "hard": hard}  # section 4.1: soft ones make the better preference model
+# What a preference model learns from a label: P(A) as it is, or the verdict; a toss-up stays one.
+# Section 4.1 of the paper: soft labels make the better one.
+LABELS = {"soft": lambda p: p, "hard": lambda p: 0.5 if p == 0.5 else float(p > 0.5)}
 
 
 def draw_principles(principles: list, count: int, rng) -> list:
@@ -142,18 +139,18 @@ def draw_principles(principles: list, count: int, rng) -> list:
     return drawn
 
 
-def mean_label(model, tok, pairs: list, drawn: list, *how):
+def mean_label(model, tok, pairs: list, drawn: list, **how):
     """P(a is better) [N], the least mass [N] and what was asked of pairs (messages, a, b): the mean
     label over the principles that were `drawn` for each pair, as many for all.
 
-    how: what label() takes, from both_orders to begin. Each principle gets a thought of its own.
+    how: what else label() takes, but thoughts. Each principle gets a thought of its own.
     Of each pair, a list of {"principle", "thought", "p_a"} comes back.
     """
     labels, masses, asked = [], [], [[] for _ in pairs]
     for principles in zip(*drawn):
         thoughts = []
-        p, mass = label(model, tok, [(*pair, c) for pair, c in zip(pairs, principles)], *how,
-                        thoughts=thoughts)
+        p, mass = label(model, tok, [(*pair, c) for pair, c in zip(pairs, principles)],
+                        thoughts=thoughts, **how)
         labels.append(p)
         masses.append(mass)
         for said, c, thought, x in zip(asked, principles, thoughts or [""] * len(pairs), p):
@@ -163,16 +160,15 @@ def mean_label(model, tok, pairs: list, drawn: list, *how):
     return torch.stack(labels).mean(0), torch.stack(masses).amin(0), asked
 
 
-def lean(model, tok, questions: list, prefix=(), think=None, clamp=(0.4, 0.6),
-         begin=lambda prompts: {}, sample: int = 64) -> tuple[float, float]:
+def position_bias(model, tok, questions: list, sample: int = 64, **how) -> tuple[float, float]:
     """How far letters decide: (mean P(A), share of verdicts that stay when the responses change
     places) on a sample.
 
     Both orders are asked, so what the responses are worth cancels out of the mean:
-    a judge that reads them gives 0.5.
+    a judge that reads them gives 0.5. how: what else label() takes, but both_orders and thoughts.
     """
     asked = questions[:sample]
-    p, _ = label(model, tok, asked, False, prefix, think, clamp, begin)
+    p, _ = label(model, tok, asked, **how)
     swapped = [(m, b, a, c) for m, a, b, c in asked]
-    q, _ = label(model, tok, swapped, False, prefix, think, clamp, begin)
+    q, _ = label(model, tok, swapped, **how)
     return ((p + q) / 2).mean().item(), ((p > 0.5) == (q < 0.5)).float().mean().item()

@@ -6,9 +6,9 @@ Shapes: B batch, T time, N trained tokens of a batch. Index t of a [B,T] array i
 flat row, without padding.
 
 What decides whether it works:
-- Old, new and reference log-probs come from the same forward at the same temperature; the sampler's
-  own numbers are not used. So the KL of step 0 is exactly 0, and the ratio of the first minibatch 1
-  up to rounding.
+- Old, new and reference log-probs come from one function (`evaluate_tokens`) at one temperature;
+  the sampler's own numbers are not used. So the KL of step 0 is exactly 0, and the ratio of the
+  first minibatch 1 up to rounding.
 - The score is paid on the last real token.
 - Padding is never inferred from ids: the mask says what is real.
 
@@ -52,7 +52,7 @@ class Models(NamedTuple):
     """The four networks of RLHF; only the first and the last are trained."""
     policy: torch.nn.Module             # GPT
     reference: torch.nn.Module          # GPT: what the policy was at the start
-    reward_model: torch.nn.Module       # PreferenceModel
+    reward_model: torch.nn.Module       # PreferenceModel, of stage 2
     value_model: torch.nn.Module | None  # PreferenceModel; its trunk may be the policy
 
     def value_parameters(self) -> list:
@@ -84,9 +84,9 @@ class Rollout(NamedTuple):
 
 
 def evaluate_tokens(policy, value_model, ids, where, config, forbidden, entropy: bool = False):
-    """The one forward of old, new and reference: (log-probs, entropies, state values), [N] each, of
-    the tokens `where` (rows [N], columns [N]). Entropies are None unless asked for, values without
-    a value model."""
+    """The forward that old, new and reference have in common: (log-probs, entropies, state values),
+    [N] each, of the tokens `where` (rows [N], columns [N]). Entropies are None unless asked for,
+    values without a value model."""
     hidden = states_before(policy(ids), where)
     logp, entropies = token_logprobs(hidden, policy.head, ids[where], config.temperature, forbidden,
                                      entropy)
@@ -220,9 +220,9 @@ def ppo_loss(logp, values, old: Tokens, config: PPOConfig, tokens: int):
     with torch.no_grad():
         log_ratio = logp - old.logp
         ratio = log_ratio.exp()
-        # k3, an estimate of KL(old, new) for people to watch: never negative and far less noisy
-        # than k1. The reward needs k1 instead: there the *sum* over a sequence must be right, and
-        # nobody looks at single tokens.
+        # k3 = ratio - 1 - log ratio estimates KL(old, new) for people to watch: never negative, and
+        # far less noisy than k1 = log p - log p_ref. The reward pays k1 (gae.py): only its gradient
+        # under PPO is the gradient of the KL.
         info["approx_kl"] = (ratio - 1 - log_ratio).sum() / tokens
         info["ratio"] = ratio.sum() / tokens
         info["clip_fraction"] = ((ratio - 1).abs() > config.clip).sum() / tokens

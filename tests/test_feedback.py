@@ -102,4 +102,4 @@ def test_a_chain_of_thought_is_read_before_the_answer_and_clamped(tok, tiny_mode
     p, _ = label(tiny_model, tok, QUESTIONS, think=think)
     assert asked[0].endswith("Use a match.\n\nLet's think step by step:")
     assert seen[0] == asked[0] + " (A) is kind.\n\nThe answer is:"
-    assert p.tolist() == pytest.approx([0.6, 0.55])
+    assert p.tolist() == pytest.approx([0.95, 0.55])

@@ -205,7 +205,7 @@ def test_looking_at_the_judge_changes_nothing(toy, before, tmp_path, monkeypatch
     args = lambda name: pm_args(toy, tmp_path / name, "--model", before / "sft/sl_cai",
                                 "--chain-of-thought")
     run(train_pm, args("looked"))
-    monkeypatch.setattr(train_pm, "lean", lambda *_: (0.5, 1.0))
+    monkeypatch.setattr(train_pm, "position_bias", lambda *_, **__: (0.5, 1.0))
     run(train_pm, args("blind"))
     assert (tmp_path / "looked/comparisons.jsonl").read_bytes() \
         == (tmp_path / "blind/comparisons.jsonl").read_bytes()
