@@ -1,4 +1,4 @@
-"""A constitution: the only human judgement about harm that reaches training.
+"""A constitution: the only human judgement about harm in the three stages.
 
 It holds pairs of (critique request, revision request) for the supervised stage and comparison
 principles for the preference stage (Bai et al. 2022, sections 3.1 and 4.1; 16 of each there).

@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["train_pm", "train_rl", "train_sft"]
 CORE = [f"minicai.{name}" for name in
-        "constitution critique feedback preference gae ppo gpt sample logprob".split()]
+        "constitution critique feedback preference gae ppo gpt sample answers logprob".split()]
 PLUMBING = [f"minicai.{name}" for name in
-            "answers chat checkpoint data decode decode_triton gguf graph logprob_triton red_team "
+            "chat checkpoint data decode decode_triton gguf graph logprob_triton red_team "
             "run state tokenizer".split()]
 # What is shipped, by name: whoever tries something may put files of their own beside.
 METHOD = CORE + PLUMBING + SCRIPTS
