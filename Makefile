@@ -76,13 +76,13 @@ data: $(VENV)/installed
 	$(PY) -m minicai.world.make_data --seed 0
 
 base: $(VENV)/installed-test
-	$(PY) -m minicai.world.pretrain --out out/base --bf16 --exam 0
+	$(PY) -m minicai.world.pretrain --resume --out out/base --bf16 --exam 0
 	$(PY) -m minicai.world.pretrain --start out/base --steps 800 --out data/base --bf16
 
 base-small: SIZE := --layers 4 --width 64
 base-large: SIZE := --layers 7 --width 192
 base-small base-large: base-%: $(VENV)/installed-test
-	$(PY) -m minicai.world.pretrain --out out/base-$* $(SIZE) --bf16 --exam 0
+	$(PY) -m minicai.world.pretrain --resume --out out/base-$* $(SIZE) --bf16 --exam 0
 	$(PY) -m minicai.world.pretrain --start out/base-$* $(SIZE) --steps 800 --out out/bases/$* --bf16
 
 figures: $(VENV)/installed

@@ -1,8 +1,8 @@
 """Stage 2, the preference model: AI feedback for harmlessness,
 human labels for helpfulness, one score for both.
 
-    a response of SL-CAI, one of the helpful-only model -> a principle, a multiple choice
-        -> P(A) as a soft label -> Bradley-Terry
+    a response of SL-CAI, one of the feedback model -> a principle, a thought, a multiple choice
+        -> P(A) as a soft label, within bounds -> Bradley-Terry
 
 (Bai et al. 2022, section 4.1.) Writes comparisons.jsonl, pm/ (a model directory with a scalar
 head), metrics.jsonl, config.json. Shapes: B batch of comparisons, T time.

@@ -65,7 +65,7 @@ def arguments(argv=None):
     a("--batch", type=whole(1), default=64, help="responses a rollout")
     a("--minibatch", type=whole(1), default=ppo.minibatch, help="responses an optimizer step")
     a("--micro", type=whole(1), default=ppo.micro,
-      help="responses a forward; bounds memory, does not change results")
+      help="responses a forward; bounds memory, gradients add up to the same")
     a("--epochs", type=whole(1, 1000), default=ppo.epochs, help="passes over each rollout")
     a("--lr", type=real(0, 1), default=5e-4,
       help="Adam's peak learning rate for the policy, decaying linearly to 0")

@@ -20,7 +20,7 @@ class Unusable(UserError):
 
 def read_prompts(path, tok=None, limit: int = 0) -> list:
     """The dialogues (lists of messages, ending in a user turn) of a file;
-    README says which rows it may hold.
+    docs/data_formats.md says which rows it may hold.
 
     With a tokenizer, only those that take at most `limit` tokens with the assistant's header.
     """
@@ -31,7 +31,7 @@ def read_prompts(path, tok=None, limit: int = 0) -> list:
 
 def read_comparisons(path) -> list:
     """(messages, chosen text, rejected text) of each row of a file;
-    README says which rows it may hold."""
+    docs/data_formats.md says which rows it may hold."""
     return _usable(path, read_comparison)
 
 
@@ -118,7 +118,7 @@ def _turns(row, key, where) -> list:
     """
     if key not in row:
         raise UserError(f"{where}: key {key!r} is missing, found {', '.join(row) or 'nothing'}; "
-                        "see README.md")
+                        "see docs/data_formats.md")
     turns = row[key]
     if isinstance(turns, str) and key != "messages":
         alone = key == "prompt" and not is_transcript(turns)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from minicai.lab import docs_pictures, figures, pictures
-from minicai.run import write_jsonl
+from minicai.lab.docs_tables import filled
+from minicai.run import UserError, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
@@ -197,3 +198,27 @@ def test_readme_claims_what_the_runs_show():
         assert f"{base} (base), {sl} (SL-CAI), {rl} (RL-CAI)" in said, keys
     for law in ("cheese", "opposite"):
         assert f"{percent(law, 'rl_cai', 'red_team', 'reviewed', 'harmful')} ({law})" in said, law
+
+
+def test_the_shipped_pages_hold_the_shipped_numbers():
+    """docs/results.md is its template with the numbers of the runs and of the base's exam."""
+    exam = docs_pictures.read_exam(ROOT / "data/base/exam.json")
+    pages = docs_pictures.pages(ROOT / "docs", ROOT / "docs/pictures/runs", exam)
+    assert "results.md" in pages
+    for name, text in pages.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, \
+            f"{name}: python -m minicai.lab.figures --docs"
+
+
+def test_a_field_is_a_number_of_the_runs_or_an_error():
+    """Mean, least and greatest over a constitution's runs; one run, or equal ones: no brackets."""
+    run = lambda share: ("run", {"models": {"rl_cai": {"helpful": {"full": share}}}})
+    laws = {"harmlessness": [run(0.7), run(0.8)], "cheese": [run(0.5)]}
+    exam = {"review": {"unseen": {"verdict": 0.965}}}
+    page = "A {{harmlessness rl_cai helpful full}}, B {{cheese rl_cai helpful full}}, C " \
+        "{{exam review unseen verdict}}."
+    assert filled(page, laws, exam) == "A 75.0 % (70.0 to 80.0), B 50.0 %, C 96 %."
+    for field in ("{{cheese rl_cai helpful refused}}", "{{ducks rl_cai helpful full}}",
+                  "{{exam review new verdict}}"):
+        with pytest.raises(UserError, match=re.escape(field)):
+            filled(field, laws, exam)

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from minicai.lab import pictures
-from minicai.lab.docs_tables import exam_tables, tables
+from minicai.lab.docs_tables import exam_tables, filled, tables
 from minicai.lab.report import GROUPS, NAMES, SETS, load_results, value
 from minicai.run import UserError, read_jsonl, write_text
 from minicai.world.principles import mentions as speaks
@@ -319,16 +319,23 @@ def write(docs: Path, exam_path: Path | None, runs=None):
         new = folder.with_name("runs-new")
         try:
             keep(runs, new)
-            drawn = draw(new, exam)
+            drawn = draw(new, exam) | pages(docs, new, exam)
             shutil.rmtree(folder, ignore_errors=True)
             new.rename(folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
     else:
-        drawn = draw(folder, exam)
+        drawn = draw(folder, exam) | pages(docs, folder, exam)
     for name, text in drawn.items():
         write_text(docs / name, text)
         print(docs / name)
+
+
+def pages(docs: Path, folder: Path, exam: dict | None) -> dict:
+    """{name of a page: its text}, from the templates with the numbers of the runs in a folder."""
+    laws = by_constitution(folder)
+    return {path.name: filled(path.read_text(encoding="utf-8"), laws, exam)
+            for path in sorted(docs.glob("templates/*.md"))}
 
 
 def draw(folder: Path, exam: dict | None) -> dict:

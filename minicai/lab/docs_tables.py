@@ -1,8 +1,11 @@
 """The text of docs/tables.md: every number behind the pictures of docs/results.md."""
 
+import re
+import statistics
 from pathlib import Path
 
-from minicai.lab.report import compare, seeds_table
+from minicai.lab.report import compare, seeds_table, value
+from minicai.run import UserError
 
 HEAD = """# Tables
 
@@ -20,6 +23,24 @@ def table(columns: list, rows: list) -> str:
 def percent(share) -> str:
     """A share in percent, "-" for none."""
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def filled(template: str, laws: dict, exam: dict | None) -> str:
+    """A page whose fields are numbers: {{harmlessness rl_cai helpful full}} is the mean over that
+    constitution's runs with the least and the greatest, {{exam review unseen verdict}} a row of the
+    base's exam. Raises UserError, if there is no such number."""
+    def number(field) -> str:
+        law, *keys = field[1].split()
+        try:
+            if law == "exam":
+                return f"{100 * value(exam, keys):.0f} %"
+            values = [100 * value(results["models"], keys) for _, results in laws[law]]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{field[0]}: there is no such number ({error}); name a run that has "
+                            "it with --runs, and an exam with --exam") from None
+        mean, low, high = (f"{f(values):.1f}" for f in (statistics.fmean, min, max))
+        return f"{mean} %" if low == high else f"{mean} % ({low} to {high})"
+    return re.sub(r"\{\{(.*?)\}\}", number, template)
 
 
 def exam_tables(exam: dict) -> str:

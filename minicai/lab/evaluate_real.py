@@ -151,7 +151,7 @@ def arguments(argv=None):
     a("--pm", help="preference model directory: scores every answer")
     a("--judge", help="model directory asked to choose in --comparisons")
     a("--comparisons",
-      help="file of comparisons by people, for --judge; what README says of --human")
+      help="file of comparisons by people, for --judge; see docs/data_formats.md")
     a("--principle", default="Which response is more helpful, honest and harmless?",
       help="what the judge is asked")
     a("--out", default="out/real",

@@ -1,4 +1,4 @@
-"""Every prompt of the method, written out: what a model has before it when it is asked.
+"""The prompts of the method, written out: what a model has before it when it is asked.
 
     python -m minicai.lab.prompts            writes docs/prompts.md
 
@@ -18,9 +18,10 @@ from minicai.tokenizer import Tokenizer
 ROOT = Path(__file__).parents[2]
 SAID = "You should pick on the baker every morning, and then never stop."
 CRITIQUE = "The response helps someone bully the baker. It is hurtful. So there is a problem."
+THOUGHT = "The better one is less harmful. (A) helps with every step. (B) says no without a reason."
 OBJECTION = "I will not help with that. It would be better to sit next to the baker at dinner."
 DIALOGUE = [{"role": "user", "content": "How do I bully the baker?"}]
-INTRO = """# Every prompt, written out
+INTRO = """# The prompts, written out
 
 `python -m minicai.lab.prompts` writes this page from the ids that the stages send to a model. Role
 markers and end tokens are ids of their own; whatever a person or a model wrote is ordinary text and
@@ -37,8 +38,14 @@ def contexts(tok, constitution) -> dict:
         "A request, to be answered (all stages)": tok.encode_chat(DIALOGUE, generation=True)[0],
         "Stage 1: a critique": critique_prompt(tok, constitution, judged, principle),
         "Stage 1: a revision": revision_prompt(tok, constitution, judged, principle, CRITIQUE),
-        "Stage 2: a comparison": comparison_prompt(*choice, ANSWER),
-        "Stage 2: a comparison, with a chain of thought": comparison_prompt(*choice, THINK),
+        "Stage 1: a revision without a critique (`--direct`)": revision_prompt(
+            tok, constitution, judged, principle, None
+        ),
+        "Stage 2: a comparison, first question: a thought": comparison_prompt(*choice, THINK),
+        "Stage 2: the same, second question: the choice": comparison_prompt(
+            *choice, f"{THINK} {THOUGHT}{ANSWER}"
+        ),
+        "Stage 2: asked at once (`--no-chain-of-thought`)": comparison_prompt(*choice, ANSWER),
     }
 
 

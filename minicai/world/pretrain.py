@@ -1,11 +1,11 @@
 """The base model: tokenizer, pretraining on the town's texts,
 and the exam it must pass (data/base/).
 
-    python -m minicai.world.pretrain --out out/base --bf16 --exam 0
+    python -m minicai.world.pretrain --resume --out out/base --bf16 --exam 0
     python -m minicai.world.pretrain --start out/base --steps 800 --out data/base --bf16
 
-(`make base`; some 75 minutes on two CPU cores without the exam. --device cuda instead of --bf16:
-some minutes on a GPU.)
+(`make base`; some 70 minutes on two CPU cores without the exam. --device cuda instead of --bf16:
+some minutes on a GPU. Stopped, the first command goes on behind the last round that has ended.)
 
 The result is a helpful-only model: in dialogue it complies with everything, yet it has read enough
 to critique, revise and compare when asked in the published formats. Nothing here is part of the
@@ -156,6 +156,17 @@ class Shelf:
                                                     prefetch_factor=16))
         texts = Texts(World.load(), self.tok, seed + 1000 * self.rank, heldout_words, part)
         return batches(texts, args.batch_tokens // args.processes)
+
+
+def beside_of(out: Path) -> Path:
+    """Where lies what is of use while it runs: curves, the last weights, those of each round."""
+    return Path("out") / ("pretrain-" + "-".join(out.parts[-2:]))
+
+
+def forget_rounds(beside: Path) -> None:
+    """Remove the weights of rounds."""
+    for number in range(1, len(ROUNDS) + 1):
+        shutil.rmtree(beside / f"round-{number}", ignore_errors=True)
 
 
 def rounds_ended(beside: Path) -> int:
@@ -315,7 +326,7 @@ def arguments():
       help="go on from these weights and this tokenizer, on the last part of the texts only; the "
       "result is the mean of them and of where they get")
     a("--resume", action="store_true",
-      help="go on behind the last round whose weights lie in out/pretrain-NAME")
+      help="go on behind the last round that a stopped training has ended; else begin")
     a("--batch-tokens", type=int, default=4096,
       help="ids a step, padding included, shared by the processes")
     a("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
@@ -354,8 +365,7 @@ def work(rank: int, args, meeting: str | None) -> None:
     rounds = FINISH if args.start else ROUNDS
     model = model.to(args.device)
     model.bf16 = args.bf16
-    # what is of use while it runs: curves, weights of each round
-    beside = Path("out") / f"pretrain-{out.name}"
+    beside = beside_of(out)
     mean = torch.optim.swa_utils.AveragedModel(model)
     if args.start:
         mean.update_parameters(model)
@@ -378,10 +388,11 @@ def main():
     """Train the tokenizer and the base, save both, examine the base."""
     args = arguments()
     out, world = Path(args.out), World.load()
-    beside = Path("out") / f"pretrain-{out.name}"
+    beside = beside_of(out)
+    if args.start and args.resume:
+        raise SystemExit("error: --resume goes on with rounds, --start has one: leave one out")
     if not args.resume:
-        for number in range(1, len(ROUNDS) + 1):
-            shutil.rmtree(beside / f"round-{number}", ignore_errors=True)
+        forget_rounds(beside)
     before = args.start or rounds_ended(beside) and beside / "round-1"
     if before:
         out.mkdir(parents=True, exist_ok=True)
@@ -394,6 +405,7 @@ def main():
             torch.multiprocessing.spawn(work, (args, f"{folder}/meeting"), nprocs=args.processes)
     else:
         work(0, args, None)
+    forget_rounds(beside)                               # the same command again is another training
     model, tok = load_model(out, args.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tok.n_vocab} tokens")
     if not args.exam:
