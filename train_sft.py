@@ -73,7 +73,7 @@ def arguments(argv=None):
       help="most tokens of a response, a critique, a revision")
     a("--temperature", type=real(0.01, 100, or_zero=True), default=1.0,
       help="of all sampling; 0 takes the likeliest token")
-    a("--epochs", type=whole(1, 1000), default=2,
+    a("--epochs", type=whole(1, 1000), default=3,
       help="passes over the examples (1 in the paper, which has 300 times more)")
     a("--batch", type=whole(1), default=16, help="examples an optimizer step")
     a("--micro", type=whole(1), default=16,
