@@ -309,7 +309,7 @@ def test_a_directory_that_is_no_model(toy, tmp_path, capsys):
 
 
 def test_labels_after_thinking_are_measured_by_their_own_bounds(toy, demo, tmp_path, monkeypatch):
-    def label(model, tok, questions, both_orders, prefix, think, clamp, begin, thoughts=None):
+    def label(model, tok, questions, clamp, **_):
         return torch.full((len(questions),), 0.6).clamp(*clamp), torch.ones(len(questions))
     monkeypatch.setattr(feedback, "label", label)
     run(train_pm, pm_args(toy, tmp_path, "--model", demo / "sft/sl_cai", "--chain-of-thought",
@@ -376,7 +376,7 @@ def test_worked_examples_are_used_where_there_is_room_for_them(toy, demo, tmp_pa
     (tmp_path / "c.json").write_text(json.dumps(CONSTITUTION | {"few_shot": shots}))
     asked = []
 
-    def label(model, tok, questions, both_orders, prefix, think, clamp, begin, thoughts=None):
+    def label(model, tok, questions, prefix, **_):
         asked.append(tok.decode(prefix))
         return torch.full((len(questions),), 0.6), torch.ones(len(questions))
     with pytest.MonkeyPatch.context() as patch:
