@@ -58,7 +58,7 @@ report: $(VENV)/installed
 	$(PY) -m minicai.lab.report_html --run $(OUT)
 
 quick: OUT := out/quick
-quick: export SFT_FLAGS := --red-team-limit 200 --helpful-limit 300 --helpful-samples 1 --rounds 1 --batch 8 --micro 8 --lr 3e-3
+quick: export SFT_FLAGS := --red-team-limit 200 --helpful-limit 300 --helpful-samples 1 --rounds 1 --batch 8 --micro 8 --lr 3e-3 --epochs 6
 quick: export PM_FLAGS := --comparisons 200 --human-limit 800
 quick: export RL_FLAGS := --steps 8 --batch 32
 quick: export EVALUATE_FLAGS := --limit 40
