@@ -328,15 +328,16 @@ def in_a_fork(folder, tests, toy) -> tuple:
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os.chdir(folder)
         os.environ["MINICAI_TOY"] = str(toy)
-        own = [name for name, module in sys.modules.items()
-               if str(ROOT) in str(getattr(module, "__file__", ""))]
+        files = {name: str(getattr(module, "__file__", "")) for name, module in sys.modules.items()}
+        own = [name for name, file in files.items()
+               if str(ROOT) in file and "site-packages" not in file]      # .venv lies inside
         for name in own:
             del sys.modules[name]
         kept = [p for p in sys.path if not p.startswith(str(ROOT)) or "site-packages" in p]
         sys.path[:] = [str(folder), str(folder / "tests"), *kept]
         code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp"),
                             "--rootdir", str(folder), *tests])
-        sys.stdout.flush()
+        sys.stdout.flush(), sys.stderr.flush()
     finally:
         os._exit(code)
 
