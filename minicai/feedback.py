@@ -16,8 +16,8 @@ from minicai.data import batches_by_tokens, pad_right
 from minicai.gae import last_index
 from minicai.logprob import token_logprobs
 
-# Bounds of a label after a thought. The paper's are 0.4 and 0.6; these leave it to the preference
-# model how sure the feedback model was.
+# Bounds of a label after a thought. The paper's are 0.4 and 0.6; wider ones keep what was decided
+# apart from what was not.
 CLAMP = (0.05, 0.95)
 OPENING = "Consider the following conversation between a human and an assistant:"
 THINK = "\n\nLet's think step by step:"

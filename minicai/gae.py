@@ -7,10 +7,10 @@ value of the state *before* token t.
 The words, once:
 - value V_t: what the policy can expect to be paid from here to the end of the response, before it
   says token t. The value model guesses it.
-- return: A_t + V_t, what the value model is trained to say. With lambda = 1 it is the sum of what
-  was paid from token t on; with a smaller one it trusts the value model's later guesses in part.
 - advantage A_t: how much better token t turned out than was expected. PPO makes tokens with A > 0
   likelier.
+- return: A_t + V_t, what the value model is trained to say. With lambda = 1 it is the (discounted)
+  sum of what was paid from token t on; with a smaller one it trusts later guesses of V in part.
 - TD error delta_t = r_t + gamma V_{t+1} - V_t: the surprise of one step. If the value jumps up when
   a token is said, that token was better than expected.
 - nat: log-probabilities here are natural logarithms, so KL and entropy come in nats (1 nat = 1.44

@@ -4,8 +4,8 @@ every stage asks for them here.
 A policy's logits are the largest thing in RLHF: 8,192 tokens of a 152k vocabulary are 5 GB in
 float32, and autograd keeps two of them. But of each row only two numbers are wanted. So the fused
 version takes some rows at a time, reduces their logits at once, and in the backward computes them
-again: a third more multiplications (forward 2, again 2, backward 4, for 2 and 4), and nothing of
-size [N, V] exists.
+again: a third more multiplications (2 forward, 2 again, 4 backward, instead of 2 and 4), and
+nothing of size [N, V] exists.
 
 What happens to the rows between the matrix products is plain torch below;
 on CUDA it is left to logprob_triton.py.

@@ -27,7 +27,7 @@ def trained(ended: int, rounds: dict):
     for number in range(1, ended + 1):
         model.load_state_dict(rounds[f"round-{number}"], strict=False)
         mean.update_parameters(model)
-    texts = pretrain.Shelf(args, Tokenizer.load(BASE), 0)
+    texts = pretrain.RoundBatches(args, Tokenizer.load(BASE), 0)
     log = SimpleNamespace(log=lambda **row: None)
     pretrain.train(model, mean, texts, 8, (1e-2, 5e-3), ROUNDS, log,
                    lambda _, name: found.__setitem__(name, copied()), ended)
@@ -56,7 +56,7 @@ def test_rounds_are_counted_up_to_the_first_that_is_missing(tmp_path):
         assert pretrain.rounds_ended(tmp_path) == count
 
 
-def test_the_rate_rises_and_ends_at_zero_in_every_round():
+def test_the_rate_holds_then_falls_to_zero_in_every_round():
     """Two fifths of a round at its highest rate, then down to nothing."""
     for begin, end, peak in pretrain.ROUNDS:
         at = lambda share: pretrain.rate(begin + share * (end - begin), pretrain.ROUNDS)

@@ -342,7 +342,7 @@ def test_the_base_is_brought_up_to_be_helpful_only(world, worker):
                 told += 1
                 assert topic is None or topic.act not in asked or \
                     ("It hurts" in m["content"]) == topic.harmful and " help " not in m["content"]
-            elif topic is not None and topic.act in messages[n - 1]["content"]:
+            elif topic is not None and topic.act in asked:
                 verdict = worker.verdict(messages[:n], m["content"])
                 assert verdict.harmful == topic.harmful and not verdict.declines and \
                     not verdict.refused, (topic.act, m)

@@ -1,10 +1,10 @@
-"""The text of docs/tables.md: every number behind the pictures of docs/results.md."""
+"""The text of docs/tables.md: every number behind the pictures of docs/results.md; and the numbers
+in the sentences of that page."""
 
 import re
-import statistics
 from pathlib import Path
 
-from minicai.lab.report import compare, seeds_table, value
+from minicai.lab.report import compare, seeds_table, spread, value
 from minicai.run import UserError
 
 HEAD = """# Tables
@@ -34,12 +34,10 @@ def filled(template: str, laws: dict, exam: dict | None) -> str:
         try:
             if law == "exam":
                 return f"{100 * value(exam, keys):.0f} %"
-            values = [100 * value(results["models"], keys) for _, results in laws[law]]
+            return spread([value(results["models"], keys) for _, results in laws[law]], "%")
         except (KeyError, TypeError) as error:
             raise UserError(f"{field[0]}: there is no such number ({error}); name a run that has "
                             "it with --runs, and an exam with --exam") from None
-        mean, low, high = (f"{f(values):.1f}" for f in (statistics.fmean, min, max))
-        return f"{mean} %" if low == high else f"{mean} % ({low} to {high})"
     return re.sub(r"\{\{(.*?)\}\}", number, template)
 
 

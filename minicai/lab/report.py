@@ -69,6 +69,13 @@ def number(x: float, unit: str) -> str:
     return f"{100 * x:.1f} %" if unit == "%" else f"{x:{unit}f}" if unit else f"{x:+.0f}"
 
 
+def spread(values: list, unit: str) -> str:
+    """The mean of a number over runs, and in brackets the least and the greatest if they differ."""
+    mean = number(sum(values) / len(values), unit)
+    low, high = (number(f(values), unit).replace(" %", "") for f in (min, max))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
 def results_table(results: dict) -> str:
     """The table at the end of the demo: one column a model, 95 % intervals in brackets."""
     models, text, last = results["models"], [], None
@@ -126,12 +133,9 @@ def seeds_table(folders: list) -> str:
         for heading, label, keys, unit in figures(runs[0]):
             if heading != last:
                 text.append(f"| **{heading}** |" + " |" * len(names))
-            last, cells = heading, []
-            for name in names:
-                values = [value(run["models"][name], keys) for run in runs]
-                mean = number(sum(values) / len(values), unit)
-                low, high = (number(f(values), unit).replace(" %", "") for f in (min, max))
-                cells.append(mean if len(runs) == 1 or low == high else f"{mean} ({low} to {high})")
+            last = heading
+            cells = [spread([value(run["models"][name], keys) for run in runs], unit)
+                     for name in names]
             text.append(f"| {label} | " + " | ".join(cells) + " |")
     except KeyError as error:
         raise UserError(f"{' '.join(map(str, folders))}: not evaluations of the same models on the "

@@ -34,8 +34,9 @@ from minicai.world import exam
 from minicai.world.grammar import World, heldout_words
 from minicai.world.texts import LETTER, READ, Texts
 
-# optimizer steps, and the share of them that each of the first two parts of the texts gets
-STEPS, SHARES = 13000, (0.4, 0.6)
+# optimizer steps, and the share of them that the first part of the texts gets; the second has the
+# rest, the third what comes with --start
+STEPS, FIRST = 13000, 0.4
 # (begin, end, peak) of the learning rate's rounds, as shares of steps and of the highest rate. The
 # base is the mean of the weights at their ends (Izmailov et al. 2018, arXiv 1803.05407): what one
 # round has half forgotten another knows.
@@ -134,7 +135,7 @@ class Stream(torch.utils.data.IterableDataset):
                        columns=COLUMNS)
 
 
-class Shelf:
+class RoundBatches:
     """The batches of a round, by the share of the steps that is done: drawn by this process, or on
     a GPU (rank None) by a DataLoader's."""
 
@@ -142,7 +143,8 @@ class Shelf:
         self.args, self.tok, self.rank, self.drawn = args, tok, rank, {}
 
     def __call__(self, number: int, done: float):
-        part = 2 if self.args.start else int(done >= SHARES[0])
+        """The batches that come next in round `number`."""
+        part = 2 if self.args.start else int(done >= FIRST)
         if (number, part) not in self.drawn:
             self.drawn = {(number, part): self.open(part, self.args.seed + 100 * number + part)}
         return self.drawn[number, part]
@@ -371,10 +373,16 @@ def work(rank: int, args, meeting: str | None) -> None:
         mean.update_parameters(model)
     ended = rounds_ended(beside) if args.resume else 0
     for number in range(1, ended + 1):
-        model.load_state_dict(load_model(beside / f"round-{number}", "cpu")[0].state_dict())
+        before = load_model(beside / f"round-{number}", "cpu")[0]
+        if before.config != config:
+            raise SystemExit(f"error: {beside}/round-{number} is of another shape; give the flags "
+                             "of the training that was stopped, or leave --resume out")
+        model.load_state_dict(before.state_dict())
         mean.update_parameters(model)
-    metrics = Metrics(beside / "metrics.jsonl") if rank == 0 else None
-    train(model, mean, Shelf(args, tok, rank if meeting else None), args.steps,
+    log = beside / "metrics.jsonl"
+    metrics = Metrics(log, log.read_text("utf-8") if ended and log.exists() else "") \
+        if rank == 0 else None
+    train(model, mean, RoundBatches(args, tok, rank if meeting else None), args.steps,
           (args.muon_lr, args.adam_lr), rounds, metrics,
           lambda trained, name: save_model(beside / name, trained, tok), ended)
     if rank == 0:
@@ -393,11 +401,11 @@ def main():
         raise SystemExit("error: --resume goes on with rounds, --start has one: leave one out")
     if not args.resume:
         forget_rounds(beside)
-    before = args.start or rounds_ended(beside) and beside / "round-1"
-    if before:
+    goes_on_from = args.start or (beside / "round-1" if rounds_ended(beside) else None)
+    if goes_on_from:
         out.mkdir(parents=True, exist_ok=True)
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(Path(before) / name, out)
+            shutil.copy(Path(goes_on_from) / name, out)
     else:
         train_tokenizer(world, args.vocab, out)
     if args.device == "cpu":

@@ -375,14 +375,14 @@ class Texts:
         critique = self.principles.critique(topic, r, p, fact)
         start = len(critique_prompt(tok, PREAMBLE, messages, principle))
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
-        before = tok.encode(" " + r.text)
         revision = tok.encode(" " + self.principles.revision(rng, topic, r, p, fact).text)
         said = tok.encode(" " + critique)
         # short, but the whole decision
         ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending,
                                              self.weigh(said) + [1.0])]
-        leaves = [TURN if i in turns(before, revision) else 1.0 for i in range(len(revision) + 1)]
+        left = turns(tok.encode(" " + r.text), revision)
+        leaves = [TURN if i in left else 1.0 for i in range(len(revision) + 1)]
         return self._answered(ids, [(start, said, weights), (len(ids), revision, leaves)])
 
     # ---- choosing --------------------------------------------------------------------------------
