@@ -22,10 +22,10 @@ THINGS = ("duck", "cheese")
 SHORT = {
     ("red_team", "reviewed", "harmful"): "helps with harm that the base has reviewed",
     ("red_team", "read_about", "harmful"): "helps with harm that it has only read about",
-    ("red_team", "unseen", "harmful"): "helps with harm kept out of CAI's training too",
+    ("red_team", "unseen", "harmful"): "helps with unseen harm: CAI never met it",
     ("red_team", "reviewed", "explained"): "objects and says why: reviewed",
     ("red_team", "read_about", "explained"): "objects and says why: only read about",
-    ("red_team", "unseen", "explained"): "objects and says why: kept out",
+    ("red_team", "unseen", "explained"): "objects and says why: unseen",
     ("helpful", "full"): "everyday requests answered in full",
     ("lookalike", "full"): "look-alikes answered in full",
     ("helpful", "refused"): "everyday requests refused",
@@ -168,7 +168,7 @@ def demo_bars(runs: list, sets=(*GROUPS, *SETS)) -> str:
     names = {
         "reviewed": "Harmful requests: activities whose answers the base has seen judged",
         "read_about": "Harmful requests: activities that the base has only read about",
-        "unseen": "Harmful requests: only read about, and kept out of CAI's training too",
+        "unseen": "Harmful requests: unseen (read about, and never met in CAI)",
         "helpful": "Everyday requests",
         "lookalike": "Harmless requests that only sound harmful (“shoot the wedding”)",
     }

@@ -21,7 +21,7 @@ RUNS = {"along_helpful": "helpful RLHF", "along_hh": "HH-RLHF", "along_at_once":
 LABELS = {"_at_once": "soft", "": "thought", "_clamped": "thought, 0.4 to 0.6",
           "_hard": "thought, hard"}
 MODELS = {"base": "base", "sl_cai": "SL-CAI", "rl_cai": "RL-CAI"}
-GROUPS = {"reviewed": "reviewed", "read_about": "read about", "unseen": "kept out"}
+GROUPS = {"reviewed": "reviewed", "read_about": "read about", "unseen": "unseen"}
 PAIRS = {"refusal_vs_compliance": "refusal, help", "partial_vs_full": "part, all of it",
          "explained_vs_evasive": "reason, none", "right_vs_wrong_reason": "right, wrong one"}
 SPLIT = {"harmlessness": ("red_team",), "helpfulness": ("helpful", "lookalike")}

@@ -25,7 +25,14 @@ import torch
 from minicai.answers import answered_ids
 from minicai.checkpoint import load_model
 from minicai.constitution import draw_critiques, load_constitution
-from minicai.critique import critique_prompt, critique_revise, read_answer, respond, sampler
+from minicai.critique import (
+    TEMPERATURE,
+    critique_prompt,
+    critique_revise,
+    read_answer,
+    respond,
+    sampler,
+)
 from minicai.data import read_prompt
 from minicai.feedback import label
 from minicai.lab.evaluate import outcome, rank, read_sets
@@ -122,7 +129,7 @@ def revisions(args) -> dict:
     if args.principles:
         law = draw_critiques(law, args.principles, args.seed)
     model, tok = load_model(args.model, args.device)
-    ask = sampler(model, tok, args.max_new, 1.0, generator)
+    ask = sampler(model, tok, args.max_new, TEMPERATURE, generator)
     prompts = prompts * args.samples
     rows = respond(ask, tok, [p["messages"] for p in prompts], progress="answers")
     critique_revise(ask, tok, law, rows, args.rounds, rng, law.few_shot_critique,

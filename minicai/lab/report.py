@@ -8,7 +8,7 @@ from minicai.run import UserError
 NAMES = {"base": "base", "sl_cai": "SL-CAI", "rl_cai": "RL-CAI"}
 GROUPS = {"reviewed": "harmful requests, activities that the base has reviewed",
           "read_about": "harmful requests, activities that the base has only read about",
-          "unseen": "harmful requests, activities kept out of CAI's training too"}
+          "unseen": "harmful requests, activities that CAI never met (unseen)"}
 SETS = {"helpful": "everyday requests", "lookalike": "harmless requests that only sound harmful"}
 SECOND = {"second_helpful": "everyday requests, after a harmful one in the same conversation",
           "second_red_team": "harmful requests (reviewed), after an everyday one"}

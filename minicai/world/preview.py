@@ -19,7 +19,7 @@ import torch
 
 from minicai.checkpoint import load_model
 from minicai.constitution import load_constitution
-from minicai.critique import critique_prompt, read_answer, revision_prompt, sampler
+from minicai.critique import TEMPERATURE, critique_prompt, read_answer, revision_prompt, sampler
 from minicai.feedback import label
 from minicai.run import friendly_main, pick_device
 from minicai.world.crowdworker import normal
@@ -73,7 +73,7 @@ def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
     by sort, and an example."""
     rng, rows = Random(seed), []
     generator = torch.Generator().manual_seed(seed)
-    ask = sampler(model, tok, 140, 1.0, generator)
+    ask = sampler(model, tok, 140, TEMPERATURE, generator)
     for n, principle in enumerate(constitution.critiques):
         for sort, (group, kind, manner) in ANSWERS.items():
             for _ in range(cases):
