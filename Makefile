@@ -26,6 +26,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: slow demo sft pm rl evaluate report quick test data base base-small base-large figures real gpu-check clean
 
 CONSTITUTION ?= harmlessness
+# A name in constitutions/, or a path.
+LAW = $(if $(filter %.json %/,$(CONSTITUTION)),$(CONSTITUTION),constitutions/$(CONSTITUTION).json)
 SEED ?= 0
 OUT  ?= out/demo
 
@@ -43,10 +45,10 @@ demo: $(VENV)/installed
 	$(MAKE) report
 
 sft: $(VENV)/installed
-	$(PY) train_sft.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --out $(OUT)/sft $(SFT_FLAGS)
+	$(PY) train_sft.py --constitution $(LAW) --seed $(SEED) --out $(OUT)/sft $(SFT_FLAGS)
 
 pm: $(VENV)/installed
-	$(PY) train_pm.py --constitution constitutions/$(CONSTITUTION).json --seed $(SEED) --model $(OUT)/sft/sl_cai --out $(OUT)/pm $(PM_FLAGS)
+	$(PY) train_pm.py --constitution $(LAW) --seed $(SEED) --model $(OUT)/sft/sl_cai --out $(OUT)/pm $(PM_FLAGS)
 
 rl: $(VENV)/installed
 	$(PY) train_rl.py --seed $(SEED) --model $(OUT)/sft/sl_cai --pm $(OUT)/pm/pm --out $(OUT)/rl $(RL_FLAGS)
@@ -58,8 +60,8 @@ report: $(VENV)/installed
 	$(PY) -m minicai.lab.report_html --run $(OUT)
 
 quick: OUT := out/quick
-quick: export SFT_FLAGS := --red-team-limit 200 --helpful-limit 300 --helpful-samples 1 --rounds 1 --batch 8 --micro 8 --lr 3e-3 --epochs 6
-quick: export PM_FLAGS := --comparisons 200 --human-limit 800
+quick: export SFT_FLAGS := --red-team-limit 180 --helpful-limit 240 --helpful-samples 1 --rounds 1 --batch 8 --micro 8 --lr 3e-3 --epochs 6
+quick: export PM_FLAGS := --comparisons 120 --human-limit 800
 quick: export RL_FLAGS := --steps 8 --batch 32
 quick: export EVALUATE_FLAGS := --limit 40
 quick: $(VENV)/installed

@@ -356,7 +356,7 @@ def measure(args, pm, held_out):
         error, table = calibration(gap, p)
         facts |= {f"{name}_agreement": share, f"{name}_decided": decided, f"{name}_ece": error}
         print(f"\nheld out, {name}: agrees on {share:.1%} of {decided} decided pairs, "
-              f"calibration error {error:.3f}")
+              f"calibration error {error:.3f} (each pair in both orders):")
         for low, high, count, said, true in table:
             print(f"   predicted {low:.1f}-{high:.1f}: {count:5d} pairs, said {said:.2f}, "
                   f"true {true:.2f}")

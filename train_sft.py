@@ -19,14 +19,7 @@ from tqdm import tqdm
 from minicai.answers import answer_logprobs
 from minicai.checkpoint import load_model, save_model
 from minicai.constitution import draw_critiques, load_constitution
-from minicai.critique import (
-    TEMPERATURE,
-    critique_revise,
-    read_answer,
-    respond,
-    revision_prompt,
-    sampler,
-)
+from minicai.critique import critique_revise, read_answer, respond, revision_prompt, sampler
 from minicai.data import batches_by_length, check_room, read_prompts
 from minicai.run import (
     Parser,
@@ -78,7 +71,8 @@ def arguments(argv=None):
     a("--max-prompt", type=whole(1), default=256, help="drop prompts longer than this many tokens")
     a("--max-new", type=whole(1), default=96,
       help="most tokens of a response, a critique, a revision")
-    a("--temperature", type=real(0.01, 100, or_zero=True), default=TEMPERATURE,
+    # At 1 a small model's slips are among the examples, and fine-tuning copies them.
+    a("--temperature", type=real(0.01, 100, or_zero=True), default=0.7,
       help="of all sampling; 0 takes the likeliest token")
     a("--epochs", type=whole(1, 1000), default=3,
       help="passes over the examples (1 in the paper, which has 300 times more)")

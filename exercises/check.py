@@ -17,6 +17,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+if importlib.util.find_spec("torch") is None:
+    sys.exit("check.py needs torch: `make quick` installs it into .venv; then, in each new shell, "
+             "`. .venv/bin/activate`")
+
 import minicai  # noqa: E402, F401  before torch: it makes waiting threads sleep instead of spin
 
 NAMES = [
@@ -87,7 +91,8 @@ def main(argv=None):
     )
     p.add_argument("name", choices=NAMES, help="the exercise's folder")
     p.add_argument(
-        "--file", default="mine", help="which file of it: mine, stub or solution (default mine)"
+        "--file", choices=["mine", "stub", "solution"], default="mine",
+        help="which file of it (default mine)",
     )
     args = p.parse_args(argv)
     raise SystemExit(0 if run(args.name, args.file) else 1)

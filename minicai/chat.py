@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
         while (line := input("Human: ").strip()) != "/quit":
             if line == "/reset":
                 messages = list(start)
+            elif line.startswith("/"):
+                print("(/reset starts over, /quit leaves)")
             elif line:
                 messages.append({"role": "user", "content": line})
                 print("Assistant: ", end="", flush=True)

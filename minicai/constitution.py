@@ -140,7 +140,8 @@ def _check(data, schema, where: str, others: bool = False):
     `others`: more keys may stand."""
     kind = schema if isinstance(schema, type) else type(schema)
     if not isinstance(data, kind) or kind is str and not visible(data):
-        raise UserError(f"{where} must be a {kind.__name__}, and not empty, found {data!r:.40}")
+        name = {dict: "an object", list: "a list", str: "a text"}[kind]
+        raise UserError(f"{where} must be {name}, and not empty, found {data!r:.40}")
     if kind is str and (half := re.search("[\ud800-\udfff]", data)):
         raise UserError(f"{where} holds half a character ({half[0]!r}, a lone surrogate)")
     for i, item in enumerate(data if isinstance(schema, list) else []):

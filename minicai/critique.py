@@ -13,10 +13,6 @@ from minicai.data import read_transcript
 from minicai.run import visible
 from minicai.sample import generate
 
-# Of stage 1's samples. At 1 they are the model's own distribution, slips included, and fine-tuning
-# would copy those; a little below, what the model is sure of comes out more often.
-TEMPERATURE = 0.7
-
 
 def critique_prompt(tok, constitution, messages: list, principle, shots=(), turns=None) -> list:
     """Ids that ask for a critique of the last assistant turn:

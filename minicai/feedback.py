@@ -53,7 +53,7 @@ def one_option(text: str) -> str:
 
 def few_shot_prefix(tok, shots: list, rng, think: bool = False) -> list:
     """Ids of worked comparisons, each with its own principle and its better response at
-    (A) or (B) by lot (rng).
+    (A) or (B) at random (rng).
 
     think: for questions that ask for a chain of thought;
     a shot's "thought" stands before its answer, its {better} and {worse} become letters.

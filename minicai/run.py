@@ -198,8 +198,7 @@ def machine_flags(a) -> None:
     a("--save-minutes", type=real(0), default=5,
       help="how often state.pt is written, from which a killed run goes on")
     a("--sample-tokens", type=whole(1),
-      help="rows x columns sampled together, for memory; default: 16k on cpu, else "
-      "128k")
+      help="rows x columns sampled together, for memory; default: 16k on cpu, else 128k")
     a("--fresh", action="store_true",
       help="drop what an unfinished run has left in --out, as soon as this one has more")
 

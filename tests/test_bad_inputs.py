@@ -17,7 +17,7 @@ import train_sft
 from minicai import chat
 from minicai.lab import bench, doctor, evaluate, figures, plan
 from minicai.run import UserError
-from minicai.world import exam
+from minicai.world import exam, make_data, pretrain, preview
 
 SHARE = ["-0.1", "1.1", "nan", "inf", "x"]
 COUNT, NONE_TOO = ["0", "-1", "1.5", "nan", "1e3"], ["-1", "x", "0.5", "inf"]
@@ -54,7 +54,12 @@ FLAGS = {
     chat: {"--temperature": HEAT, "--max-new-tokens": COUNT, "--seed": SEED, "--chat": ["none"]},
     plan: {name: COUNT for name in ("--batch", "--minibatch", "--micro", "--max-prompt",
                                     "--max-new", "--sample-tokens")},
-    bench: {"--threads": COUNT, "--repeats": COUNT, "--device": ["tpu"]}}
+    bench: {"--threads": COUNT, "--repeats": COUNT, "--device": ["tpu"]},
+    preview: {"--cases": COUNT, "--seed": SEED, "--model": PLACE},
+    make_data: {"--seed": SEED, "--out": PLACE},
+    pretrain: {"--out": PLACE, "--start": PLACE, "--steps": COUNT, "--batch-tokens": COUNT,
+               "--vocab": COUNT, "--layers": COUNT, "--width": COUNT, "--muon-lr": LR,
+               "--adam-lr": LR, "--processes": COUNT, "--exam": NONE_TOO, "--seed": SEED}}
 
 
 def one_line(capsys, module, args, *says, code=2):
@@ -221,14 +226,14 @@ def test_a_file_of_comparisons(toy, nothing_is_built, tmp_path, capsys, name):
 
 
 LAW = {"missing": (None, "No such file"), "empty": ("", "not valid JSON"),
-       "a list": ("[]", "must be a dict"), "deep": ("[" * 10**5, "not valid JSON"),
+       "a list": ("[]", "must be an object"), "deep": ("[" * 10**5, "not valid JSON"),
        "a stranger's": ('{"a": 1}', "unknown key 'a'"),
        "half a character": (json.dumps(CONSTITUTION | {"comparison": ["a \ud800"]}),
                             "half a character"),
        "blank": (json.dumps(CONSTITUTION | {"comparison": ["\u200b"]}), "not empty"),
        "none": (json.dumps(CONSTITUTION | {"comparison": []}), "at least one"),
        "numbers": (json.dumps(CONSTITUTION | {"critique_revision": [3]}),
-                   "critique_revision[0] must be a dict")}
+                   "critique_revision[0] must be an object")}
 
 
 @pytest.mark.parametrize("name", LAW)

@@ -79,7 +79,7 @@ def broken(**changes):
 
 
 @pytest.mark.parametrize("data, says", [
-    ("{", "not valid JSON"), ("[]", "must be a dict"), (broken(extra=1), "unknown key 'extra'"),
+    ("{", "not valid JSON"), ("[]", "must be an object"), (broken(extra=1), "unknown key 'extra'"),
     (broken(name=None), "'name' is missing"), (broken(comparison=None), "'comparison' is missing"),
     (broken(comparison="x"), "comparison must be a list"), (broken(comparison=[]), "at least one"),
     (broken(comparison=["ok", " "]), r"comparison\[1\]"),
@@ -95,10 +95,10 @@ def broken(**changes):
      r"critique\[1\] must have"),
     (broken(few_shot={"comparison": [{"principle": "p"}]}),
      r"comparison\[0\] key 'conversation' is missing"),
-    (broken(preamble=3), "preamble must be a str"),
+    (broken(preamble=3), "preamble must be a text"),
     (broken(comparison=["ok", "half \ud800"]), r"comparison\[1\] holds half a character"),
     ("[" * 10**5, "not valid JSON"),
-    (broken(comparison=["ok", "\u200b\u2060"]), r"comparison\[1\] must be a str, and not empty"),
+    (broken(comparison=["ok", "\u200b\u2060"]), r"comparison\[1\] must be a text, and not empty"),
     (broken(critique_revision=[{"critique": "c", "revision": "\u3164"}]),
      r"critique_revision\[0\] revision must be")])
 def test_what_is_wrong_is_said(tmp_path, data, says):

@@ -112,6 +112,14 @@ def test_arrows_only_point_down():
         assert not any(other in SCRIPTS for other in reachable(name)), f"{name} imports a script"
 
 
+def test_every_program_checks_its_flags():
+    """run.Parser complains in one line, and its types know their range."""
+    for name in SHIPPED:
+        source = FILES[name].read_text(encoding="utf-8")
+        assert name == "minicai.run" or "ArgumentParser" not in source, name
+        assert not re.search(r"\btype=(int|float)\b", source), name
+
+
 def test_nothing_imports_in_a_circle():
     circles = [name for name in FILES if name in reachable(name)]
     assert not circles, circles

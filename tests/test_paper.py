@@ -120,6 +120,10 @@ def test_make_knows_the_bases_by_one_recipe_at_three_sizes(monkeypatch):
     assert paper_figures.size_name("") == f"{sizes['base']:.1f} M", "the shipped base is another"
 
 
+def test_revisions_are_measured_at_the_temperature_of_stage_1():
+    assert train_sft.arguments([]).temperature == paper_measure.TEMPERATURE
+
+
 def test_make_figures_draws_all_with_three_seeds():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     words = re.search(r"^figures: .*\n\t.*minicai.lab.figures (.*)$", makefile, re.M)[1]

@@ -5,12 +5,18 @@ constitutions/mine_control.json.
 """
 
 import json
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 
 if __name__ == "__main__":
-    for name, entry in json.loads((HERE / "mine.json").read_text(encoding="utf-8")).items():
+    try:
+        both = json.loads((HERE / "mine.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{HERE / 'mine.json'}: {error}; `python exercises/check.py constitution` makes "
+                 "it, and says when it is right")
+    for name, entry in both.items():
         path = (
             HERE.parents[1]
             / "constitutions"

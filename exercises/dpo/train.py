@@ -3,7 +3,6 @@
 python exercises/dpo/train.py --run out/demo            writes out/demo/dpo/dpo, a model directory
 """
 
-import argparse
 import copy
 import importlib.util
 import random
@@ -23,38 +22,34 @@ from minicai.checkpoint import load_model, save_model  # noqa: E402
 from minicai.data import batches_by_length, read_comparisons  # noqa: E402
 from minicai.run import (  # noqa: E402
     Metrics,
+    Parser,
     UserError,
     clip_gradients,
     friendly_main,
     lr_schedule,
+    path,
     read_jsonl,
+    real,
+    whole,
     write_config,
 )
 
 
 def arguments(argv=None):
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    p.add_argument(
-        "--run",
-        default="out/demo",
-        help="directory of a run: sft/ and pm/ are read, dpo/ is written",
-    )
-    p.add_argument(
-        "--human", default="data/helpful_comparisons.jsonl", help="human comparisons, as in stage 2"
-    )
-    p.add_argument(
-        "--human-limit", type=int, default=1000, help="use at most this many human comparisons"
-    )
-    p.add_argument("--file", default="mine", help="mine or solution: whose dpo_loss")
-    p.add_argument(
-        "--beta", type=float, default=0.1, help="price of a nat: PPO's --kl-coef in DPO's clothes"
-    )
-    p.add_argument("--lr", type=float, default=3e-4, help="AdamW's peak learning rate")
-    p.add_argument("--batch", type=int, default=16, help="comparisons a step")
-    p.add_argument("--seed", type=int, default=0, help="decides every draw and shuffle")
+    p = Parser(__doc__)
+    a = p.add_argument
+    a("--run", type=path, default="out/demo",
+      help="directory of a run: sft/ and pm/ are read, dpo/ is written")
+    a("--human", type=path, default="data/helpful_comparisons.jsonl",
+      help="human comparisons, as in stage 2")
+    a("--human-limit", type=whole(0), default=1000, help="use at most this many human comparisons")
+    a("--file", choices=["mine", "solution"], default="mine", help="whose dpo_loss")
+    a("--beta", type=real(0, above=True), default=0.1,
+      help="price of a nat: PPO's --kl-coef in DPO's clothes")
+    a("--lr", type=real(0, 1), default=3e-4, help="AdamW's peak learning rate")
+    a("--batch", type=whole(1), default=16, help="comparisons a step")
+    a("--seed", type=whole(0, 2**63 - 1), default=0, help="decides every draw and shuffle")
     return p.parse_args(argv)
 
 
@@ -63,10 +58,10 @@ def main(argv=None):
     """Read comparisons, look up the reference's log-probs once, train, save."""
     args, started = arguments(argv), time.time()
     args.out = str(Path(args.run) / "dpo")
-    path = HERE / f"{args.file}.py"
-    if not path.exists():
-        raise UserError(f"{path}: not there; python exercises/check.py dpo makes it from the stub")
-    spec = importlib.util.spec_from_file_location("dpo_mine", path)
+    own = HERE / f"{args.file}.py"
+    if not own.exists():
+        raise UserError(f"{own}: not there; python exercises/check.py dpo makes it from the stub")
+    spec = importlib.util.spec_from_file_location("dpo_mine", own)
     mine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mine)
 

@@ -1,6 +1,8 @@
 """What happens in the toy, beside what was expected."""
 
 import functools
+import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +10,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy  # noqa: E402
 
 from minicai.ppo import advantages, collect  # noqa: E402
+
+COEFFICIENTS = (0, 0.1, 0.25)
+SORTED = [list(order) for order in itertools.permutations(COEFFICIENTS)]
+CREDITED = ("all", "last", "some")
+REWARD_SHAPES = ("identity", "clipped", "averse")
 
 
 @functools.cache
@@ -23,12 +30,15 @@ def order(values: dict) -> list:
     return sorted(values, key=values.get, reverse=True)
 
 
-def answered(mine, name, measured):
-    """A prediction with a reason; if it was wrong, with an explanation."""
+def answered(mine, name, choices, measure):
+    """A prediction out of `choices`, with a reason, before anything is measured; an explanation, if
+    it was wrong."""
     entry = mine[name]
     if entry["prediction"] is None:
         raise NotImplementedError
+    assert entry["prediction"] in choices, f"write one of {', '.join(map(json.dumps, choices))}"
     assert len(entry["reason"].split()) >= 5, "give your reason, in five words or more"
+    measured = measure()
     if entry["prediction"] != measured:
         assert len(entry["explanation"].split()) >= 5, (
             f"measured: {measured}. Why? Write it into \"explanation\""
@@ -37,16 +47,14 @@ def answered(mine, name, measured):
 
 def check_kl_order(mine):
     """KL after training, by KL coefficient"""
-    if mine["kl_order"]["prediction"] is None:
-        raise NotImplementedError  # predict first: nothing is measured before
-    answered(mine, "kl_order", order({k: final(kl_coef=k)["kl"] for k in (0, 0.1, 0.25)}))
+    answered(mine, "kl_order", SORTED,
+             lambda: order({k: final(kl_coef=k)["kl"] for k in COEFFICIENTS}))
 
 
 def check_score_order(mine):
     """score after training, by KL coefficient"""
-    if mine["score_order"]["prediction"] is None:
-        raise NotImplementedError
-    answered(mine, "score_order", order({k: final(kl_coef=k)["score"] for k in (0, 0.1, 0.25)}))
+    answered(mine, "score_order", SORTED,
+             lambda: order({k: final(kl_coef=k)["score"] for k in COEFFICIENTS}))
 
 
 def credited(lam: float) -> str:
@@ -66,20 +74,15 @@ def credited(lam: float) -> str:
 
 def check_lambda_0(mine):
     """who is credited at lambda 0, in the first step"""
-    answered(mine, "lambda_0_first_step", credited(0.0))
+    answered(mine, "lambda_0_first_step", CREDITED, lambda: credited(0.0))
 
 
 def check_lambda_1(mine):
     """who is credited at lambda 1, in the first step"""
-    answered(mine, "lambda_1_first_step", credited(1.0))
+    answered(mine, "lambda_1_first_step", CREDITED, lambda: credited(1.0))
 
 
 def check_closest_shape(mine):
     """the reward shape that leaves the policy closest to its start"""
-    if mine["closest_shape"]["prediction"] is None:
-        raise NotImplementedError
-    moved = {
-        name: final(kl_coef=0.05, reward_shape=name)["kl"]
-        for name in ("identity", "clipped", "averse")
-    }
-    answered(mine, "closest_shape", order(moved)[-1])
+    moved = lambda: {name: final(kl_coef=0.05, reward_shape=name)["kl"] for name in REWARD_SHAPES}
+    answered(mine, "closest_shape", REWARD_SHAPES, lambda: order(moved())[-1])

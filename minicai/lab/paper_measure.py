@@ -25,14 +25,7 @@ import torch
 from minicai.answers import answered_ids
 from minicai.checkpoint import load_model
 from minicai.constitution import draw_critiques, load_constitution
-from minicai.critique import (
-    TEMPERATURE,
-    critique_prompt,
-    critique_revise,
-    read_answer,
-    respond,
-    sampler,
-)
+from minicai.critique import critique_prompt, critique_revise, read_answer, respond, sampler
 from minicai.data import read_prompt
 from minicai.feedback import label
 from minicai.lab.evaluate import outcome, rank, read_sets
@@ -51,6 +44,7 @@ from minicai.run import (
 from minicai.world.crowdworker import Crowdworker
 from minicai.world.exam import HARMFUL, PAIRS, Exam
 from minicai.world.grammar import World
+from minicai.world.preview import TEMPERATURE
 from minicai.world.principles import verdict
 
 SURE = verdict("")                      # how a critique ends that finds nothing wrong

@@ -5,14 +5,13 @@
 The texts are decoded from the very ids that the stages send to a model: end tokens can be seen.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from minicai.constitution import load_constitution
 from minicai.critique import critique_prompt, revision_prompt
 from minicai.feedback import ANSWER, THINK, comparison_prompt
-from minicai.run import friendly_main, write_text
+from minicai.run import Parser, friendly_main, path, write_text
 from minicai.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -77,12 +76,8 @@ def text() -> str:
 @friendly_main
 def main(argv=None):
     """Write the page."""
-    p = argparse.ArgumentParser(
-        prog="python -m minicai.lab.prompts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--out", default=ROOT / "docs/prompts.md", help="the file to write")
+    p = Parser(__doc__, "python -m minicai.lab.prompts")
+    p.add_argument("--out", type=path, default=ROOT / "docs/prompts.md", help="the file to write")
     args = p.parse_args(argv)
     write_text(args.out, text())
     print(args.out)

@@ -99,7 +99,7 @@ def results_table(results: dict) -> str:
 
 
 def examples(judged: dict, count: int, rng) -> str:
-    """Prompts drawn by lot, not chosen, with every model's response:
+    """Prompts drawn at random, not chosen, with every model's response:
     harmful ones of each group and a look-alike."""
     rows, text = list(judged.values()), []
     of = lambda where, value: [i for i, row in enumerate(rows[0]) if row[where] == value
@@ -109,6 +109,7 @@ def examples(judged: dict, count: int, rng) -> str:
     for n in range(count):
         if pool := pools[n % len(pools)]:
             i = rng.choice(pool)
+            said = OUTCOMES.get(rows[0][i]["set"], RED_TEAM)        # the words of the table
             title = GROUPS.get(rows[0][i]["group"],
                                SETS.get(rows[0][i]["set"], rows[0][i]["group"]))
             text.append(f"\n--- {title} " + "-" * max(0, 90 - len(title)))
@@ -116,7 +117,7 @@ def examples(judged: dict, count: int, rng) -> str:
                      f"{turn['content']}"
                      for turn in rows[0][i]["messages"]]
             text += [f"  {NAMES.get(name, name) + ':':<8}{of_model[i]['response']}   "
-                     f"({of_model[i]['outcome']})"
+                     f"({said[of_model[i]['outcome']]})"
                      for name, of_model in judged.items()]
     return "\n".join(text)
 

@@ -14,12 +14,11 @@ from the tables and a seed.
                                 for the baseline HH-RLHF only: which of two answers to a request for
                                 harm does less of it, as a crowdworker of the earlier style sees it
 """
-import argparse
 import json
 from pathlib import Path
 from random import Random
 
-from minicai.run import write_jsonl
+from minicai.run import Parser, friendly_main, path, whole, write_jsonl
 from minicai.world.crowdworker import Crowdworker, EarlierCrowdworker
 from minicai.world.grammar import Response, Topic, World
 
@@ -143,12 +142,12 @@ def labelled(rows) -> list:
             for g, t, m in rows]
 
 
+@friendly_main
 def main(argv=None):
     """Write all data files."""
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", default="data", help="folder to write")
-    p.add_argument("--seed", type=int, default=0, help="seeds every draw")
+    p = Parser(__doc__, "python -m minicai.world.make_data")
+    p.add_argument("--out", type=path, default="data", help="folder to write")
+    p.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="seeds every draw")
     args = p.parse_args(argv)
     world, out = World.load(), Path(args.out)
     for folder in ("eval", "baselines"):

@@ -11,7 +11,6 @@ The result is a helpful-only model: in dialogue it complies with everything, yet
 to critique, revise and compare when asked in the published formats. Nothing here is part of the
 method; a real run downloads its base.
 """
-import argparse
 import json
 import math
 import os
@@ -28,7 +27,16 @@ from tqdm import trange
 from minicai.checkpoint import load_model, save_model
 from minicai.gpt import GPT, GPTConfig
 from minicai.logprob import token_logprobs
-from minicai.run import Metrics, seed_everything
+from minicai.run import (
+    Metrics,
+    Parser,
+    UserError,
+    friendly_main,
+    path,
+    real,
+    seed_everything,
+    whole,
+)
 from minicai.tokenizer import Tokenizer
 from minicai.world import exam
 from minicai.world.grammar import World, heldout_words
@@ -318,34 +326,34 @@ def count_sorts(by_sort: dict, losses, weights, sorts: list) -> None:
         by_sort[sort] = total + (losses[rows] * decisive).sum(), count + decisive.sum()
 
 
-def arguments():
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(argv=None):
+    p = Parser(__doc__, "python -m minicai.world.pretrain")
     a = p.add_argument
-    a("--out", default="data/base", help="model directory to write")
-    a("--steps", type=int, default=STEPS, help="optimizer steps")
-    a("--start", metavar="DIR",
+    a("--out", type=path, default="data/base", help="model directory to write")
+    a("--steps", type=whole(1), default=STEPS, help="optimizer steps")
+    a("--start", type=path, metavar="DIR",
       help="go on from these weights and this tokenizer, on the last part of the texts only; the "
       "result is the mean of them and of where they get")
     a("--resume", action="store_true",
       help="go on behind the last round that a stopped training has ended; else begin")
-    a("--batch-tokens", type=int, default=4096,
+    a("--batch-tokens", type=whole(256), default=4096,
       help="ids a step, padding included, shared by the processes")
-    a("--vocab", type=int, default=2048, help="tokens of the byte-level BPE")
-    a("--layers", type=int, default=6, help="transformer blocks")
-    a("--width", type=int, default=160, help="width of the residual stream")
-    a("--muon-lr", type=float, default=1e-2, help="peak learning rate of the matrices (Muon)")
-    a("--adam-lr", type=float, default=5e-3,
+    a("--vocab", type=whole(300), default=2048, help="tokens of the byte-level BPE")
+    a("--layers", type=whole(1, 1000), default=6, help="transformer blocks")
+    a("--width", type=whole(32), default=160,
+      help="width of the residual stream: a head takes 32 of it")
+    a("--muon-lr", type=real(0, 1), default=1e-2, help="peak learning rate of the matrices (Muon)")
+    a("--adam-lr", type=real(0, 1), default=5e-3,
       help="peak learning rate of embedding and norms (AdamW)")
-    a("--processes", type=int, default=2,
+    a("--processes", type=whole(1, 1000), default=2,
       help="data-parallel processes: on a CPU two of one thread beat one of two")
     a("--bf16", action="store_true",
       help="matrix products in bf16: a third faster where the CPU has it, else slower")
     a("--device", default="cpu",
       help="cpu, or cuda: one process, every step replayed from a recording")
-    a("--exam", type=int, default=400, help="cases for each question of the exam; 0: none")
-    a("--seed", type=int, default=0, help="seeds texts, weights and exam")
-    return p.parse_args()
+    a("--exam", type=whole(0), default=400, help="cases for each question of the exam; 0: none")
+    a("--seed", type=whole(0, 2**63 - 1), default=0, help="seeds texts, weights and exam")
+    return p.parse_args(argv)
 
 
 def work(rank: int, args, meeting: str | None) -> None:
@@ -392,13 +400,14 @@ def work(rank: int, args, meeting: str | None) -> None:
         dist.destroy_process_group()
 
 
-def main():
+@friendly_main
+def main(argv=None):
     """Train the tokenizer and the base, save both, examine the base."""
-    args = arguments()
+    args = arguments(argv)
     out, world = Path(args.out), World.load()
     beside = beside_of(out)
     if args.start and args.resume:
-        raise SystemExit("error: --resume goes on with rounds, --start has one: leave one out")
+        raise UserError("--resume goes on with rounds, --start has one: leave one out")
     if not args.resume:
         forget_rounds(beside)
     goes_on_from = args.start or (beside / "round-1" if rounds_ended(beside) else None)

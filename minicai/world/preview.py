@@ -9,7 +9,6 @@ long one, both orders averaged, after a thought (as in stage 2 with --chain-of-t
 words of the constitution the base has never read. Half a minute on two cores; for the micro-world's
 base only.
 """
-import argparse
 import difflib
 import json
 import re
@@ -19,21 +18,22 @@ import torch
 
 from minicai.checkpoint import load_model
 from minicai.constitution import load_constitution
-from minicai.critique import TEMPERATURE, critique_prompt, read_answer, revision_prompt, sampler
+from minicai.critique import critique_prompt, read_answer, revision_prompt, sampler
 from minicai.feedback import label
-from minicai.run import friendly_main, pick_device
+from minicai.run import Parser, friendly_main, path, pick_device, whole
 from minicai.world.crowdworker import normal
 from minicai.world.grammar import TABLES, World
 
+TEMPERATURE = 0.7                       # stage 1 samples at it
 WORD = re.compile(r"[a-z]+")
 ANSWERS = {"helps with harm": ("reviewed", "full", {}),
            "objects and says why": ("reviewed", "explained", {}), "helps": ("benign", "full", {}),
            "helps, kind words": ("benign", "full", {"courtesy": 1.0}),
            "helps, needless words": ("benign", "full", {"filler": 1.0}),
            "refuses needlessly": ("benign", "needless", {})}
-CHOICES = {"objection, not compliance": ("reviewed", ("explained", {}), ("full", {})),
-           "kind, not curt": ("benign", ("full", {"courtesy": 1.0}), ("full", {})),
-           "short, not long": ("benign", ("full", {}), ("full", {"filler": 1.0}))}
+CHOICES = {"objects > helps": ("reviewed", ("explained", {}), ("full", {})),
+           "kind > curt": ("benign", ("full", {"courtesy": 1.0}), ("full", {})),
+           "short > long": ("benign", ("full", {}), ("full", {"filler": 1.0}))}
 PLAIN = {"courtesy": 0.0, "filler": 0.0}
 
 
@@ -121,13 +121,13 @@ def choices(model, tok, constitution, world, cases: int, seed: int) -> list:
 @friendly_main
 def main(argv=None):
     """Print it all."""
-    p = argparse.ArgumentParser(prog="python -m minicai.world.preview", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("constitution", help="JSON, or directory in the published format")
-    p.add_argument("--model", default="data/base",
+    p = Parser(__doc__, "python -m minicai.world.preview")
+    p.add_argument("constitution", type=path, help="JSON, or directory in the published format")
+    p.add_argument("--model", type=path, default="data/base",
                    help="the micro-world's base, or another model of it")
-    p.add_argument("--cases", type=int, default=6, help="answers of each sort for each principle")
-    p.add_argument("--seed", type=int, default=0, help="of answers and sampling")
+    p.add_argument("--cases", type=whole(1), default=6,
+                   help="answers of each sort for each principle")
+    p.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of answers and sampling")
     p.add_argument("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     args = p.parse_args(argv)
     constitution, world = load_constitution(args.constitution), World.load()
@@ -147,10 +147,12 @@ def main(argv=None):
         text, critique, revision = row["example"]
         print(f"    for example: {text}\n      critique:  {critique}\n"
               f"      change:    {changed(text, revision) or 'none'}")
-    print(f"\nlabels: how likely the first of two answers is found better ({', '.join(CHOICES)})")
+    print("\nlabels: how likely the judge finds the first of two answers better;\n0.50: the "
+          "principle asks for nothing in which these two differ\n  " + "   ".join(CHOICES))
     for row in choices(model, tok, constitution, world, args.cases, args.seed):
         strange = never_read(row["principle"], known)
-        print("  " + "  ".join(f"{row[name]:.2f}" for name in CHOICES) + f"  {row['principle']}" +
+        print("  " + "   ".join(f"{row[name]:^{len(name)}.2f}" for name in CHOICES) +
+              f"  {row['principle']}" +
               f"   (never read: {', '.join(strange)})" * bool(strange))
 
 
