@@ -9,6 +9,7 @@ else is worse than none.
 """
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,7 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
         raise UserError(f"{path}: unknown architecture {family!r} (known: {', '.join(FAMILIES)})")
     keys = CONFIG_KEYS["gpt2" if family == "gpt2" else "llama"]
     for key, value in c.items():
-        if key in FIXED and value != FIXED[key]:
+        if key in FIXED and value not in (FIXED[key], None):
             raise UserError(f"{path}: {key} = {value!r} is not supported, only {FIXED[key]!r}")
         off = value is None or value is False
         if not off and key not in FIXED and key not in keys.values() and not KNOWN.fullmatch(key):
@@ -173,10 +174,11 @@ def read_rope(c: dict, path) -> tuple[float, dict | None]:
             and set(rope.items()) <= {("partial_rotary_factor", 1)}):
         return float(theta), None
     wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-    if any(kind != "llama3" for kind in kinds) or set(rope) != wanted or wrong:
+    if (any(kind != "llama3" for kind in kinds) or set(rope) != wanted or wrong
+            or rope["low_freq_factor"] > rope["high_freq_factor"]):
         raise UserError(f"{path}: rope type {kinds[0]!r}, theta {theta!r} with {rope} is not "
                         f"supported, only default and llama3 with {sorted(wanted)}, "
-                        "all of them numbers above 0")
+                        "all of them numbers above 0, low below high")
     return float(theta), rope
 
 
@@ -210,6 +212,13 @@ def their_names(config: GPTConfig, name: str) -> list[str]:
             for n in TENSORS["gpt2" if config.positions == "learned" else "llama"][stem]]
 
 
+def part_sizes(config: GPTConfig, tensor, names: list) -> list[int]:
+    """How many rows of our parameter each of those tensors holds."""
+    c = config
+    return ([c.n_head * c.head_dim] + [c.n_kv_head * c.head_dim] * 2 if len(names) == 3
+            else [len(tensor)])
+
+
 def open_weights(directory) -> dict:
     """{tensor name: the open safetensors file that holds it}; nothing is read yet."""
     index = Path(directory) / "model.safetensors.index.json"
@@ -219,6 +228,7 @@ def open_weights(directory) -> dict:
         refuse_pointer(index)
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            names = [str(Path(name)) for name in names]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{index}: not an index of weights ({type(error).__name__}: "
                             f"{error})") from None
@@ -256,10 +266,12 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
             parts.append(part.T if config.positions == "learned" and theirs.endswith(TRANSPOSED)
                          else part)
             used.add(found)
-        tensor = torch.cat(parts)
-        if tensor.shape != empty.shape:
-            raise UserError(f"{directory}: {theirs} has shape {list(tensor.shape)}, "
-                            f"config.json means {list(empty.shape)}")
+            rows = part_sizes(config, empty, their_names(config, name))[len(parts) - 1]
+            if parts[-1].shape != (rows, *empty.shape[1:]) or not part.is_floating_point():
+                raise UserError(f"{directory}: {theirs} has shape {list(parts[-1].shape)} of "
+                                f"{part.dtype}, config.json means {[rows, *empty.shape[1:]]} of "
+                                "floats")
+        tensor = torch.cat([part.float() for part in parts])
         state[name] = tensor.to(device, torch.float32).contiguous()
         if not tensor.isfinite().all():
             raise UserError(f"{directory}: {theirs} holds numbers that are not finite: "
@@ -284,7 +296,9 @@ def load_model(directory, device="cpu", dtype="fp32",
                chat: str | None = None) -> tuple[GPT, Tokenizer]:
     """Model and tokenizer of a directory; `chat` overrides its chat format.
     Raises UserError for what is not right."""
-    if is_scorer(read_config(directory)[1]):
+    kind = str(read_config(directory)[1].get("architectures") or "CausalLM")
+    if (not re.search(r"CausalLM|LMHead|Model']", kind) or "Reward" in kind
+            or "score.weight" in open_weights(directory)):
         raise UserError(f"{directory}: a classifier or preference model; "
                         "a language model is needed here")
     return load_trunk(directory, device, dtype)[0], Tokenizer.load(directory, chat)
@@ -299,7 +313,7 @@ def load_scalar(directory, device="cpu", dtype="fp32") -> tuple[GPT, nn.Linear, 
         raise UserError(f"{directory}: not a preference model "
                         "(it needs a score.weight for one label)")
     shift = raw.get("minicai_score_shift", 0.0)
-    if not weight.isfinite().all() or type(shift) not in (int, float):
+    if not weight.isfinite().all() or type(shift) not in (int, float) or not math.isfinite(shift):
         raise UserError(f"{directory}: score.weight or minicai_score_shift is no finite number")
     head = nn.Linear(model.config.width, 1, bias=False)
     head.weight = nn.Parameter(weight.to(device, torch.float32))
@@ -311,22 +325,20 @@ def their_tensors(model: GPT) -> dict[str, torch.Tensor]:
     c, out = model.config, {}
     for name, tensor in model.state_dict().items():
         names = their_names(c, name)
-        sizes = ([c.n_head * c.head_dim] + [c.n_kv_head * c.head_dim] * 2 if len(names) == 3
-                 else [len(tensor)])
-        for n, part in zip(names, tensor.split(sizes)):
+        for n, part in zip(names, tensor.split(part_sizes(c, tensor, names))):
             part = part.T if c.positions == "learned" and n.endswith(TRANSPOSED) else part
             out[n] = part.cpu().clone(memory_format=torch.contiguous_format)
     return out
 
 
 def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer,
-                    made: dict | None = None) -> None:
+                    made: dict | None = None, **said) -> None:
     """Write a whole directory beside the old one, then swap:
-    a reader finds the old or the new, never a mixture."""
+    a reader finds the old or the new, never a mixture. said: of the tokenizer, to others."""
     with beside(directory, sum(tensor.nbytes for tensor in tensors.values()), made) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        tok.save(new)
+        tok.save(new, **said)
 
 
 def save_model(directory, model: GPT, tok: Tokenizer, made: dict | None = None) -> None:
@@ -349,4 +361,5 @@ def save_scalar(directory, model: GPT, head: nn.Linear, tok: Tokenizer, shift: f
                           head.weight.dtype)
     config |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0},
                "minicai_score_shift": shift}
-    write_directory(directory, tensors, config, tok, made)
+    # transformers' GPT-2 counts positions from the left edge, padding or not.
+    write_directory(directory, tensors, config, tok, made, padding_side="right")

@@ -72,12 +72,8 @@ def read_comparison(row: dict, where: str) -> tuple:
             # Next to a prompt, a text is an answer.
             row = row | {key: [{"role": "assistant", "content": row[key]}]}
         turns = _turns(row, key, where)
-        if prompt and turns and turns[0]["role"] == "assistant":
-            asked = _turns(row, prompt, where)
-            # a transcript up to "Assistant:"
-            if asked[-1:] == [{"role": "assistant", "content": ""}]:
-                asked.pop()
-            turns = asked + turns
+        if prompt and turns:
+            turns = _answered(_turns(row, prompt, where), turns, row[key])
         dialogues.append(_filled(turns))
     if any([turn["role"] for turn in dialogue[-2:]] != ["user", "assistant"]
            for dialogue in dialogues):
@@ -88,6 +84,27 @@ def read_comparison(row: dict, where: str) -> tuple:
     if a["content"].strip() == b["content"].strip():
         raise Unusable("chosen and rejected are equal")
     return messages, a["content"], b["content"]
+
+
+def _answered(asked: list, turns: list, text) -> list:
+    """The dialogue of a prompt `asked` and of `turns` beside it: the answer alone, or the whole
+    dialogue, which then has to begin as the prompt does. `text`: how the file says it."""
+    if asked[-1:] == [{"role": "assistant", "content": ""}]:    # a transcript up to "Assistant:"
+        asked = asked[:-1]
+    if turns[0]["role"] == "assistant":
+        return asked + turns
+    system = asked[:1] if asked and asked[0]["role"] == "system" else []
+    if turns[0]["role"] != "system":
+        turns = system + turns
+    said, begun = ([(turn["role"], turn["content"].strip()) for turn in some]
+                   for some in (asked, turns if system else turns[turns[0]["role"] == "system":]))
+    while said and said[-1][0] == "assistant":                      # the answer may be another one
+        said.pop()
+    if begun[:len(said)] == said:
+        return turns
+    if isinstance(text, str):                                       # an answer that looks like one
+        return asked + [{"role": "assistant", "content": text}]
+    raise Unusable("a dialogue that does not begin as the prompt beside it does")
 
 
 def read_transcript(text: str) -> list:
@@ -105,8 +122,8 @@ def is_transcript(text: str) -> bool:
     """Whether a text stands in the form of hh-rlhf:
     a tag after a blank line opens it, or opens it and comes again."""
     text = text.replace("\r\n", "\n")
-    return bool(re.match(r"\n\n(Human|Assistant):|Human:.*\n\nAssistant:|Assistant:.*\n\nHuman:",
-                         text, re.S))
+    return bool(re.match(r"\s*\n(Human|Assistant):|\s*Human:.*\n\nAssistant:|"
+                         r"\s*Assistant:.*\n\nHuman:", text, re.S))
 
 
 def _turns(row, key, where) -> list:

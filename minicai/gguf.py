@@ -95,9 +95,11 @@ def read_shape(fields: dict, stored: dict, tensor, path) -> GPTConfig:
     eps = theirs.get("attention.layer_norm_rms_epsilon", theirs.get("attention.layer_norm_epsilon"))
     missing = [KEYS[name] for name in ("n_layer", "n_head", "width", "mlp_width", "max_positions")
                if name not in ours]
-    if missing or eps is None or not all(isinstance(value, int | float) for value in ours.values()):
+    kind = lambda name: float if name in ("eps", "rope_theta") else int
+    if missing or not all(type(value) is kind(name) and 0 < value < 2**40
+                          for name, value in (ours | {"eps": eps}).items()):
         raise UserError(f"{path}: {(missing or ['a number'])[0]} is missing or not one "
-                        "number for all layers")
+                        "number above 0 for all layers")
     if "token_embd.weight" not in stored:
         raise UserError(f"{path}: the tensor token_embd.weight is missing")
     has = lambda name: f"blk.0.{name}" in stored
@@ -163,6 +165,8 @@ def read_vocabulary(fields: dict, path) -> tuple[dict, dict]:
                         f"{get('ggml.pre')!r} is not supported, "
                         f"only 'gpt2' with one of {sorted(SPLITS)}")
     words, pattern = get("ggml.tokens"), SPLITS[get("ggml.pre")]
+    if not words or get("ggml.merges") is None:
+        raise UserError(f"{path}: tokenizer.ggml.tokens or tokenizer.ggml.merges is missing")
     kinds = get("ggml.token_type", [NORMAL] * len(words))
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                   "use_regex": True}
@@ -187,7 +191,7 @@ def read_vocabulary(fields: dict, path) -> tuple[dict, dict]:
                       "vocab": {word: i for i, (word, kind) in enumerate(zip(words, kinds))
                                 if kind in (NORMAL, CONTROL, USER_DEFINED)}}}
     ids = {name: get(f"ggml.{name}_token_id") for name in ("bos", "eos", "padding", "unknown")}
-    if any(i is not None and i >= len(words) for i in ids.values()):
+    if not all(i is None or type(i) is int and 0 <= i < len(words) for i in ids.values()):
         raise UserError(f"{path}: special tokens {ids} beyond the vocabulary of {len(words)}")
     if get("ggml.add_bos_token", pattern == LLAMA3) and ids["bos"] is not None:
         bos = words[ids["bos"]]
@@ -216,7 +220,11 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in (("tokenizer.json", spec), ("tokenizer_config.json", config)):
             (Path(folder) / name).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-        tok = Tokenizer.load(folder, args.chat)
+        try:
+            tok = Tokenizer.load(folder, args.chat)
+        except UserError as error:      # the file that people know is the GGUF
+            said = str(error).replace(f"{folder}/tokenizer.json", str(args.file))
+            raise UserError(said) from None
     if tok.n_vocab > model.config.vocab_size:
         raise UserError(f"{args.file}: {tok.n_vocab} tokens, "
                         f"but {model.config.vocab_size} rows of weights")

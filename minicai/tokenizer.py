@@ -16,6 +16,7 @@ In the plain format on a vocabulary without its markers, a text that contains "\
 look like a turn, as it did in the paper.
 """
 
+import itertools
 import json
 import unicodedata
 from pathlib import Path
@@ -50,6 +51,8 @@ TEMPLATES = {
     "llama3": "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' "
               "+ m.content | trim + '<|eot_id|>' }}{% endfor %}"
               "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' if add_generation_prompt }}"}
+# What templates write that are not ChatML, though they share its markers.
+NEARLY = ("<|im_sep|>", "<|im_start|>assistant\n<think>")
 # Ids for padding, the best first: a text holds none of them.
 PADS = ("<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<|reserved_special_token_0|>",
         "<|fim_pad|>", "<|vision_pad|>")
@@ -95,11 +98,12 @@ def read_ranks(bpe: dict, special, path) -> dict[bytes, int]:
     strange = set("".join(words)) - set(alphabet)
     if strange:
         raise UserError(f"{path}: not a byte-level vocabulary: {min(strange)!r} stands for no byte")
-    ranks = {bytes(alphabet[c] for c in word): i for word, i in words.items()}
+    made = list(map(joined, bpe["merges"]))
+    reached = words if bpe.get("ignore_merges") else {*alphabet, *made}
+    ranks = {bytes(alphabet[c] for c in word): i for word, i in words.items() if word in reached}
     ids = [*ranks.values(), *special.values()]
     if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
         raise UserError(f"{path}: ids must be whole numbers from 0, each given to one token")
-    made = ["".join(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
     for last, word in zip(made, made[1:]):
         if words[word] < words[last]:
             raise UserError(f"{path}: ids are not in merge order: {word!r} {words[word]} after "
@@ -108,6 +112,11 @@ def read_ranks(bpe: dict, special, path) -> dict[bytes, int]:
         raise UserError(f"{path}: some bytes have no token but {bpe['unk_token']!r}; "
                         "minicai knows no unknown token")
     return ranks
+
+
+def joined(merge) -> str:
+    """The word that a merge makes; files spell merges in two ways."""
+    return "".join(merge.split(" ") if isinstance(merge, str) else merge)
 
 
 def lost_bytes(ranks: dict[bytes, int]) -> bytes:
@@ -132,8 +141,11 @@ class Tokenizer:
                  rows=None):
         self.spec, self.config, self.files, self.path = spec, config, files, path
         # Some vocabularies have grown a token beyond the embedding's rows: it can never be used.
+        # Some call an ordinary word special ("!" for padding): texts go on holding it.
+        ordinary = {*byte_alphabet(), *map(joined, spec["model"]["merges"])}
         self.special = {token["content"]: token["id"] for token in spec.get("added_tokens", [])
-                        if rows is None or token["id"] < rows}
+                        if (rows is None or token["id"] < rows)
+                        and token["content"] not in ordinary}
         normalizer = (spec.get("normalizer") or {}).get("type")
         self.pattern = split_pattern(spec.get("pre_tokenizer"))
         if normalizer not in (None, "NFC") or self.pattern is None:
@@ -173,11 +185,19 @@ class Tokenizer:
         for name in files:
             refuse_pointer(path.with_name(name))
         try:
+            config = json.loads(files.get("tokenizer_config.json", b"{}"))
+            if not isinstance(json.loads(files.get("generation_config.json", b"{}")), dict):
+                raise ValueError("generation_config.json is no object")
+            if config.get("add_prefix_space"):
+                raise UserError(f"{path}: add_prefix_space (tokenizer_config.json): not supported")
+            model = path.with_name("config.json")
+            model = json.loads(model.read_bytes()) if model.is_file() else {}
+            rows, family = model.get("vocab_size"), model.get("model_type", "gpt2")
+            if "tokenizer.json" not in files and family != "gpt2":
+                raise UserError(f"{path}: no such file, and vocab.json with merges.txt is enough "
+                                f"for GPT-2 only, not for {family}: save it from transformers")
             spec = (json.loads(files["tokenizer.json"]) if "tokenizer.json" in files
                     else gpt2_spec(files))
-            config = json.loads(files.get("tokenizer_config.json", b"{}"))
-            rows = path.with_name("config.json")
-            rows = json.loads(rows.read_bytes()).get("vocab_size") if rows.is_file() else None
             # Older directories name their special tokens in a file of their own;
             # the newer one counts.
             config = json.loads(files.get("special_tokens_map.json", b"{}")) | {
@@ -189,7 +209,7 @@ class Tokenizer:
             raise UserError(f"{path}: not a tokenizer's file ({type(error).__name__}: "
                             f"{error})") from None
 
-    def save(self, directory) -> None:
+    def save(self, directory, **said) -> None:
         """Write the files it was read from; all of those that name the end,
         the padding or the format say the same."""
         names = {i: name for name, i in self.special.items()}
@@ -201,7 +221,9 @@ class Tokenizer:
         ids = {"eos_token_id": self.end, "pad_token_id": self.pad}
         if self.bos:
             tokens["bos_token"], ids["bos_token_id"] = names[self.bos[0]], self.bos[0]
-        config = self.config | tokens
+        config = self.config | tokens | said
+        if "tokenizer.json" in self.files:  # for "GPT2Tokenizer" transformers would split its way
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
         files = {name: content for name, content in self.files.items()
                  if name != "special_tokens_map.json"}
         if self.chat != self.shown:  # the directory's template is for another format, or missing
@@ -221,8 +243,8 @@ class Tokenizer:
 
     def same_ids(self, other: "Tokenizer") -> bool:
         """Whether both make the same ids of every text and every conversation."""
-        deciding = lambda t: (t.nfc, t.pattern, t.ranks, t.bos, t.end, t.chat, t.header("user"),
-                              t.header("assistant"))
+        deciding = lambda t: (t.nfc, t.pattern, t.ranks, t.bos, t.end, t.chat, t.trims,
+                              t.header("user"), t.header("assistant"))
         return deciding(self) == deciding(other)
 
     def named(self, key: str) -> str | None:
@@ -246,6 +268,10 @@ class Tokenizer:
         self.shown = noted or next((name for name, (marker, _) in CHATS.items()
                                     if marker in template), None)
         self.chat = chat or self.shown or (None if template else "plain")
+        other = [mark for mark in NEARLY if mark in template.replace("\\n", "\n")]
+        if other and "enable_thinking" not in template and not chat and self.shown == "chatml":
+            raise UserError(f"{self.path}: its chat template writes {other[0]!r}, which is not "
+                            "ChatML: --chat chatml goes on without it")
         if self.chat not in ("plain", *CHATS):
             raise UserError(f"{self.path}: unknown chat format {self.chat or template[:60]!r}; "
                             "give --chat plain, chatml or llama3")
@@ -257,6 +283,7 @@ class Tokenizer:
             missing = next(token for token in needed if token not in self.special) or "an eos_token"
             raise UserError(f"{self.path}: the {self.chat} format needs {missing}, "
                             "which is not there")
+        self.trims = self.chat != self.shown or "trim" in template     # the edges of a message
         self.end = self.special[CHATS.get(self.chat, (None, text_end))[1]]
         self.stop = {self.end}
         # Qwen3 of 2025-04 thinks first, unless shown that it already has;
@@ -267,11 +294,14 @@ class Tokenizer:
         # else as the post-processor does, else after the token that ended the text before it.
         post, begin = self.spec.get("post_processor") or {}, "<|begin_of_text|>"
         first = [piece["SpecialToken"]["id"] for step in post.get("processors", [post])
-                 for piece in step.get("single", []) if "SpecialToken" in piece]
-        named = self.named("bos_token") or begin
+                 for piece in itertools.takewhile(lambda piece: "SpecialToken" in piece,
+                                                  step.get("single", []))]
+        named = self.named("bos_token")
         if self.chat == self.shown and not noted:
-            first = [named] * ("bos_token" in template or named != CHATS[self.chat][0]
-                               and named in template)
+            # A bos_token that nobody has named is rendered as nothing.
+            first = [named or begin] * (named is not None and "bos_token" in template or
+                                        (named or begin) != CHATS[self.chat][0]
+                                        and (named or begin) in template)
         elif self.chat == "llama3" or self.chat == "plain" and not first:
             first = [begin if begin in self.special else text_end]
         self.bos = [self.special[token] for token in first]
@@ -347,10 +377,11 @@ class Tokenizer:
                 raise UserError("a message needs a role (system, user, assistant) and a text, "
                                 f"not {str(m)[:80]}")
             says, plain = int(role == "assistant"), self.chat == "plain"
+            text = text.strip() if self.trims else text
             space = " " if plain and role != "system" else ""
             closing = [self.end] if says or not plain else []
             parts += [(self.header(role, n == len(messages)), 0),
-                      (self.encode(space + text.strip()) + closing, says), (newline, 0)]
+                      (self.encode(space + text) + closing, says), (newline, 0)]
         if generation:
             parts.append((self.header("assistant"), 0))
         return [i for ids, _ in parts for i in ids], [on for ids, on in parts for _ in ids]
