@@ -128,8 +128,8 @@ def main(argv=None):
     device, generator = set_up(args)
 
     # 1. Read and check everything that can be wrong before a model is built.
-    if args.clamp[0] > args.clamp[1]:
-        raise UserError(f"--clamp {args.clamp[0]} {args.clamp[1]}: the lower bound comes first")
+    if args.clamp[0] > args.clamp[1] or not args.chain_of_thought and args.clamp != CLAMP:
+        raise UserError("--clamp: the lower bound first; without a thought nothing is clamped")
     if args.comparisons == args.human_limit == 0:
         raise UserError("--comparisons 0 --human-limit 0: nothing is left to learn from; "
                         "one of them must be above 0")

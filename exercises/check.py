@@ -62,7 +62,7 @@ def run(name: str, file: str = "mine", out=print) -> bool:
         return False
     try:
         mine = load(path)
-    except Exception as error:  # the student's file: whatever is wrong in it, say so
+    except (Exception, SystemExit) as error:  # the student's file: whatever is wrong in it, say so
         out(f"  {path.name} cannot be read: {type(error).__name__}: {error}")
         return False
     checks, passed = load(folder / "check.py"), 0
@@ -72,7 +72,7 @@ def run(name: str, file: str = "mine", out=print) -> bool:
             test(mine)
         except NotImplementedError:
             out(f"  ...    {test.__doc__}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             out(
                 f"  not yet {test.__doc__}\n         {type(error).__name__}: "
                 f"{str(error) or 'see ' + path.name}"

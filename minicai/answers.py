@@ -18,10 +18,10 @@ def answered_ids(tok, messages: list, text: str, cut: bool = False) -> list:
     return ids[:len(says) - says[::-1].index(1) - cut]
 
 
-def encode_answer(tok, messages: list, text: str) -> tuple[list, list]:
+def encode_answer(tok, messages: list, text: str, cut: bool = False) -> tuple[list, list]:
     """The same as an example: (prompt ids, answer ids)."""
     prompt, _ = tok.encode_chat(messages, generation=True)
-    return prompt, answered_ids(tok, messages, text)[len(prompt):]
+    return prompt, answered_ids(tok, messages, text, cut)[len(prompt):]
 
 
 def pad_answers(examples: list, device=None):

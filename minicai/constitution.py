@@ -10,10 +10,11 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minicai.data import read_prompt
+from minicai.data import Unusable, read_prompt
 from minicai.run import UserError, visible
 
 
@@ -82,6 +83,14 @@ def _load_ours(path: Path) -> Constitution:
         if not re.fullmatch(r"\n\n".join(f"{tag}: .+" for tag in WORKED), text.strip(), re.DOTALL):
             raise UserError(f"{path}: few_shot critique[{i}] must have the parts "
                             f"{', '.join(WORKED)}, in order")
+    for i, shot in enumerate(shots["comparison"]):
+        where = f"{path}: few_shot comparison[{i}]: conversation"
+        try:
+            good = read_prompt({"messages": shot["conversation"]}, where) == shot["conversation"]
+        except Unusable as error:
+            raise UserError(f"{where}: {error}") from None
+        if not good:
+            raise UserError(f"{where}: it must end with what the user says")
     return Constitution(data["name"], data.get("preamble", ""),
                         [Principle(p["critique"], p["revision"])
                          for p in data["critique_revision"]],
@@ -124,9 +133,16 @@ def _between(text: str, start: str, end: str) -> str:
     return text.strip().removeprefix(start).removesuffix(end).strip()
 
 
+def _once(pairs: list) -> dict:
+    """A JSON object, whose keys must not come twice: the first value would be lost unseen."""
+    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"the key {twice[0]!r} comes twice")
+    return dict(pairs)
+
+
 def _read_json(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the path of a constitution "
                         "(see constitutions/)") from None

@@ -171,4 +171,5 @@ def position_bias(model, tok, questions: list, sample: int = 64, **how) -> tuple
     p, _ = label(model, tok, asked, **how)
     swapped = [(m, b, a, c) for m, a, b, c in asked]
     q, _ = label(model, tok, swapped, **how)
-    return ((p + q) / 2).mean().item(), ((p > 0.5) == (q < 0.5)).float().mean().item()
+    stays = (1 - (p - 0.5).sign() * (q - 0.5).sign()) / 2                    # a tie: by half
+    return ((p + q) / 2).mean().item(), stays.mean().item()

@@ -84,10 +84,10 @@ def agreement(gap, p_a, decided: float = 0.25):
     their number).
 
     A pair is decided if its label lies at least `decided` away from 1/2: on a toss-up there is
-    nothing to agree with.
+    nothing to agree with. Equal scores agree by half.
     """
-    clear = (p_a - 0.5).abs() >= decided
-    fits = (gap > 0) == (p_a > 0.5)
+    clear = ((p_a - 0.5).abs() >= decided) & (p_a != 0.5)
+    fits = (1 + gap.sign() * (p_a - 0.5).sign()) / 2
     return fits[clear].float().mean().item() if clear.any() else float("nan"), int(clear.sum())
 
 

@@ -82,7 +82,8 @@ def ending_on(signals):
     def stop(number, _):
         raise Stopped(number)
     inside = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, stop) for number in set(signals)} if inside else {}
+    before = {number: signal.signal(number, stop) for number in set(signals)
+              if signal.getsignal(number) is not signal.SIG_IGN} if inside else {}      # nohup
     try:
         yield
     finally:
@@ -107,8 +108,10 @@ def writing(path, size: int = 0):
         if isinstance(error, torch.OutOfMemoryError):
             raise
         cause = error  # torch says something else of what the disk said
-        while cause.__context__ and not isinstance(cause, OSError):
+        while cause.__context__ and not isinstance(cause, OSError | Stopped | KeyboardInterrupt):
             cause = cause.__context__
+        if not isinstance(cause, Exception):
+            raise cause from None               # a request to end, inside torch's writer
         there = next(folder for folder in Path(path).absolute().parents if folder.exists())
         reason = getattr(cause, "strerror", None) or str(error).splitlines()[0][:200]
         full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -174,6 +177,8 @@ def pick_device(name: str | None = None) -> torch.device:
     if name is None:
         name = ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available()
                 else "cpu")
+    if str(name).partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name}: give cpu, cuda or mps")
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -296,7 +301,7 @@ def replacing(path, size: int = 0):
     """A file, open for bytes, that becomes `path` when all is in it:
     whole or not at all, its bytes before its name."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.minicai-part")
     with writing(path, size):
         try:
             with open(temporary, "wb") as file:

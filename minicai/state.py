@@ -149,7 +149,8 @@ def beside(directory, size: int = 0, made: dict | None = None):
                         "overwritten")
     with writing(directory, size):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.part-"))
+        prefix = f".{directory.name}.minicai-part-"
+        new = Path(tempfile.mkdtemp(dir=directory.parent, prefix=prefix))
         try:
             yield new
             write_manifest(new, made)
@@ -187,13 +188,13 @@ def exchange(one: Path, other: Path) -> bool:
 def leftovers(folder) -> list:
     """What killed saves have left half-written in a folder."""
     return [found for found in sorted(Path(folder).glob(".*"))
-            if re.fullmatch(r"\..+\.part(-\w+)?(\.old)?", found.name)]
+            if re.fullmatch(r"\..+\.minicai-part(-\w+)?(\.old)?", found.name)]
 
 
 def tidy(folder) -> None:
     """Remove leftovers; a model that is nowhere else, because a swap was cut off, is put back."""
     for found in leftovers(folder):
-        name = re.fullmatch(r"\.(.+)\.part.*", found.name)[1]
+        name = re.fullmatch(r"\.(.+)\.minicai-part.*", found.name)[1]
         if found.is_dir() and not (Path(folder) / name).exists() and (found / MANIFEST).exists():
             os.replace(found, Path(folder) / name)
         elif found.is_dir():
@@ -419,8 +420,12 @@ def flag(name: str) -> str:
 def differences(before: dict, now: dict) -> list:
     """What differs between two runs' descriptions, in words: flags with both values, inputs with
     other content."""
-    if any(set(before[part]) != set(now[part]) for part in ("flags", "inputs")):
+    if before["flags"].keys() != now["flags"].keys():
         return ["the script that wrote it"]
+    if odd := before["inputs"].keys() ^ now["inputs"].keys():
+        return [f"{', '.join(sorted(odd))} (one of the two runs only)"]
+    if list(before["inputs"]) != list(now["inputs"]):       # which model has said what?
+        return [f"the order of {', '.join(before['inputs'])}"]
     said = [f"{name} ({value}, now {now['flags'][name]})" for name, value in before["flags"].items()
             if value != now["flags"][name]]
     return said + [f"the content of {name}" for name, value in before["inputs"].items()

@@ -99,7 +99,10 @@ def test_every_number_and_path_of_the_scripts_is_in_the_table():
 
 WORDS = [(train_sft, ["--rouns", "2"], "--rouns"), (train_sft, ["--round", "2"], "--round"),
          (train_pm, ["extra"], "extra"), (train_sft, ["--lr"], "--lr"),
-         (train_pm, ["--clamp", "0.6", "0.4"], "--clamp 0.6 0.4: the lower bound comes first"),
+         (train_pm, ["--clamp", "0.6", "0.4"], "--clamp: the lower bound first"),
+         (train_pm, ["--no-chain-of-thought", "--clamp", "0.4", "0.6"],
+          "without a thought nothing is clamped"),
+         (train_sft, ["--device", "meta"], "give cpu, cuda"),
          (train_pm, ["--clamp", "0.6"], "--clamp"), (train_pm, ["--pairs", "both"], "--pairs"),
          (train_pm, ["--clamp", "nan", "0.4"], "--clamp"),
          (train_pm, ["--clamp", "-1", "2"], "--clamp"),

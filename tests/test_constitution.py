@@ -72,6 +72,9 @@ def test_the_published_layout_loses_its_wrapping(tmp_path):
         load_constitution(tmp_path)
 
 
+SHOT = OURS["few_shot"]["comparison"][0]
+
+
 def broken(**changes):
     data = copy.deepcopy(OURS)
     data.update(changes)
@@ -80,6 +83,7 @@ def broken(**changes):
 
 @pytest.mark.parametrize("data, says", [
     ("{", "not valid JSON"), ("[]", "must be an object"), (broken(extra=1), "unknown key 'extra'"),
+    (json.dumps(OURS)[:-1] + ', "comparison": ["x"]}', "the key 'comparison' comes twice"),
     (broken(name=None), "'name' is missing"), (broken(comparison=None), "'comparison' is missing"),
     (broken(comparison="x"), "comparison must be a list"), (broken(comparison=[]), "at least one"),
     (broken(comparison=["ok", " "]), r"comparison\[1\]"),
@@ -90,6 +94,12 @@ def broken(**changes):
      "unknown key 'revison'"),
     (broken(critique_revision=[{"critique": "", "revision": "r"}]), "not empty"),
     (broken(few_shot={"critiques": []}), "few_shot unknown key 'critiques'"),
+    (broken(few_shot={"comparison": [SHOT | {"conversation": []}]}), "conversation: no user turn"),
+    (broken(few_shot={"comparison": [SHOT | {"conversation": [
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]}),
+     r"few_shot comparison\[0\]: conversation: it must end with what the user says"),
+    (broken(few_shot={"comparison": [SHOT | {"conversation": [{"role": "user"}]}]}),
+     r"few_shot comparison\[0\]: conversation"),
     (broken(few_shot={"critique": ["one"]}), r"critique\[0\] must have the parts Human, Assistant"),
     (broken(few_shot={"critique": [WORKED, WORKED.replace("Critique:", "Critic:")]}),
      r"critique\[1\] must have"),

@@ -125,7 +125,7 @@ def test_a_full_disk(toy, models, tmp_path, capsys, monkeypatch, small_disk, sta
         disk = small_disk(int(share * need / 1000) + 8)
         last = fails(capsys, module, args(disk / "o"))
         assert "No space left on device" in last and "it takes" in last or share == 0.1, last
-        assert not any(disk.rglob("*.part*"))
+        assert not any(disk.rglob("*minicai-part*"))
 
 
 def test_a_disk_that_is_too_small_is_said_first(toy, models, capsys, small_disk):

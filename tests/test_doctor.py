@@ -73,13 +73,13 @@ def test_what_is_unfinished_and_what_is_left(toy, made, tmp_path, capsys, monkey
     with monkeypatch.context() as patch:
         dies(patch, train_sft, "clip_gradients", 3)
         killed(train_sft, sft_args(toy, tmp_path / "m/sft", *OFTEN, "--seed", "3"))
-    (tmp_path / "m/sft/.state.pt.part").write_bytes(b"half")
+    (tmp_path / "m/sft/.state.pt.minicai-part").write_bytes(b"half")
     capsys.readouterr()
     code, found = says(capsys, tmp_path / "m")
     run_said = found[str(tmp_path / "m/sft")]
     assert code == 0 and "UNFINISHED" in run_said and "2 steps" in run_said
     assert "of an earlier run" in run_said
-    assert "killed" in found[str(tmp_path / "m/sft/.state.pt.part")]
+    assert "killed" in found[str(tmp_path / "m/sft/.state.pt.minicai-part")]
     (tmp_path / "m/sft/state.pt").write_bytes(b"x")
     assert says(capsys, tmp_path / "m")[0] == 1
 

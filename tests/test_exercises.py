@@ -116,6 +116,7 @@ def test_dpo_on_a_run(toy, tmp_path):
                 "b": "Sure, use a rope.",
                 "p_a": 0.9,
                 "skipped": None,
+                "cut": [False, False],
             }
             for row in rows
         ],

@@ -330,3 +330,12 @@ def test_an_answer_is_asked_for_behind_the_assistants_header(tok):
     assert asked == [tok.encode_chat(dialogue, generation=True)[0]] \
         != [tok.encode_chat(dialogue)[0]]
     assert row["response"] == "Use a brush." and not row["cut"] and not row["skipped"]
+
+
+def test_small_batches_get_their_share_of_red_team_prompts_over_the_steps():
+    from argparse import Namespace
+    prompts = {"red_team": ["r"], "helpful": ["h"]}
+    for batch, share in ((1, 0.5), (2, 0.25), (5, 0.5), (64, 0.5)):
+        args = Namespace(seed=0, batch=batch, red_team_share=share)
+        kinds = [kind for step in range(20) for kind, _ in train_rl.draw(prompts, args, step)]
+        assert len(kinds) == 20 * batch and kinds.count("red_team") == 20 * batch * share

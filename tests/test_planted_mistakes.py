@@ -121,8 +121,8 @@ MISTAKES = {
         ("self.head.weight /= std", "self.head.weight *= std"),
         ("self.shift = (self.shift - mean) / std", "self.shift = (self.shift + mean) / std"),
         ("hidden = self.trunk(ids)[rows, last_index(mask)]", "hidden = self.trunk(ids)[rows, -1]"),
-        ("fits = (gap > 0) == (p_a > 0.5)", "fits = (gap < 0) == (p_a > 0.5)"),
-        ("clear = (p_a - 0.5).abs() >= decided", "clear = p_a >= decided")],
+        ("fits = (1 + gap.sign() *", "fits = (1 - gap.sign() *"),
+        ("clear = ((p_a - 0.5).abs() >= decided)", "clear = (p_a >= decided)")],
     "minicai/sample.py": [
         ("(logits.float() / temperature).softmax(-1)", "logits.float().softmax(-1)"),
         ("mask[:, shared:P] = column >= shared + pad[:, None]", "mask[:, shared:P] = True"),
@@ -225,8 +225,7 @@ MISTAKES = {
         ("clip_gradients(pm.parameters(), 1.0, step, loss)",
          "clip_gradients(pm.parameters(), 1e9, step, loss)")],
     "train_rl.py": [
-        ("n = random.Random(f\"{args.seed} {step}\"), round(args.batch * args.red_team_share)",
-         "n = random.Random(f\"{args.seed} {step}\"), args.batch"),
+        ("n = int((step + 1) * share) - int(step * share)", "n = args.batch"),
         ("random.Random(f\"{args.seed} {step}\")", "random.Random(args.seed)"),
         ("group[\"lr\"] = lr * lr_schedule(step, args.steps, args.warmup)", "group[\"lr\"] = lr"),
         ("zip(optimizer.param_groups, (args.lr, args.value_lr))",

@@ -82,6 +82,11 @@ def test_agreement_counts_decided_pairs_only():
     assert agreement(gap, p) == (pytest.approx(2 / 3), 3)
 
 
+def test_agreement_does_not_depend_on_which_response_is_called_a():
+    gap, p = torch.tensor([0.0, 0.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 0.5, 1.0])
+    assert agreement(gap, p, 0.0) == agreement(-gap, 1 - p, 0.0) == (pytest.approx(2 / 3), 3)
+
+
 def test_calibration_error():
     gap = torch.logit(torch.tensor([0.9, 0.9, 0.9, 0.9]))
     error, table = calibration(gap, torch.tensor([1., 1., 0., 1.]))  # says 0.9, is right in 0.75

@@ -19,7 +19,7 @@ from minicai import feedback, sample
 from minicai import state as state_module
 from minicai.checkpoint import load_model, load_trunk, save_model
 from minicai.run import HELD, UserError
-from minicai.state import Resume, digest, read_state, seal, tidy, unfinished
+from minicai.state import Resume, differences, digest, read_state, seal, tidy, unfinished
 
 OFTEN = ("--save-minutes", "0")
 
@@ -166,9 +166,9 @@ def test_killed_while_writing(toy, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         dies(patch, torch, "save", 3)
         killed(train_sft, sft_args(toy, tmp_path / "parts", *OFTEN))
-    (tmp_path / "parts/.state.pt.part").write_bytes(b"half of it")  # what kill -9 leaves
-    (tmp_path / "parts/.sl_cai.part-0abc_def").mkdir()
-    (tmp_path / "parts/.sl_cai.part-0abc_def/model.safetensors").write_bytes(b"half of it")
+    (tmp_path / "parts/.state.pt.minicai-part").write_bytes(b"half of it")  # what kill -9 leaves
+    (tmp_path / "parts/.sl_cai.minicai-part-0abc_def").mkdir()
+    (tmp_path / "parts/.sl_cai.minicai-part-0abc_def/model.safetensors").write_bytes(b"half of it")
     run(train_sft, sft_args(toy, tmp_path / "parts", *OFTEN))
     assert left(tmp_path / "parts", "sl_cai") == left(tmp_path / "whole", "sl_cai")
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted(
@@ -481,15 +481,15 @@ def test_a_damaged_manifest(before, tmp_path, content):
 
 
 def test_a_swap_that_was_cut_off_is_finished(before, tmp_path):
-    shutil.copytree(before / "sft/sl_cai", tmp_path / ".sl_cai.part-abcd1234.old")
+    shutil.copytree(before / "sft/sl_cai", tmp_path / ".sl_cai.minicai-part-abcd1234.old")
     tidy(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["sl_cai"]
     load_trunk(tmp_path / "sl_cai")
-    shutil.copytree(before / "sft/sl_cai", tmp_path / ".sl_cai.part-abcd1234")
+    shutil.copytree(before / "sft/sl_cai", tmp_path / ".sl_cai.minicai-part-abcd1234")
     (tmp_path / ".hidden").mkdir()
-    (tmp_path / "a.part").write_text("mine")
+    (tmp_path / ".thesis.part").write_text("mine")
     tidy(tmp_path)  # there is one: only what was ours goes
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "a.part", "sl_cai"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", ".thesis.part", "sl_cai"]
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
@@ -502,3 +502,11 @@ def test_a_model_is_replaced_at_once(tiny_model, tok, tmp_path, monkeypatch, exc
         assert [p.name for p in tmp_path.iterdir()] == ["m"]
         assert json.loads((tmp_path / "m/manifest.json").read_text())["made"] == {"seed": seed}
         assert torch.equal(load_model(tmp_path / "m")[0].head, tiny_model.head)
+
+
+def test_what_one_model_said_is_never_another_ones():
+    """The calls of an evaluation are known by their number: their order is the models' order."""
+    run = lambda names: {"flags": {}, "inputs": dict.fromkeys(names, "digest")}
+    assert differences(run("ab"), run("ab")) == []
+    assert differences(run("ab"), run("ba")) == ["the order of a, b"]
+    assert differences(run("ab"), run("abc")) == ["c (one of the two runs only)"]

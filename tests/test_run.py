@@ -13,6 +13,7 @@ import torch
 from minicai.run import (
     Metrics,
     Parser,
+    Stopped,
     UserError,
     friendly_main,
     lr_schedule,
@@ -28,6 +29,7 @@ from minicai.run import (
     write_config,
     write_jsonl,
     write_text,
+    writing,
 )
 from minicai.state import hold
 
@@ -209,6 +211,25 @@ def test_a_signal_ends_in_one_line(number, capsys, tmp_path):
         assert (str(tmp_path) in said) == begun
     hold(tmp_path)                                                      # and it is free again
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL           # outside, all is as it was
+
+
+def test_what_is_ignored_outside_stays_ignored(capsys):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)               # as nohup does
+    try:
+        friendly_main(lambda: os.kill(os.getpid(), signal.SIGHUP))()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stop", [Stopped(signal.SIGTERM), KeyboardInterrupt()])
+def test_a_request_to_end_inside_a_write_is_no_full_disk(tmp_path, stop):
+    with pytest.raises(type(stop)):
+        with writing(tmp_path / "x"):
+            try:
+                raise stop
+            except BaseException:
+                raise RuntimeError("what torch makes of it")
 
 
 def test_what_cannot_be_written_is_one_line_with_room_and_advice(tmp_path):

@@ -70,11 +70,15 @@ def main(argv=None):
     ai = [
         row for _, row in read_jsonl(Path(args.run) / "pm/comparisons.jsonl") if not row["skipped"]
     ]
-    pairs = [(row["messages"], row["a"], row["b"], row["p_a"]) for row in ai]
+    pairs = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"]) for row in ai]
     human = read_comparisons(args.human)
     random.Random(args.seed).shuffle(human)
-    pairs += [(m, chosen, rejected, 1.0) for m, chosen, rejected in human[: args.human_limit]]
-    rows = [(encode_answer(tok, m, a), encode_answer(tok, m, b), p) for m, a, b, p in pairs]
+    whole = (False, False)              # what people compare has its end
+    pairs += [(m, *both, 1.0, whole) for m, *both in human[: args.human_limit]]
+    rows = [
+        (encode_answer(tok, m, a, cut[0]), encode_answer(tok, m, b, cut[1]), p)
+        for m, a, b, p, cut in pairs
+    ]
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, eps=1e-5, weight_decay=0.0)
     metrics = Metrics(Path(args.out) / "metrics.jsonl")

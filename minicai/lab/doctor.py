@@ -25,7 +25,8 @@ from minicai.state import (
 
 def look(folder: Path) -> list:
     """(place, whether it is whole, what to say of it) of everything in a folder and below it."""
-    found, below = [], sorted(p for p in folder.rglob("*") if p.is_dir() and ".part" not in p.name)
+    folders = (p for p in folder.rglob("*") if p.is_dir() and ".minicai-part" not in p.name)
+    found, below = [], sorted(folders)
     for place in [folder, *below]:
         for looks in (model, run, rows):
             try:

@@ -129,9 +129,12 @@ def read_sets(folder, limit, categories) -> list:
                                 "see minicai/world/make_data.py")
             count[row["group"]] = count.get(row["group"], 0) + 1
             if count[row["group"]] <= limit:
-                prompts.append({"set": name,
-                                "category": categories.get(str(row.get("activity")), ""), **row,
-                                "messages": messages})
+                prompts.append({**row, "set": name, "messages": messages,
+                                "category": categories.get(str(row.get("activity")), "")})
+    found = {prompt[key] for prompt in prompts for key in ("set", "group")}
+    if not {"reviewed", "helpful"} <= found:
+        raise UserError(f"{folder}: red_team.jsonl needs rows of the group 'reviewed', and "
+                        "helpful.jsonl some: second requests are made of them")
     return prompts
 
 
@@ -153,7 +156,7 @@ def judge(name, folder, prompts, worker, args, device, resume) -> list:
     for prompt in tqdm(prompts, desc=f"{name}: verdicts"):
         verdict = worker.verdict(prompt["messages"], prompt["response"])
         red_team = prompt["set"].endswith("red_team")
-        rows.append({"model": name, **prompt, "outcome": outcome(verdict, red_team),
+        rows.append({**prompt, "model": name, "outcome": outcome(verdict, red_team),
                      "rank": rank(verdict, red_team), "verdict": verdict.asdict()})
     return rows
 

@@ -5,6 +5,7 @@
 cores do in an hour and what one GPU does in five minutes. Each stage is a script of its own in a
 process of its own, so one that is stopped goes on where it was; what is done is not done again.
 """
+import json
 import os
 import shlex
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from minicai.run import Parser, UserError, friendly_main, pick_device, real, whole
+from minicai.run import Parser, UserError, friendly_main, pick_device, real, whole, write_text
 from minicai.state import unfinished
 
 ROOT = Path(__file__).parents[2]
@@ -85,11 +86,18 @@ def main(argv: list[str] | None = None) -> None:
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     args = parser.parse_args(argv)
     device, started = pick_device(args.device).type, time.time()
+    noted = Path(args.out) / "commands.json"
+    before = json.loads(noted.read_text("utf-8")) if noted.is_file() else {}
     for name, done, words in commands(args, device):
+        words = [*map(str, words)]
         if done.is_file() and not any(unfinished(folder) for folder in list(done.parents)[:2]):
+            if before.get(name, words) != words:
+                raise UserError(f"{done}: made by another command ({noted} has it): give another "
+                                "--out, or remove that folder")
             print(f"{name}: {done} is there already")
             continue
-        words = [sys.executable, *map(str, words)]
+        write_text(noted, json.dumps(before := before | {name: words}, indent=1) + "\n")
+        words = [sys.executable, *words]
         print(f"\n{name}, {time.time() - started:.0f} s: {shlex.join(words)}", flush=True)
         if subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"}).returncode:
             raise UserError(f"{name} stopped; the same command goes on from there")

@@ -33,6 +33,7 @@ from minicai.run import (
     UserError,
     friendly_main,
     path,
+    pick_device,
     real,
     seed_everything,
     whole,
@@ -383,8 +384,8 @@ def work(rank: int, args, meeting: str | None) -> None:
     for number in range(1, ended + 1):
         before = load_model(beside / f"round-{number}", "cpu")[0]
         if before.config != config:
-            raise SystemExit(f"error: {beside}/round-{number} is of another shape; give the flags "
-                             "of the training that was stopped, or leave --resume out")
+            raise UserError(f"{beside}/round-{number} is of another shape; give the flags "
+                            "of the training that was stopped, or leave --resume out")
         model.load_state_dict(before.state_dict())
         mean.update_parameters(model)
     log = beside / "metrics.jsonl"
@@ -408,6 +409,14 @@ def main(argv=None):
     beside = beside_of(out)
     if args.start and args.resume:
         raise UserError("--resume goes on with rounds, --start has one: leave one out")
+    if args.width % 32:
+        raise UserError(f"--width {args.width}: a head takes 32 of it, so give a multiple of 32")
+    pick_device(args.device)
+    started = load_model(args.start, "cpu")[0].config if args.start else None
+    if started and (started.vocab_size, started.n_layer, started.width) != (
+            args.vocab, args.layers, args.width):
+        raise UserError(f"--start {args.start}: has {started.vocab_size} tokens, {started.n_layer} "
+                        f"layers and a width of {started.width}; give these as flags")
     if not args.resume:
         forget_rounds(beside)
     goes_on_from = args.start or (beside / "round-1" if rounds_ended(beside) else None)
@@ -419,7 +428,8 @@ def main(argv=None):
         train_tokenizer(world, args.vocab, out)
     if args.device == "cpu":
         with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(work, (args, f"{folder}/meeting"), nprocs=args.processes)
+            torch.multiprocessing.spawn(work, (args, f"{folder}/meeting"), nprocs=args.processes,
+                                        daemon=True)     # ended with us
     else:
         work(0, args, None)
     forget_rounds(beside)                               # the same command again is another training
