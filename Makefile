@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CONSTITUTION ?= harmlessness
 # A name in constitutions/, or a path.
-LAW = $(if $(filter %.json %/,$(CONSTITUTION)),$(CONSTITUTION),constitutions/$(CONSTITUTION).json)
+LAW = $(firstword $(wildcard constitutions/$(CONSTITUTION).json) $(CONSTITUTION))
 SEED ?= 0
 OUT  ?= out/demo
 

@@ -112,7 +112,7 @@ def test_pictures_say_the_numbers(drawn):
     assert {"90 %", "50 %", "96 %"} <= set(said(drawn / "pictures/demo.svg"))
     cells = said(drawn / "pictures/constitutions.svg")
     # two categories: mean, cheese, base
-    assert "harmlessness (2 seeds)" in cells and cells.count("4") == 2 and cells.count("90") == 4
+    assert "harmlessness (2)" in cells and cells.count("4") == 2 and cells.count("90") == 4
     labels = said(drawn / "pictures/labels.svg")
     # two pairs are too few, twice two are not
     assert labels.count("75") == 2 and "–" in labels and "100" in labels

@@ -25,7 +25,7 @@ MODULES = ["minicai.chat", "minicai.lab.bench", "minicai.lab.doctor", "minicai.l
            "minicai.lab.figures", "minicai.lab.plan", "minicai.lab.report_html",
            "minicai.world.exam", "minicai.world.make_data", "minicai.world.preview",
            "minicai.lab.gpu_check", "minicai.world.pretrain", "minicai.gguf", "minicai.lab.real",
-           "minicai.lab.real_data", "minicai.lab.evaluate_real",
+           "minicai.lab.real_data", "minicai.lab.evaluate_real", "minicai.lab.paper_measure",
            "minicai.lab.critique_formats", "minicai.lab.export_preferences"]
 
 
@@ -80,7 +80,7 @@ def test_every_python_command_is_understood(parse):
 def test_every_flag_exists_and_every_flag_is_explained(parse):
     needed = {"minicai.chat": ["data/base"], "minicai.world.preview": ["constitutions/cheese.json"],
               "minicai.lab.doctor": ["out"], "minicai.lab.plan": ["data/base"],
-              "minicai.gguf": ["a", "b"],
+              "minicai.gguf": ["a", "b"], "minicai.lab.paper_measure": ["answers"],
               "minicai.lab.critique_formats": ["a"],"minicai.lab.export_preferences": ["a", "b"],
               "minicai.lab.evaluate_real": ["--models", "a=b"]}
     parsers = [parse([s]) for s in SCRIPTS] + [parse(["-m", m, *needed.get(m, [])])
@@ -111,6 +111,7 @@ def test_demo_is_the_scripts_with_their_defaults(parse):
     makefile = (ROOT / "Makefile").read_text()
     values = dict(re.findall(r"^(\w+) +\?= (\S+)", makefile, re.M))
     values |= dict.fromkeys(("SFT_FLAGS", "PM_FLAGS", "RL_FLAGS", "EVALUATE_FLAGS"), "")
+    values["LAW"] = f"constitutions/{values['CONSTITUTION']}.json"
     recipe = lambda target: re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile,
                                       re.M)[1].splitlines()
     steps = [line.split()[-1] for line in recipe("demo")]

@@ -188,8 +188,8 @@ def demo_bars(runs: list, sets=(*GROUPS, *SETS)) -> str:
 
 
 def seeds_of(law: str, runs: list) -> str:
-    """The name of a row: a constitution and, if there are several, its seeds."""
-    return law if len(runs) == 1 else f"{law} ({len(runs)} seeds)"
+    """The name of a row: a constitution and, if there are several, how many seeds."""
+    return law if len(runs) == 1 else f"{law} ({len(runs)})"
 
 
 def harm_map(laws: dict, part: str, title: str, notes: list) -> str:
@@ -343,7 +343,10 @@ def draw(folder: Path, exam: dict | None) -> dict:
     laws = by_constitution(folder)
     demo, counts = laws[DEMO], laws[DEMO][0][1]["models"]["base"]["by_category"]
     sizes = [row["n"] for row in counts.values()]
-    held_out = f"Held-out prompts, {min(sizes)} to {max(sizes)} a category; 100: all answers help."
+    held_out = (
+        f"Held-out prompts, {min(sizes)} to {max(sizes)} a category; 100: all answers help; "
+        "in brackets: seeds."
+    )
     drawn = {
         "pipeline": pictures.pipeline(),
         "demo": demo_bars(demo, ("reviewed", "unseen", "helpful", "lookalike")),

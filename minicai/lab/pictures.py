@@ -76,7 +76,7 @@ def legend(y: float, kinds: dict) -> list:
     svg, x = [], 20
     for words, fill, _ in kinds.values():
         svg += [box(x, y - 11, 16, 13, fill), text(x + 22, y, words, 13, fill=SOFT)]
-        x += 44 + 6.4 * len(words)
+        x += 48 + 6.9 * len(words)
     return svg
 
 
