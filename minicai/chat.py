@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(args.seed)
     start = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(start)
+    if not sys.stdin:
+        raise UserError("standard input is closed: there is nobody to talk to")
     introduce(tok.config.get("minicai_about"))
     try:
         while (line := input("Human: ").strip()) != "/quit":
@@ -87,5 +89,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdin.reconfigure(errors="replace")  # a terminal may send bytes that are no UTF-8
+    if sys.stdin:                       # a terminal may send bytes that are no UTF-8
+        sys.stdin.reconfigure(errors="replace")
     main()

@@ -63,6 +63,9 @@ def friendly_main(main):
             code, said = 2, (f"error: out of memory ({str(error).partition('.')[0]}): "
                              "lower --micro or --sample-tokens, or give --checkpointing; "
                              "python -m minicai.lab.plan says what takes how much")
+        except BrokenPipeError:  # `... | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(141) from None
         except OSError as error:  # a folder that cannot be written, a full disk
             code, said = 2, f"error: {error}"
         except (KeyboardInterrupt, Stopped) as stop:

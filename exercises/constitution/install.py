@@ -16,6 +16,8 @@ if __name__ == "__main__":
     except (OSError, ValueError) as error:
         sys.exit(f"{HERE / 'mine.json'}: {error}; `python exercises/check.py constitution` makes "
                  "it, and says when it is right")
+    if not isinstance(both, dict) or set(both) != {"constitution", "control"}:
+        sys.exit(f"{HERE / 'mine.json'}: it needs the keys constitution and control, no others")
     for name, entry in both.items():
         path = (
             HERE.parents[1]

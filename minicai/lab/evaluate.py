@@ -296,7 +296,10 @@ def arguments(argv=None):
     a("--mention", nargs="+", metavar=("WORD", "DIR"),
       help="measure nothing: how many answers to requests that name a word "
       "say it too, by model, in each directory's transcripts.jsonl")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if sum(map(bool, (args.mention, args.table, args.compare))) > 1:
+        raise UserError("--mention, --table, --compare: one at a time")
+    return args
 
 
 @friendly_main

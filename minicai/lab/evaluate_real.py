@@ -224,6 +224,10 @@ def main(argv: list[str] | None = None) -> None:
     errors = pattern_errors([row for _, row in read_jsonl(DATA / "labelled.jsonl")])
     inputs = {f"--models {name}": Path(folder) for name, folder in models.items()}
     inputs |= {f"--prompts {name}": Path(file) for name, file in files.items()}
+    inputs |= {f"--{name}": Path(place) for name, place in (
+        ("pm", args.pm), ("judge", args.judge), ("comparisons", args.comparisons)) if place}
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UserError("--seeds: one comes twice, and would count its answers twice")
     resume = Resume(args, inputs, writes=["results.json", "transcripts.jsonl", "report.txt"])
     rows, scorer = [], load_preference_model(args.pm, device, args.dtype) if args.pm else None
     for name, folder in models.items():

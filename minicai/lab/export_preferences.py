@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rows = read_jsonl(args.comparisons)
     needed = {"messages", "a", "b", "p_a"}
-    missing = next((number for number, row in rows if not needed <= set(row)), None)
+    share = lambda p: p is None or type(p) in (int, float) and 0 <= p <= 1
+    missing = next((number for number, row in rows
+                    if not needed <= set(row) or not share(row["p_a"])), None)
     if missing:
         raise UserError(f"{args.comparisons}:{missing}: "
                         "not a row of train_pm.py's comparisons.jsonl")

@@ -236,6 +236,8 @@ def named(pairs) -> dict:
     split = [pair.partition("=") for pair in pairs or ()]
     if wrong := [pair for pair in split if not (pair[0] and pair[2])]:
         raise UserError(f"{''.join(wrong[0])}: expected NAME=DIR")
+    if len({name for name, *_ in split}) < len(split):
+        raise UserError(f"{' '.join(pairs)}: two have the same name")
     return {name: Path(folder) for name, _, folder in split}
 
 
