@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
                                 "--out, or remove that folder")
             print(f"{name}: {done} is there already")
             continue
+        noted.parent.mkdir(parents=True, exist_ok=True)
         write_text(noted, json.dumps(before := before | {name: words}, indent=1) + "\n")
         words = [sys.executable, *words]
         print(f"\n{name}, {time.time() - started:.0f} s: {shlex.join(words)}", flush=True)
