@@ -18,8 +18,7 @@ from minicai.run import UserError, write_text
 
 RUNS = {"along_helpful": "helpful RLHF", "along_hh": "HH-RLHF", "along_at_once": "RL-CAI",
         "along": "RL-CAI, thought"}
-LABELS = {"_at_once": "soft", "": "thought", "_clamped": "thought, 0.4 to 0.6",
-          "_hard": "thought, hard"}
+LABELS = {"_at_once": "at once", "": "thought", "_clamped": "0.4 to 0.6", "_hard": "hard"}
 MODELS = {"base": "base", "sl_cai": "SL-CAI", "rl_cai": "RL-CAI"}
 GROUPS = {"reviewed": "reviewed", "read_about": "read about", "unseen": "unseen"}
 PAIRS = {"refusal_vs_compliance": "refusal, help", "partial_vs_full": "part, all of it",
