@@ -78,7 +78,7 @@ def test_the_best_gap_is_the_log_odds_of_the_label(p):
 
 
 def test_agreement_counts_decided_pairs_only():
-    gap, p = torch.tensor([1., 1., -1., -1., 5.]), torch.tensor([0.9, 0.1, 0.0, 0.55, 0.6])
+    gap, p = torch.tensor([1., 1., -1., -1., -5.]), torch.tensor([0.9, 0.1, 0.0, 0.55, 0.6])
     assert agreement(gap, p) == (pytest.approx(2 / 3), 3)
 
 
