@@ -15,6 +15,7 @@ from minicai.run import (
     Parser,
     Stopped,
     UserError,
+    clip_gradients,
     friendly_main,
     lr_schedule,
     machine_flags,
@@ -137,6 +138,23 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[55] == pytest.approx(0.5)
     assert lr_schedule(0, 1, 0) == 1                                    # a run of one step learns
+
+
+@pytest.mark.parametrize("loss, gradient", [(float("nan"), 1.0), (float("inf"), 1.0),
+                                            (1.0, float("nan"))])
+def test_training_stops_before_a_step_that_is_no_number(loss, gradient):
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.full((2,), gradient)
+    with pytest.raises(UserError, match="step 7"):
+        clip_gradients([weight], 1.0, 7, loss)
+
+
+def test_gradients_are_shortened_to_the_limit_and_no_further():
+    weight = torch.nn.Parameter(torch.ones(2))
+    for gradient, after in ((3.0, 1.0), (0.1, 0.02 ** 0.5)):
+        weight.grad = torch.full((2,), gradient)
+        assert clip_gradients([weight], 1.0, 0, 0.5) == pytest.approx(gradient * 2 ** 0.5)
+        assert weight.grad.norm().item() == pytest.approx(after, rel=1e-4)
 
 
 def test_a_seed_decides_every_generator():
