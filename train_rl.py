@@ -206,8 +206,8 @@ def load_models(args, device):
 def draw(prompts: dict, args, step):
     """(kind, prompt) of one step, a function of (seed, step) alone:
     runs can be compared and taken up again."""
-    rng, share = random.Random(f"{args.seed} {step}"), args.batch * args.red_team_share
-    n = int((step + 1) * share) - int(step * share)     # on average `share`, in small batches too
+    rng, wanted = random.Random(f"{args.seed} {step}"), args.batch * args.red_team_share
+    n = round((step + 1) * wanted) - round(step * wanted)       # on average, in small batches too
     counts = {"red_team": n, "helpful": args.batch - n}
     return [(kind, prompt) for kind, count in counts.items()
             for prompt in rng.choices(prompts[kind], k=count)]

@@ -213,7 +213,7 @@ def their_names(config: GPTConfig, name: str) -> list[str]:
 
 
 def part_sizes(config: GPTConfig, tensor, names: list) -> list[int]:
-    """How many rows of our parameter each of those tensors holds."""
+    """How many rows of our parameter `tensor` each of the Hugging Face tensors `names` holds."""
     c = config
     return ([c.n_head * c.head_dim] + [c.n_kv_head * c.head_dim] * 2 if len(names) == 3
             else [len(tensor)])
@@ -227,8 +227,8 @@ def open_weights(directory) -> dict:
     if index.is_file() and not index.with_name(names[0]).is_file():
         refuse_pointer(index)
         try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            names = [str(Path(name)) for name in names]
+            parts = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            names = sorted({str(Path(part)) for part in parts})
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{index}: not an index of weights ({type(error).__name__}: "
                             f"{error})") from None
@@ -256,8 +256,8 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
     with torch.device("meta"):  # no time lost on weights to be replaced
         model = GPT(config)
     for name, empty in model.state_dict().items():
-        parts = []
-        for theirs in their_names(config, name):
+        parts, names = [], their_names(config, name)
+        for theirs, rows in zip(names, part_sizes(config, empty, names)):
             bare = theirs.partition(".")[2]  # GPT-2's own file lacks the prefix
             found = theirs if theirs in where else bare if bare in where else None
             if found is None:
@@ -266,7 +266,6 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
             parts.append(part.T if config.positions == "learned" and theirs.endswith(TRANSPOSED)
                          else part)
             used.add(found)
-            rows = part_sizes(config, empty, their_names(config, name))[len(parts) - 1]
             if parts[-1].shape != (rows, *empty.shape[1:]) or not part.is_floating_point():
                 raise UserError(f"{directory}: {theirs} has shape {list(parts[-1].shape)} of "
                                 f"{part.dtype}, config.json means {[rows, *empty.shape[1:]]} of "
@@ -296,8 +295,8 @@ def load_model(directory, device="cpu", dtype="fp32",
                chat: str | None = None) -> tuple[GPT, Tokenizer]:
     """Model and tokenizer of a directory; `chat` overrides its chat format.
     Raises UserError for what is not right."""
-    kind = str(read_config(directory)[1].get("architectures") or "CausalLM")
-    if (not re.search(r"CausalLM|LMHead|Model']", kind) or "Reward" in kind
+    kind = str(read_config(directory)[1].get("architectures"))         # ["LlamaForCausalLM"], say
+    if ("For" in kind and "ForCausalLM" not in kind
             or "score.weight" in open_weights(directory)):
         raise UserError(f"{directory}: a classifier or preference model; "
                         "a language model is needed here")
@@ -332,13 +331,13 @@ def their_tensors(model: GPT) -> dict[str, torch.Tensor]:
 
 
 def write_directory(directory, tensors: dict, config: dict, tok: Tokenizer,
-                    made: dict | None = None, **said) -> None:
+                    made: dict | None = None, **fields) -> None:
     """Write a whole directory beside the old one, then swap:
-    a reader finds the old or the new, never a mixture. said: of the tokenizer, to others."""
+    a reader finds the old or the new, never a mixture. fields: of tokenizer_config.json."""
     with beside(directory, sum(tensor.nbytes for tensor in tensors.values()), made) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        tok.save(new, **said)
+        tok.save(new, **fields)
 
 
 def save_model(directory, model: GPT, tok: Tokenizer, made: dict | None = None) -> None:

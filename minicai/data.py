@@ -96,8 +96,8 @@ def _answered(asked: list, turns: list, text) -> list:
     system = asked[:1] if asked and asked[0]["role"] == "system" else []
     if turns[0]["role"] != "system":
         turns = system + turns
-    said, begun = ([(turn["role"], turn["content"].strip()) for turn in some]
-                   for some in (asked, turns if system else turns[turns[0]["role"] == "system":]))
+    said, begun = ([(turn["role"], turn["content"].strip()) for turn in some
+                    if system or turn["role"] != "system"] for some in (asked, turns))
     while said and said[-1][0] == "assistant":                      # the answer may be another one
         said.pop()
     if begun[:len(said)] == said:

@@ -209,9 +209,9 @@ class Tokenizer:
             raise UserError(f"{path}: not a tokenizer's file ({type(error).__name__}: "
                             f"{error})") from None
 
-    def save(self, directory, **said) -> None:
+    def save(self, directory, **fields) -> None:
         """Write the files it was read from; all of those that name the end,
-        the padding or the format say the same."""
+        the padding or the format say the same. fields: more of tokenizer_config.json."""
         names = {i: name for name, i in self.special.items()}
         tokens = {"eos_token": names[self.end], "pad_token": names.get(self.pad) or {
             # a byte that no text holds, spelt as a letter that some do:
@@ -221,7 +221,7 @@ class Tokenizer:
         ids = {"eos_token_id": self.end, "pad_token_id": self.pad}
         if self.bos:
             tokens["bos_token"], ids["bos_token_id"] = names[self.bos[0]], self.bos[0]
-        config = self.config | tokens | said
+        config = self.config | tokens | fields
         if "tokenizer.json" in self.files:  # for "GPT2Tokenizer" transformers would split its way
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         files = {name: content for name, content in self.files.items()

@@ -335,7 +335,9 @@ def test_an_answer_is_asked_for_behind_the_assistants_header(tok):
 def test_small_batches_get_their_share_of_red_team_prompts_over_the_steps():
     from argparse import Namespace
     prompts = {"red_team": ["r"], "helpful": ["h"]}
-    for batch, share in ((1, 0.5), (2, 0.25), (5, 0.5), (64, 0.5)):
+    for batch, share in ((1, 0.5), (2, 0.25), (5, 0.5), (64, 0.5), (100, 0.29)):
         args = Namespace(seed=0, batch=batch, red_team_share=share)
         kinds = [kind for step in range(20) for kind, _ in train_rl.draw(prompts, args, step)]
-        assert len(kinds) == 20 * batch and kinds.count("red_team") == 20 * batch * share
+        assert len(kinds) == 20 * batch and kinds.count("red_team") == round(20 * batch * share)
+    first = [kind for kind, _ in train_rl.draw(prompts, args, 0)]
+    assert first.count("red_team") == 29            # 100 * 0.29 is 28.999... to a computer

@@ -225,7 +225,7 @@ MISTAKES = {
         ("clip_gradients(pm.parameters(), 1.0, step, loss)",
          "clip_gradients(pm.parameters(), 1e9, step, loss)")],
     "train_rl.py": [
-        ("n = int((step + 1) * share) - int(step * share)", "n = args.batch"),
+        ("n = round((step + 1) * wanted) - round(step * wanted)", "n = args.batch"),
         ("random.Random(f\"{args.seed} {step}\")", "random.Random(args.seed)"),
         ("group[\"lr\"] = lr * lr_schedule(step, args.steps, args.warmup)", "group[\"lr\"] = lr"),
         ("zip(optimizer.param_groups, (args.lr, args.value_lr))",

@@ -94,14 +94,13 @@ def test_a_bos_that_nobody_names_is_nothing(tmp_path):
 
 
 def test_what_a_post_processor_puts_behind_a_text_is_no_bos(tmp_path):
-    hf = make_tokenizer("llama3", tmp_path)
+    make_tokenizer("llama3", tmp_path)
     end = {"SpecialToken": {"id": "<|end_of_text|>", "type_id": 0}}
     edit(tmp_path / "tokenizer.json", lambda spec: spec | {"post_processor": {
         "type": "TemplateProcessing", "pair": [], "special_tokens": {}, "single": [
             {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}},
             {"Sequence": {"id": "A", "type_id": 0}}, end]}})
     tok = Tokenizer.load(tmp_path, "plain")
-    del hf
     assert tok.bos == [tok.special["<|begin_of_text|>"]]
 
 
