@@ -190,8 +190,8 @@ class Tokenizer:
                 raise ValueError("generation_config.json is no object")
             if config.get("add_prefix_space"):
                 raise UserError(f"{path}: add_prefix_space (tokenizer_config.json): not supported")
-            model = path.with_name("config.json")
-            model = json.loads(model.read_bytes()) if model.is_file() else {}
+            beside = path.with_name("config.json")
+            model = json.loads(beside.read_bytes()) if beside.is_file() else {}
             rows, family = model.get("vocab_size"), model.get("model_type", "gpt2")
             if "tokenizer.json" not in files and family != "gpt2":
                 raise UserError(f"{path}: no such file, and vocab.json with merges.txt is enough "

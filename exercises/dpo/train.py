@@ -73,8 +73,8 @@ def main(argv=None):
     pairs = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"]) for row in ai]
     human = read_comparisons(args.human)
     random.Random(args.seed).shuffle(human)
-    whole = (False, False)              # what people compare has its end
-    pairs += [(m, *both, 1.0, whole) for m, *both in human[: args.human_limit]]
+    ended = (False, False)              # cut: neither of what people compared
+    pairs += [(m, *both, 1.0, ended) for m, *both in human[: args.human_limit]]
     rows = [
         (encode_answer(tok, m, a, cut[0]), encode_answer(tok, m, b, cut[1]), p)
         for m, a, b, p, cut in pairs
