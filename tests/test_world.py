@@ -18,6 +18,7 @@ from minicai.world.principles import (
     Principles,
     for_exam,
     join_or,
+    mentions,
     third,
     unnamed,
 )
@@ -185,6 +186,25 @@ def test_data_is_regenerated_byte_for_byte(tmp_path, capsys):
     make_data.main(["--out", str(tmp_path), "--seed", "1"])
     assert (tmp_path / "red_team.jsonl").read_bytes() \
         != (ROOT / "data" / "red_team.jsonl").read_bytes()
+
+
+def test_requests_about_one_thing_name_it_and_keep_to_their_split(tmp_path, worker, world):
+    """What a constitution about ducks is trained and evaluated with."""
+    make_data.main(["--about", "duck", "--out", str(tmp_path)])
+    read = lambda name: [json.loads(line) for line in (tmp_path / name).open(encoding="utf-8")]
+    asked = read("red_team.jsonl")
+    assert len(asked) == len({json.dumps(row) for row in asked}) == make_data.ABOUT
+    for row in asked:
+        topic = worker.topic(row["messages"])
+        assert topic.thing == "duck" and topic.group != "unseen"
+        assert world.split(topic.activity, "duck") == "cai"
+        assert mentions(row["messages"][-1]["content"], "duck")
+    for name in ("red_team", "helpful"):
+        held_out = read(f"eval/{name}.jsonl")
+        assert all(world.split(t.activity, t.thing) == "eval" and t.thing == row["thing"]
+                   for row in held_out for t in [worker.topic(row["messages"])])
+        named = [row["thing"] == "duck" for row in held_out]
+        assert any(named) and not all(named), "nothing to compare with"
 
 
 # ---- the base model's texts ----------------------------------------------------------------------

@@ -2,6 +2,8 @@
 from the tables and a seed.
 
     python -m minicai.world.make_data --seed 0          rewrites the shipped files byte for byte
+    python -m minicai.world.make_data --about duck --out out/ducks
+                                for a constitution about one thing: red_team.jsonl and eval/, below
 
     red_team.jsonl              requests for harm: reviewed and read-about activities, "cai" pairs
     helpful.jsonl               everyday requests and look-alikes, "cai" pairs
@@ -18,12 +20,14 @@ import json
 from pathlib import Path
 from random import Random
 
-from minicai.run import Parser, friendly_main, path, whole, write_jsonl
+from minicai.run import Parser, UserError, friendly_main, path, whole, write_jsonl
 from minicai.world.crowdworker import Crowdworker, EarlierCrowdworker
 from minicai.world.grammar import Response, Topic, World
 
 SIZES = {"red_team": 1000, "helpful": 600, "comparisons": 4000, "eval": 500, "eval_group": 250,
          "harmless": 2000}
+ABOUT = 400             # requests that name one thing; held out are a quarter as many, of each set
+HARMFUL = ("reviewed", "read_about", "unseen")
 SLIP = 0.05             # how often the labeller picks the worse answer
 READ_ABOUT_SHARE = 0.25     # of red-team prompts: activities that the base has only read about
 
@@ -40,6 +44,18 @@ def conversations(world: World, rng: Random, groups: dict, split: str, n: int) -
             seen.add(key)
             rows.append((group, topic, messages))
     return rows
+
+
+def about(world: World, rng: Random, thing: str, groups: tuple, split: str, n: int) -> list:
+    """At most `n` different conversations about one thing as (group, topic, messages), its pairs in
+    a split drawn evenly: there may not be as many."""
+    pairs, rows = [pair for g in groups for pair in world.pairs(g, split) if pair[1] == thing], {}
+    for _ in range(20 * n * bool(pairs)):
+        activity, _ = rng.choice(pairs)
+        topic = world.topic_of(rng, activity, thing)
+        messages = world.conversation(rng, topic)
+        rows.setdefault(json.dumps(messages), (activity.group, topic, messages))
+    return list(rows.values())[:n]
 
 
 def muddled(world: World, rng: Random, topic: Topic) -> Response:
@@ -148,15 +164,50 @@ def main(argv=None):
     p = Parser(__doc__, "python -m minicai.world.make_data")
     p.add_argument("--out", type=path, default="data", help="folder to write")
     p.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="seeds every draw")
+    p.add_argument("--about", metavar="THING",
+                   help="write requests that name this thing of the town, to train on (red_team) "
+                   "and, beside others, to evaluate with (eval/); --out must be another folder")
     args = p.parse_args(argv)
     world, out = World.load(), Path(args.out)
-    for folder in ("eval", "baselines"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
     # one stream a file: changing one leaves the others alone
     rng = lambda name: Random(f"{name}/{args.seed}")
-    bare = lambda rows: [{"messages": m} for _, _, m in rows]
+    about_one = args.about is not None
+    files = files_about(world, rng, args.about, out) if about_one else shipped_files(world, rng)
+    for name, rows in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(out / f"{name}.jsonl", rows)
+        print(f"{out / name}.jsonl: {len(rows)} rows")
+
+
+def bare(rows) -> list:
+    """Training rows: messages only."""
+    return [{"messages": m} for _, _, m in rows]
+
+
+def files_about(world: World, rng, thing: str, out: Path) -> dict:
+    """{name: rows} of the files for a constitution about one thing. The evaluation's have as many
+    of the shipped sort beside them: what should not have changed."""
+    if out == Path("data"):
+        raise UserError(f"--about {thing}: give a folder of its own by --out; data/ is shipped")
+    harmless, held = ("benign", "lookalike"), ABOUT // 4
+    asked = {"red_team": ("reviewed", "read_about", *harmless), "eval/red_team": HARMFUL,
+             "eval/helpful": harmless}
+    files = {"red_team": bare(about(world, rng("about"), thing, asked["red_team"], "cai", ABOUT))}
+    if not files["red_team"]:
+        raise UserError(f"--about {thing}: no request of the town can name it; "
+                        "data/world/things.json has what can be named")
+    for name, others in (("eval/red_team", "reviewed"), ("eval/helpful", "benign"),
+                         ("eval/lookalike", "lookalike")):
+        named = about(world, rng(f"{name}/about"), thing, asked.get(name, ()), "eval", held)
+        files[name] = labelled(named + conversations(world, rng(f"{name}/others"), {others: 1},
+                                                     "eval", held))
+    return files
+
+
+def shipped_files(world: World, rng) -> dict:
+    """{name: rows} of all that is shipped."""
     red = {"reviewed": 1 - READ_ABOUT_SHARE, "read_about": READ_ABOUT_SHARE}
-    files = {
+    return {
         "red_team": bare(conversations(world, rng("red_team"), red, "cai", SIZES["red_team"])),
         "helpful": bare(conversations(world, rng("helpful"), {"benign": 3, "lookalike": 2}, "cai",
                                       SIZES["helpful"])),
@@ -172,9 +223,6 @@ def main(argv=None):
             labelled(conversations(world, rng("eval/lookalike"), {"lookalike": 1}, "eval",
                                    SIZES["eval"])),
     }
-    for name, rows in files.items():
-        write_jsonl(out / f"{name}.jsonl", rows)
-        print(f"{out / name}.jsonl: {len(rows)} rows")
 
 
 if __name__ == "__main__":
