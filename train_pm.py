@@ -107,7 +107,7 @@ def arguments(argv=None):
     a("--max-thought", type=whole(1), default=160, help="most tokens of a chain of thought")
     a("--temperature", type=real(0.01, 100, or_zero=True), default=1.0,
       help="of sampling the pairs, and of thinking")
-    a("--held-out", type=real(0, 1, above=True), default=0.1,
+    a("--held-out", type=real(0, 0.99, above=True), default=0.1,
       help="share of the dialogues kept for measuring")
     a("--epochs", type=whole(1, 1000), default=1, help="passes over the comparisons")
     a("--batch", type=whole(1), default=32, help="comparisons an optimizer step")

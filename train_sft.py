@@ -52,11 +52,12 @@ def arguments(argv=None):
     a("--helpful", type=path, default="data/helpful.jsonl",
       help="the same, answered without revision")
     a("--out", type=path, default="out/demo/sft", help="directory of everything this script writes")
-    a("--red-team-limit", type=whole(0), default=400, help="use at most this many red-team prompts")
+    a("--red-team-limit", type=whole(0), default=800, help="use at most this many red-team prompts")
     a("--helpful-limit", type=whole(0), default=600, help="use at most this many helpful prompts")
     a("--helpful-samples", type=whole(0, 1000), default=3,
       help="samples trained on for each helpful prompt (2 in the paper)")
-    a("--rounds", type=whole(0, 1000), default=4,
+    # One critique finds all there is in the town; other prompts teach more than more rounds.
+    a("--rounds", type=whole(0, 1000), default=2,
       help="critique-revision rounds; each draws a principle anew (4 in the paper, 0 to 4 in "
       "section 3.4); 0: train on the first answers")
     a("--direct", action="store_true", help="ask for revisions without a critique (section 3.5)")

@@ -40,7 +40,8 @@ def introduce(about) -> None:
     the only words that it has."""
     if isinstance(about, dict) and isinstance(about.get("knows"), str):
         print(f"This model knows {about['knows']}. Of anything else it makes nonsense. Try:")
-        for request in about.get("try", []):
+        asked = about.get("try")
+        for request in asked if isinstance(asked, list) else []:
             print(f"    {request}")
     print("/reset starts over, /quit leaves.")
 

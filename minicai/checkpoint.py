@@ -65,21 +65,24 @@ CONFIG_KEYS = {
              "width": "n_embd", "mlp_width": "n_inner", "max_positions": "n_positions",
              "norm_eps": "layer_norm_epsilon"}}
 OPTIONAL = {"n_kv_head", "head_dim", "mlp_width"}
+NORM_EPS = {"llama": 1e-6, "gpt2": 1e-5}        # transformers' defaults
 # Keys that change the arithmetic, with the only value that minicai computes.
 FIXED = {"hidden_act": "silu", "activation_function": "gelu_new", "scale_attn_weights": True,
          "scale_attn_by_inverse_layer_idx": False, "use_sliding_window": False,
          "add_cross_attention": False, "rope_interleaved": False, "partial_rotary_factor": 1.0,
-         "quantization_config": None, "is_encoder_decoder": False, "pruned_heads": {}}
+         "quantization_config": None, "is_encoder_decoder": False, "pruned_heads": {},
+         "is_causal": True}
 # Keys that read_config looks at itself, and keys that change nothing here: ids (the tokenizer knows
 # them), bookkeeping, how to sample. Any other key may say false or null: a switch that is off.
 KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rope_theta|"
                    r"rope_scaling|rope_parameters|architectures|model_type|(torch_)?dtype|"
-                   r"transformers.*|_?name_or_path|.*_token_id|.*dropout|.*pdrop|minicai_.*|"
+                   r"transformers(_version|\.js_config)|_?name_or_path|.*_token_id|.*dropout|.*pdrop|minicai_.*|"
                    r"use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|"
                    r"max_window_layers|n_ctx|reorder_and_upcast_attn|task_specific_params|"
                    r"problem_type|_?num_labels|id2label|label2id|summary_.*|"
                    r"chunk_size_feed_forward|output_.*|return_dict|unsloth_.*|auto_map|"
-                   r"_?attn_implementation.*|_commit_hash|gradient_checkpointing|is_decoder|prefix|"
+                   r"_?attn_implementation.*|_flash_attn_2_enabled|_commit_hash|n_special|"
+                   r"predict_special_tokens|gradient_checkpointing|is_decoder|prefix|"
                    r"finetuning_task|tokenizer_class|do_sample|temperature|top_[kp]|typical_p|"
                    r"(max|min)_length|num_beams|num_beam_groups|num_return_sequences|"
                    r"(repetition|length|diversity)_penalty|bad_words_ids|"
@@ -115,6 +118,8 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
     if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
         raise UserError(f"{path}: layer_types = {layers} is not supported, only full_attention")
     ours = {name: c.get(key) for name, key in keys.items()}
+    if "norm_eps" in ours and keys["norm_eps"] not in c:
+        ours["norm_eps"] = NORM_EPS["gpt2" if family == "gpt2" else "llama"]
     for name, value in ours.items():
         if value is None and name not in OPTIONAL:
             raise UserError(f"{path}: the key {keys[name]!r} is missing")
@@ -138,10 +143,12 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
     if family == "qwen3" and ours["head_dim"] is None:
         ours["head_dim"] = 128  # transformers' default there
     theta, scaling = read_rope(c, path)
-    bias = bool(c.get("attention_bias", False))
+    # Llama and Qwen3 ask these keys, Qwen2 does not: it has a bias where it has one.
+    bias = bool(c.get("attention_bias", False)) and family != "qwen2"
     return GPTConfig(**ours, rope_theta=theta, rope_scaling=scaling,
                      qkv_bias=bias or family == "qwen2", out_bias=bias,
-                     mlp_bias=bool(c.get("mlp_bias", False)), qk_norm=family == "qwen3",
+                     mlp_bias=bool(c.get("mlp_bias", False)) and family == "llama",
+                     qk_norm=family == "qwen3",
                      tied=tied), c
 
 
@@ -170,8 +177,9 @@ def read_rope(c: dict, path) -> tuple[float, dict | None]:
     wrong = [name for name, value in rope.items()
              if type(value) not in (int, float) or not 0 < value < 2**60]
     theta = rope.pop("rope_theta")
-    if (all(kind == "default" for kind in kinds) and not wrong
-            and set(rope.items()) <= {("partial_rotary_factor", 1)}):
+    if rope.get("partial_rotary_factor") == 1:
+        del rope["partial_rotary_factor"]
+    if all(kind == "default" for kind in kinds) and not wrong and not rope:
         return float(theta), None
     wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
     if (any(kind != "llama3" for kind in kinds) or set(rope) != wanted or wrong
@@ -253,13 +261,19 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
     config, raw = read_config(directory)
     contents(directory)  # are these the bytes that were written?
     where, used, state = open_weights(directory), set(), {}
+    if config.n_layer > len(where):                                 # before they are all made
+        raise UserError(f"{directory}: config.json says {config.n_layer} layers, the weights have "
+                        f"{len(where)} tensors")
     with torch.device("meta"):  # no time lost on weights to be replaced
         model = GPT(config)
     for name, empty in model.state_dict().items():
         parts, names = [], their_names(config, name)
         for theirs, rows in zip(names, part_sizes(config, empty, names)):
-            bare = theirs.partition(".")[2]  # GPT-2's own file lacks the prefix
-            found = theirs if theirs in where else bare if bare in where else None
+            # GPT-2's own file lacks the prefix; safetensors' save_model keeps a table that two
+            # share under one name, and that may be the head's.
+            spellings = [theirs, theirs.partition(".")[2]]
+            spellings += ["lm_head.weight"] * (name == "embed.weight" and config.tied)
+            found = next((spelling for spelling in spellings if spelling in where), None)
             if found is None:
                 raise UserError(f"{directory}: the tensor {theirs} is missing")
             part = where[found].get_tensor(found)

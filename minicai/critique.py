@@ -68,14 +68,17 @@ def opening(tok, constitution, messages: list, shots) -> list:
 
 def chat_prompt(tok, constitution, messages: list, said: list, shots=(), revision_at=2) -> list:
     """Ids of a chat in which the human asks for critique and revision: the preamble as the system's
-    message, worked dialogues, `messages`, and `said`, by the human and the assistant in turn;
-    said[revision_at] is the request for a revision, if there is one.
+    message (with that of the dialogue behind it: a chat has one), worked dialogues, `messages`, and
+    `said`, by the human and the assistant in turn; said[revision_at] is the request for a revision,
+    if there is one.
 
     The request for a revision says again what had been asked: a small model has lost it by then,
     and declines anything (on 135M parameters 17 of 24 refusals are then about the request,
     otherwise 4; docs/real_models.md).
     """
-    talk = [{"role": "system", "content": constitution.preamble}] if constitution.preamble else []
+    told = [constitution.preamble, *(m["content"] for m in messages if m["role"] == "system")]
+    talk = [{"role": "system", "content": "\n\n".join(filter(None, told))}] if any(told) else []
+    messages = [m for m in messages if m["role"] != "system"]
     for shot in shots:
         dialogue, *parts = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):",
                                     shot)

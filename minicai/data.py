@@ -67,10 +67,12 @@ def read_comparison(row: dict, where: str) -> tuple:
     two answers to its prompt, or two dialogues that share one."""
     prompt = next((name for name in ("messages", "prompt") if name in row), None)
     dialogues = []
+    if prompt == "prompt" and opens_a_transcript(row):
+        row = row | {"prompt": "\n\n" + row["prompt"].strip()}
     for key in ("chosen", "rejected"):
         if prompt and isinstance(row.get(key), str) and not is_transcript(row[key]):
-            # Next to a prompt, a text is an answer.
-            row = row | {key: [{"role": "assistant", "content": row[key]}]}
+            # Next to a prompt, a text is an answer; some files put a space in front.
+            row = row | {key: [{"role": "assistant", "content": row[key].strip()}]}
         turns = _turns(row, key, where)
         if prompt and turns:
             turns = _answered(_turns(row, prompt, where), turns, row[key])
@@ -124,6 +126,14 @@ def is_transcript(text: str) -> bool:
     text = text.replace("\r\n", "\n")
     return bool(re.match(r"\s*\n(Human|Assistant):|\s*Human:.*\n\nAssistant:|"
                          r"\s*Assistant:.*\n\nHuman:", text, re.S))
+
+
+def opens_a_transcript(row: dict) -> bool:
+    """Whether a "prompt" that says "Human: ..." is how one of the transcripts beside it begins."""
+    asked, *told = (row.get(key) for key in ("prompt", "chosen", "rejected"))
+    return isinstance(asked, str) and asked.strip().startswith("Human:") and any(
+        isinstance(text, str) and is_transcript(text) and text.strip().startswith(asked.strip())
+        for text in told)
 
 
 def _turns(row, key, where) -> list:

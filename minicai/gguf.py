@@ -15,6 +15,7 @@ import torch
 from minicai.checkpoint import save_model
 from minicai.gpt import GPT, GPTConfig, rope_frequencies
 from minicai.run import Parser, UserError, friendly_main, path
+from minicai.state import refuse_foreign, refuse_overlap
 from minicai.tokenizer import GPT2, LLAMA3, QWEN, SMOLLM2, Tokenizer
 
 # Our parameter, `#` the layer -> their tensors, stacked by rows into ours.
@@ -34,6 +35,7 @@ KEYS = {"n_layer": "block_count", "n_head": "attention.head_count",
 # Looked at or without effect; any other key of the architecture must be zero, false or empty.
 KNOWN = {*KEYS.values(), "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon",
          "vocab_size", "rope.dimension_count", "attention.value_length", "rope.scaling.type"}
+CAUSAL = "attention.causal"             # false: every position sees all others, as in an encoder
 # How the file calls the way its vocabulary cuts words.
 SPLITS = {"gpt-2": GPT2, "smollm": SMOLLM2, "qwen2": QWEN, "llama-bpe": LLAMA3, "llama3": LLAMA3,
           "llama-v3": LLAMA3}
@@ -87,7 +89,8 @@ def read_shape(fields: dict, stored: dict, tensor, path) -> GPTConfig:
                         "qwen3, gpt2")
     theirs = {key.removeprefix(f"{family}."): value for key, value in fields.items()
               if key.startswith(f"{family}.")}
-    odd = {key: value for key, value in theirs.items() if value and key not in KNOWN}
+    odd = {key: value for key, value in theirs.items() if value and key not in {*KNOWN, CAUSAL}}
+    odd |= {} if theirs.get(CAUSAL, True) else {CAUSAL: False}
     if theirs.get("rope.scaling.type", "none") != "none" or odd or fields.get("split.count", 1) > 1:
         raise UserError(
             f"{path}: {odd or 'rope scaling or a file in several parts'} is not supported")
@@ -216,6 +219,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--chat", choices=["plain", "chatml", "llama3"],
                         help="chat format, if the file names none")
     args = parser.parse_args(argv)
+    refuse_overlap(args.out.parent, {"FILE": args.file}, [args.out.name])
+    refuse_foreign(args.out)
     model, spec, config = read_gguf(args.file)
     with tempfile.TemporaryDirectory() as folder:
         for name, content in (("tokenizer.json", spec), ("tokenizer_config.json", config)):

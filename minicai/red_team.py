@@ -19,6 +19,7 @@ from minicai.run import (
     UserError,
     count_skipped,
     friendly_main,
+    new_file,
     path,
     real,
     set_up,
@@ -37,7 +38,7 @@ def arguments(argv=None):
     a("--prompts", type=path, default="data/red_team.jsonl",
       help="dialogues that it is shown the last human turns of")
     a("--count", type=whole(1), default=500, help="prompts to write")
-    a("--out", type=path, default="out/red_team.jsonl",
+    a("--out", type=new_file, default="out/red_team.jsonl",
       help="what the scripts read as --red-team (to use both: cat the two files into one)")
     a("--shots", type=whole(0, 100), default=1,
       help="requests shown for each new one; the town's base has hardly read more than two in a "
@@ -68,7 +69,7 @@ def main(argv=None):
     refuse_overlap(args.out.parent, {"--prompts": args.prompts, "--model": args.model},
                    [args.out.name])
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    tidy(args.out.parent)
+    tidy(args.out.parent, args.out.name)
     model, tok = load_model(args.model, device, args.dtype, args.chat)
     rows = write_prompts(model, tok, shown, args, random.Random(args.seed), generator)
     count_skipped("written prompts", [row["skipped"] for row in rows],

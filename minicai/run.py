@@ -175,6 +175,22 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def new_file(text: str) -> Path:
+    """A flag's type: the name of a file that will be written."""
+    if (file := path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: is a folder; give the name of a file")
+    return file
+
+
+def name_path(text: str) -> str:
+    """A flag's type: NAME=PATH, both of them readable."""
+    name, sign, place = text.partition("=")
+    if not sign or not visible(name) or not name.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r:.80}: expected NAME=PATH")
+    path(place)
+    return text
+
+
 def pick_device(name: str | None = None) -> torch.device:
     """The named device, or the best one here; raises UserError for a device that does not exist."""
     if name is None:
@@ -230,9 +246,13 @@ def seed_everything(seed: int) -> torch.Generator:
 
 
 def refuse_pointer(path) -> None:
-    """Raise UserError for a file that git-lfs has not fetched;
-    one that is missing is nobody's pointer."""
-    if Path(path).is_file():
+    """Raise UserError for a file that git-lfs has not fetched, and for what is no file: a pipe
+    would be waited for, and can be read once only. One that is missing is nobody's pointer."""
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: a pipe or device; write what it says into a file, for it is read "
+                        "more than once")
+    if path.is_file():
         with open(path, "rb") as file:
             if file.read(23) == b"version https://git-lfs":
                 raise UserError(f"{path}: a git-lfs pointer, not the file itself: run git lfs pull")
@@ -242,8 +262,8 @@ def read_jsonl(path) -> list:
     """All rows of a .jsonl or .jsonl.gz file as (line number, object);
     raises UserError `path:line: reason`.
 
-    A file that opens with "[" is read as one JSON array of such objects: some published .jsonl
-    files are.
+    A file that opens with "[" (white space aside) is read as one JSON array of such objects: some
+    published .jsonl files are.
     """
     lines, rows = [], []
     refuse_pointer(path)
@@ -253,7 +273,7 @@ def read_jsonl(path) -> list:
             # not UTF-8.
             for number, line in enumerate(file, 1):
                 lines.append(line.decode("utf-8-sig"))
-        array = "".join(lines[:1]).lstrip().startswith("[")
+        array = next((line for line in lines if line.strip()), "").lstrip().startswith("[")
         for number, text in [(1, "".join(lines))] if array else enumerate(lines, 1):
             if text := text.rstrip():
                 rows += array_items(text) if array else [(number, json.loads(text))]
@@ -306,6 +326,8 @@ def replacing(path, size: int = 0):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.minicai-part")
     with writing(path, size):
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
                 yield file

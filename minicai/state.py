@@ -37,6 +37,11 @@ MANIFEST = "manifest.json"
 # What counts of a directory without a manifest: notes do not.
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 NOTES = ("readme.txt", "notes.txt", "license.txt")
+OWN = ("config.json", "metrics.jsonl", "state.pt", "sampled.jsonl")    # of every run
+# What a model is loaded from (tokenizer.py reads most of it).
+LOADED = ("config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
+          "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+          "chat_template.jinja", "generation_config.json", "vocab.json", "merges.txt")
 
 
 # ---- checksums -----------------------------------------------------------------------------------
@@ -44,7 +49,7 @@ def sha256(path) -> str:
     """The checksum of a file's bytes; not computed again while the file stays as it is."""
     path = Path(path)
     stat = path.stat()
-    return _sha256(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    return _sha256(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(None)
@@ -92,6 +97,11 @@ def contents(path) -> dict:
             raise UserError(f"{path / name}: is not as it was written (its sha256 is not what "
                             f"{MANIFEST} says): damaged or changed; make it again, or delete "
                             f"{path / MANIFEST} if you changed it yourself")
+    for name in LOADED:
+        if name not in manifest["files"] and (path / name).exists():
+            raise UserError(f"{path / name}: is not among the files that {MANIFEST} names, and "
+                            f"would be read all the same: take it out, or delete "
+                            f"{path / MANIFEST} if you put it there yourself")
     return dict(sorted(manifest["files"].items()))
 
 
@@ -139,14 +149,11 @@ def beside(directory, size: int = 0, made: dict | None = None):
     """A new folder that becomes `directory` when all is in it: whoever reads finds the old one or
     the new one, whole.
 
-    Raises UserError if what is there is no model directory, or if the disk is full: then the old
-    one stays.
+    Raises UserError if what is there is more than a model, or if the disk is full: then the old
+    one stays. Where a link leads is written, the link stays.
     """
-    directory = Path(directory)
-    there = {file.name for file in directory.iterdir()} if directory.exists() else set()
-    if there and not there & {"tokenizer.json", "model.safetensors"}:
-        raise UserError(f"{directory}: exists and is no model directory; it will not be "
-                        "overwritten")
+    refuse_foreign(directory)
+    directory = Path(os.path.realpath(directory) if Path(directory).is_symlink() else directory)
     with writing(directory, size):
         directory.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{directory.name}.minicai-part-"
@@ -162,6 +169,22 @@ def beside(directory, size: int = 0, made: dict | None = None):
             swap(new, directory)
         finally:
             shutil.rmtree(new, ignore_errors=True)
+
+
+def refuse_foreign(directory) -> None:
+    """Raise UserError if a model directory cannot be written here without the loss of something
+    else: the whole folder will be replaced."""
+    directory = Path(directory)
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory}: is a file; a model directory is to be written there")
+    there = sorted(directory.iterdir())
+    foreign = [file for file in there if file.is_dir() or file.name != "merges.txt" and
+               file.suffix not in (".json", ".safetensors", ".jinja")]
+    if foreign or there and not {"tokenizer.json", "model.safetensors"} & {f.name for f in there}:
+        raise UserError(f"{(foreign or [directory])[0]}: exists and is no part of a model "
+                        f"directory; {directory} will not be overwritten")
 
 
 def swap(new: Path, directory: Path) -> None:
@@ -191,10 +214,13 @@ def leftovers(folder) -> list:
             if re.fullmatch(r"\..+\.minicai-part(-\w+)?(\.old)?", found.name)]
 
 
-def tidy(folder) -> None:
-    """Remove leftovers; a model that is nowhere else, because a swap was cut off, is put back."""
+def tidy(folder, only: str | None = None) -> None:
+    """Remove leftovers (only: of this name); a model that is nowhere else, because a swap was cut
+    off, is put back."""
     for found in leftovers(folder):
         name = re.fullmatch(r"\.(.+)\.minicai-part.*", found.name)[1]
+        if only not in (None, name):
+            continue
         if found.is_dir() and not (Path(folder) / name).exists() and (found / MANIFEST).exists():
             os.replace(found, Path(folder) / name)
         elif found.is_dir():
@@ -224,13 +250,22 @@ def hold(folder) -> None:
 
 def refuse_overlap(folder: Path, inputs: dict, writes) -> None:
     """Raise UserError if a run would write over one of its own inputs."""
-    own = ("config.json", "metrics.jsonl", "state.pt", "sampled.jsonl")
     for name, place in inputs.items():
-        for written in [folder / made for made in (*writes, *own)]:
-            a, b = place.resolve(), written.resolve()
+        for written in [folder / made for made in (*writes, *OWN)]:
+            a, b = Path(os.path.realpath(place)), Path(os.path.realpath(written))
             if a in (b, b.parent) or b in a.parents or written.exists() and place.samefile(written):
                 raise UserError(f"{name} {place}: this run would write over it ({written}); give "
                                 "another --out")
+
+
+def refuse_obstacles(folder: Path, writes) -> None:
+    """Raise UserError, before the work and not behind it, where a folder is in the way of a file
+    that a run will write, or what is no model in the way of a model."""
+    for name in (*writes, *OWN):
+        if Path(name).suffix and (folder / name).is_dir():
+            raise UserError(f"{folder / name}: is a folder; a file is to be written there")
+        if not Path(name).suffix and name != "steps":           # steps: a folder of models
+            refuse_foreign(folder / name)
 
 
 def check_space(folder: Path, trained) -> None:
@@ -298,6 +333,7 @@ class Resume:
             inputs = {flag(name) + f" {n}" * (n > 1): value for name, values in several.items()
                       for n, value in enumerate(values, 1) if isinstance(value, Path)}
         refuse_overlap(self.folder, inputs, writes)
+        refuse_obstacles(self.folder, writes)
         asked = {flag(name): json.loads(json.dumps(value)) for name, value in vars(args).items()
                  if name not in self.FREE and flag(name) not in inputs
                  and not isinstance(value, Path)}

@@ -18,6 +18,7 @@ look like a turn, as it did in the paper.
 
 import itertools
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -53,6 +54,9 @@ TEMPLATES = {
               "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' if add_generation_prompt }}"}
 # What templates write that are not ChatML, though they share its markers.
 NEARLY = ("<|im_sep|>", "<|im_start|>assistant\n<think>")
+# A template that trims what anybody says, not the system's message alone.
+TRIMS = re.compile(r"(?:\bmessage(?:\[['\"]content['\"]\]|\.content)|(?<!['\".])\bcontent)\s*\)?"
+                   r"\s*(?:\|\s*trim|\.strip\(\))")
 # Ids for padding, the best first: a text holds none of them.
 PADS = ("<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<|reserved_special_token_0|>",
         "<|fim_pad|>", "<|vision_pad|>")
@@ -259,7 +263,7 @@ class Tokenizer:
                  or self.config.get("chat_template") or "")
         if isinstance(found, list):                         # several, each with a name
             found = {item["name"]: item["template"] for item in found}.get("default", "")
-        return str(found)
+        return re.sub(r"\{#.*?#\}", "", str(found), flags=re.S)     # without comments
 
     def choose_chat(self, chat: str | None) -> None:
         """Settle format, bos and end; raises UserError for an unknown template and for a format's
@@ -283,7 +287,7 @@ class Tokenizer:
             missing = next(token for token in needed if token not in self.special) or "an eos_token"
             raise UserError(f"{self.path}: the {self.chat} format needs {missing}, "
                             "which is not there")
-        self.trims = self.chat != self.shown or "trim" in template     # the edges of a message
+        self.trims = self.chat != self.shown or bool(TRIMS.search(template))
         self.end = self.special[CHATS.get(self.chat, (None, text_end))[1]]
         self.stop = {self.end}
         # Qwen3 of 2025-04 thinks first, unless shown that it already has;
@@ -376,12 +380,15 @@ class Tokenizer:
             if role not in ("system", "user", "assistant") or not isinstance(text, str):
                 raise UserError("a message needs a role (system, user, assistant) and a text, "
                                 f"not {str(m)[:80]}")
-            says, plain = int(role == "assistant"), self.chat == "plain"
+            says, plain, last = int(role == "assistant"), self.chat == "plain", n == len(messages)
             text = text.strip() if self.trims else text
-            space = " " if plain and role != "system" else ""
+            if says and self.thinks:  # it has thought already, see header
+                text = text.split("</think>")[-1].lstrip("\n" * (last or "</think>" in text))
+            opening, space = self.header(role, last), " " if plain and role != "system" else ""
+            if self.chat == "chatml" and not says:  # white space may join the line break before it
+                opening, text = opening[:1], f"{role}\n{text}"
             closing = [self.end] if says or not plain else []
-            parts += [(self.header(role, n == len(messages)), 0),
-                      (self.encode(space + text) + closing, says), (newline, 0)]
+            parts += [(opening, 0), (self.encode(space + text) + closing, says), (newline, 0)]
         if generation:
             parts.append((self.header("assistant"), 0))
         return [i for ids, _ in parts for i in ids], [on for ids, on in parts for _ in ids]

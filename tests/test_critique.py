@@ -187,3 +187,18 @@ def test_principles_are_drawn_independently_with_replacement(tok, rounds):
 def test_an_answer_without_anything_to_read_is_empty(tok, text):
     assert read_answer(tok, tok.encode(text) + [tok.end])[2] == "empty"
     assert read_answer(tok, tok.encode(text + "é") + [tok.end])[2] is None
+
+
+def test_a_chat_has_one_system_message(tmp_path):
+    """The constitution's preamble and the dialogue's own open it together."""
+    make_tokenizer("qwen2", tmp_path)
+    chat, principle = Tokenizer.load(tmp_path), CONSTITUTION.critiques[0]
+    system = {"role": "system", "content": "Speak plainly."}
+    shot = "Human: Q\n\nAssistant: A\n\nCritiqueRequest: C\n\nCritique: c\n\nRevisionRequest: R" \
+        "\n\nRevision: r"
+    for shots in ((), (shot,)):
+        ids = critique_prompt(chat, CONSTITUTION, [system, *DIALOGUE], principle, shots)
+        text = chat.decode(ids)
+        assert text.count("<|im_start|>system") == 1 and text.startswith("<|im_start|>system")
+        first = text.split("<|im_end|>")[0]
+        assert first.endswith(f"{CONSTITUTION.preamble}\n\nSpeak plainly.")

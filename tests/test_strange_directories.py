@@ -233,3 +233,117 @@ def test_a_dialogue_that_begins_otherwise_is_not_used(tmp_path, prompt):
 def test_blank_lines_in_front_do_not_hide_a_transcript(start):
     assert is_transcript(f"{start}Human: hi\n\nAssistant:")
     assert not is_transcript("Human: is this a transcript?")
+
+
+@pytest.mark.parametrize("spelling", ["Human: Q", "\n\nHuman: Q", "\n\nHuman: Q\n\nAssistant:"])
+def test_a_prompt_in_the_form_of_a_transcript_opens_those_beside_it(tmp_path, spelling):
+    told = "\n\nHuman: Q\n\nAssistant: "
+    row = {"prompt": spelling, "chosen": told + "A", "rejected": told + "B"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    assert read_comparisons(tmp_path / "x.jsonl") == [([turn("user", "Q")], "A", "B")]
+
+
+def test_an_answer_is_the_same_in_every_layout(tmp_path):
+    told = "\n\nHuman: Q\n\nAssistant: "
+    rows = [{"chosen": told + "A b", "rejected": told + "B"},
+            {"prompt": "Q", "chosen": " A b", "rejected": " B\n"}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first, second = read_comparisons(tmp_path / "x.jsonl")
+    assert first == second == ([turn("user", "Q")], "A b", "B")
+
+
+# ---- more of config.json -------------------------------------------------------------------------
+@pytest.mark.parametrize("family, change", [
+    ("qwen3", {"is_causal": False}), ("qwen2", {"is_causal": False}),
+    ("llama3", {"transformers_weights": "other.safetensors"})])
+def test_a_key_whose_value_would_change_the_numbers_is_refused(tmp_path, family, change):
+    make_model(family, tmp_path)
+    edit(tmp_path / "config.json", lambda c: c | change)
+    refused(tmp_path, next(iter(change)))
+
+
+@pytest.mark.parametrize("family, change, missing", [
+    ("gpt2", {"n_special": 0, "predict_special_tokens": True}, "layer_norm_epsilon"),
+    ("qwen2", {"attention_bias": True, "mlp_bias": True, "_flash_attn_2_enabled": True}, None),
+    ("qwen3", {"mlp_bias": True, "is_causal": True}, "rms_norm_eps"),
+    ("llama3", {}, "rms_norm_eps")])
+def test_keys_that_transformers_does_not_ask_change_nothing(tmp_path, family, change, missing):
+    transformers = pytest.importorskip("transformers")
+    make_model(family, tmp_path)
+    edit(tmp_path / "config.json",
+         lambda c: {key: value for key, value in (c | change).items() if key != missing})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    model, _ = load_model(tmp_path)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids) @ model.head.T, theirs(ids).logits, atol=1e-4,
+                                   rtol=1e-4)
+
+
+def test_a_table_that_two_share_may_be_stored_under_either_name(tmp_path):
+    for family in ("gpt2", "llama3"):
+        make_model(family, tmp_path / family)
+        weights = load_file(tmp_path / family / "model.safetensors")
+        ours = load_model(tmp_path / family)[0].state_dict()
+        name = next(n for n in weights if n.endswith(("wte.weight", "embed_tokens.weight")))
+        weights["lm_head.weight"] = weights.pop(name)
+        save_file(weights, tmp_path / family / "model.safetensors", metadata={"format": "pt"})
+        again = load_model(tmp_path / family)[0].state_dict()
+        assert all(torch.equal(ours[key], again[key]) for key in ours)
+
+
+def test_more_layers_than_there_are_weights_are_not_built_first(tmp_path):
+    make_model("llama3", tmp_path)
+    edit(tmp_path / "config.json", lambda c: c | {"num_hidden_layers": 200_000})
+    refused(tmp_path, "says 200000 layers")
+
+
+# ---- more of templates ---------------------------------------------------------------------------
+@pytest.mark.parametrize("text", ["  indented", "\nline", " \n x", "plain"])
+@pytest.mark.parametrize("family", ["qwen2", "smollm2"])
+def test_white_space_joins_the_line_break_of_the_header(tmp_path, family, text):
+    transformers = pytest.importorskip("transformers")
+    make_tokenizer(family, tmp_path)
+    talk = [{"role": "system", "content": text}, {"role": "user", "content": text}]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert Tokenizer.load(tmp_path).encode_chat(talk, generation=True)[0] == \
+        theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+
+
+@pytest.mark.parametrize("content, trims", [
+    ("message['content'].strip()", True), ("message['content'] | trim", True),
+    ("message.content|trim", True), ("message['content']", False),
+    ("message['content'] }}{# others: message['content'] | trim #}{{ ''", False)])
+def test_what_is_trimmed_is_what_the_template_trims(tmp_path, content, trims):
+    transformers = pytest.importorskip("transformers")
+    make_tokenizer("qwen2", tmp_path)
+    edit(tmp_path / "tokenizer_config.json", lambda c: c | {
+        "chat_template": chatml().replace("for m in", "for message in")
+        .replace("m.role", "message.role").replace("m.content", content)})
+    tok, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tok.trims is trims
+    talk = [turn("user", "  hi "), turn("assistant", "yo"), turn("user", "more ")]
+    assert tok.encode_chat(talk, generation=True)[0] == \
+        theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+
+
+def test_a_template_that_trims_the_system_message_alone_trims_nobody_else(tmp_path):
+    make_tokenizer("qwen2", tmp_path)
+    edit(tmp_path / "tokenizer_config.json", lambda c: c | {
+        "chat_template": "{% set system = messages[0]['content'] | trim %}" + chatml()})
+    assert not Tokenizer.load(tmp_path).trims
+
+
+def test_what_was_thought_before_an_answer_is_left_out_as_in_qwen3s_template(tmp_path):
+    make_tokenizer("qwen3", tmp_path)
+    tok = Tokenizer.load(tmp_path)
+    said = "<think>\nhm\n</think>\n\nyo"
+    thought, bare = ([turn("user", "hi"), turn("assistant", text), turn("user", "x")]
+                     for text in (said, "yo"))
+    # A past answer has no thought, the last one begins behind an empty one, as when it is sampled.
+    for turns in (3, 2):
+        assert tok.encode_chat(thought[:turns], turns == 3) == tok.encode_chat(bare[:turns],
+                                                                               turns == 3)
+    make_tokenizer("qwen2", tmp_path / "b")         # without that switch it is text as any other
+    tok = Tokenizer.load(tmp_path / "b")
+    assert tok.encode_chat(thought) != tok.encode_chat(bare)

@@ -289,6 +289,6 @@ def test_what_the_writer_of_prompts_refuses(toy, tmp_path, capsys, monkeypatch):
 def test_the_main_path_meets_none_of_it(toy):
     """Every variant is off by default, and what the default path writes has no trace of it."""
     sft, pm, rl = (script.arguments([]) for script in (train_sft, train_pm, train_rl))
-    assert (sft.direct, sft.principles, sft.rounds, sft.last_only) == (False, None, 4, False)
+    assert (sft.direct, sft.principles, sft.rounds, sft.last_only) == (False, None, 2, False)
     assert (pm.labels, pm.average, rl.save_every) == ("soft", 1, 0)
     assert [str(file) for file in pm.human] == ["data/helpful_comparisons.jsonl"]

@@ -48,7 +48,16 @@ from minicai.lab.meter import (
 from minicai.logprob import logprob_reference, token_logprobs
 from minicai.ppo import Models, PPOConfig, collect, update
 from minicai.preference import PreferenceModel
-from minicai.run import Metrics, Parser, UserError, friendly_main, pick_device, whole, write_text
+from minicai.run import (
+    Metrics,
+    Parser,
+    UserError,
+    friendly_main,
+    new_file,
+    pick_device,
+    whole,
+    write_text,
+)
 from minicai.sample import generate
 from minicai.tokenizer import Tokenizer
 from minicai.world import pretrain
@@ -416,7 +425,7 @@ def arguments(argv=None):
       help="measure transformers, TRL and Liger too, where they are installed")
     a("--only", default=",".join(SECTIONS), metavar="PARTS",
       help="some of logprob,sampling,ppo,sft")
-    a("--out", default="out/bench.json", help="JSON file of every sample")
+    a("--out", type=new_file, default="out/bench.json", help="JSON file of every sample")
     a("--threads", type=whole(1, 1024), default=1, help="CPU threads of everything")
     a("--repeats", type=whole(1), default=5, help="how often each variant has its turn")
     a("--family", choices=FAMILIES, default="gpt2",
@@ -462,7 +471,7 @@ def main(argv=None):
             if name in wanted:
                 report["rows"] += SECTIONS[name](args, sizes, device, here, Path(folder))
                 # a part that fails does not undo the others
-                write_text(args.out, json.dumps(report, indent=1) + "\n")
+                write_text(args.out, json.dumps(report, indent=1, default=str) + "\n")
     print(table(report["rows"]))
     print(f"\n{args.threads} CPU thread(s), {chip}, torch {torch.__version__}; "
           f"every sample in {args.out}")

@@ -10,7 +10,6 @@ read.
 """
 import random
 import re
-from pathlib import Path
 
 import torch
 
@@ -19,7 +18,7 @@ from minicai.constitution import load_constitution
 from minicai.critique import critique_revise, respond, sampler
 from minicai.data import read_prompts
 from minicai.lab.evaluate_real import DATA, declines, objects
-from minicai.run import Parser, friendly_main, pick_device, real, whole, write_jsonl
+from minicai.run import Parser, friendly_main, new_file, pick_device, real, whole, write_jsonl
 
 COMMON = set("about best could does from have help make tell that they this what when which with "
              "without would write your because better will".split())
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     a("--shots", type=whole(0, 100), nargs="+", default=[0, 5],
       help="how many worked examples, one way of asking each")
     a("--seed", type=whole(0, 2**63 - 1), default=0, help="decides every draw")
-    a("--out", default="out/formats.jsonl", help="file of all that was said")
+    a("--out", type=new_file, default="out/formats.jsonl", help="file of all that was said")
     a("--chat", choices=["plain", "chatml", "llama3"],
       help="chat format, if not the directory's own")
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
@@ -103,7 +102,6 @@ def main(argv: list[str] | None = None) -> None:
             said += [{"asked": name, **readable(row),
                       "rounds": [readable(r) for r in row.get("rounds", [])]}
                      for row in fresh]
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
             write_jsonl(args.out, said)
 
 

@@ -48,6 +48,7 @@ from minicai.run import (
     Parser,
     UserError,
     friendly_main,
+    name_path,
     path,
     pick_device,
     read_jsonl,
@@ -262,10 +263,16 @@ def mention_table(word: str, *folders) -> str:
     lines = [f"answers that say {word!r}, of the requests that name it:"]
     for folder in folders:
         found = {}
-        for _, row in read_jsonl(Path(folder) / "transcripts.jsonl"):
-            if not row["set"].startswith("second") and \
-                    mentions(row["messages"][-1]["content"], word):
-                found.setdefault(row["model"], []).append(mentions(row["response"], word))
+        path = Path(folder) / "transcripts.jsonl"
+        for number, row in read_jsonl(path):
+            try:
+                asked, said, model = row["messages"][-1]["content"], row["response"], row["model"]
+                first = not row["set"].startswith("second")
+                if first and mentions(asked, word):
+                    found.setdefault(model, []).append(mentions(said, word))
+            except (LookupError, TypeError, AttributeError) as error:
+                raise UserError(f"{path}:{number}: not a row of the evaluation "
+                                f"({type(error).__name__}: {error})") from None
         lines += [f"  {folder}  {model:8} {sum(said) / len(said):6.1%} of {len(said)}"
                   for model, said in found.items()]
     return "\n".join(lines)
@@ -274,7 +281,7 @@ def mention_table(word: str, *folders) -> str:
 def arguments(argv=None):
     p = Parser(__doc__)
     a = p.add_argument
-    a("--models", nargs="+", metavar="NAME=DIR",
+    a("--models", type=name_path, nargs="+", metavar="NAME=DIR",
       help="model directories, the one to compare with first; default: "
       "base=data/base sl_cai=OUT/sft/sl_cai rl_cai=OUT/rl/rl_cai")
     a("--data", type=path, default="data/eval",
@@ -315,8 +322,6 @@ def main(argv=None):
     out, device, world = args.out, pick_device(args.device), World.load()
     models = args.models or ["base=data/base", f"sl_cai={out / 'sft/sl_cai'}",
                              f"rl_cai={out / 'rl/rl_cai'}"]
-    if not all(m.partition("=")[0] and m.partition("=")[2] for m in models):
-        raise UserError(f"--models {' '.join(models)}: expected NAME=DIR for each")
     if len(models) > len(models := dict(m.split("=", 1) for m in models)):
         raise UserError("--models: two have the same name")
     prompts = read_sets(args.data, args.limit, {a.id: a.category for a in world.activities})

@@ -7,7 +7,17 @@ was; pairs about which it was not sure enough (--decided) are left out, and so a
 answer that was cut, unless --cut is given.
 """
 
-from minicai.run import Parser, UserError, friendly_main, read_jsonl, real, write_jsonl
+from minicai.run import (
+    Parser,
+    UserError,
+    friendly_main,
+    new_file,
+    path,
+    read_jsonl,
+    real,
+    write_jsonl,
+)
+from minicai.state import refuse_overlap
 
 
 def export(rows: list, decided: float = 0.6, cut: bool = False) -> list:
@@ -26,22 +36,30 @@ def export(rows: list, decided: float = 0.6, cut: bool = False) -> list:
     return out
 
 
+def is_comparison(row: dict) -> bool:
+    """Whether a row is one that train_pm.py writes."""
+    p, cut, messages = row.get("p_a", "none"), row.get("cut", []), row.get("messages")
+    return ((p is None or type(p) in (int, float) and 0 <= p <= 1)
+            and all(isinstance(row.get(key), str) for key in "ab")
+            and isinstance(cut, list) and isinstance(messages, list) and messages != []
+            and all(isinstance(turn, dict) and isinstance(turn.get("content"), str)
+                    for turn in messages))
+
+
 @friendly_main
 def main(argv: list[str] | None = None) -> None:
     """Read, choose, write, count."""
     parser = Parser(__doc__, "python -m minicai.lab.export_preferences")
-    parser.add_argument("comparisons", help="comparisons.jsonl of train_pm.py")
-    parser.add_argument("out", help="file to write")
+    parser.add_argument("comparisons", type=path, help="comparisons.jsonl of train_pm.py")
+    parser.add_argument("out", type=new_file, help="file to write")
     parser.add_argument("--decided", type=real(0.5, 1), default=0.6,
                         help="least probability of the better response")
     parser.add_argument("--cut", action="store_true",
                         help="keep pairs with a response that was cut at --max-new")
     args = parser.parse_args(argv)
+    refuse_overlap(args.out.parent, {"COMPARISONS": args.comparisons}, [args.out.name])
     rows = read_jsonl(args.comparisons)
-    needed = {"messages", "a", "b", "p_a"}
-    share = lambda p: p is None or type(p) in (int, float) and 0 <= p <= 1
-    missing = next((number for number, row in rows
-                    if not needed <= set(row) or not share(row["p_a"])), None)
+    missing = next((number for number, row in rows if not is_comparison(row)), None)
     if missing:
         raise UserError(f"{args.comparisons}:{missing}: "
                         "not a row of train_pm.py's comparisons.jsonl")

@@ -9,6 +9,8 @@ default of the script: these are the flags in which an experiment differs from t
 BASES = {"base": "data/base", "base_small": "out/bases/small", "base_large": "out/bases/large"}
 MAKE = {"base": "make base", "base_small": "make base-small", "base_large": "make base-large"}
 MEASURE = "minicai.lab.paper_measure"
+# Rounds of revision as in the paper (the demo has half of them, and twice as many prompts).
+FINE_TUNE = "train_sft.py --model {base} --rounds 4 --red-team-limit 400"
 HELPFUL = "data/helpful_comparisons.jsonl"
 HARMLESS = "data/baselines/harmless_comparisons.jsonl"      # only the baselines read it
 BY_HAND = "train_pm.py --model {base} --feedback-model {base} --init {base} --comparisons 0"
@@ -25,7 +27,7 @@ def sized(size: str) -> dict:
     of = lambda command: command.replace("{base}", f"{{{size}}}").replace("{sft}", f"{{{sft}}}")
     save = "" if end else " --save-every 10"
     return {
-        sft: of("train_sft.py --model {base}"),
+        sft: of(FINE_TUNE),
         pm: of(BY_AI),
         rl: of(FROM_SL) + f" --pm {{{pm}}}/pm{save}",
         f"models{end}": of(f"{MEASURE} answers --models base={{base}} sl_cai={{sft}}/sl_cai "
@@ -41,7 +43,7 @@ def under(law: str) -> dict:
     """The demo under another constitution."""
     by, file = f"_{law}", f" --constitution constitutions/{law}.json"
     return {
-        f"sft{by}": "train_sft.py --model {base}" + file,
+        f"sft{by}": FINE_TUNE + file,
         f"pm{by}": BY_AI.replace("{sft}", f"{{sft{by}}}") + file,
         f"rl{by}": f"train_rl.py --model {{sft{by}}}/sl_cai --pm {{pm{by}}}/pm",
         f"models{by}": f"{MEASURE} answers --models sl_cai={{sft{by}}}/sl_cai "

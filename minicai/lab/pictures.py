@@ -275,7 +275,7 @@ STAGES = [
             "The base answers a harmful request.",
             "It draws a principle, criticises its",
             "own answer by it and rewrites that:",
-            "four rounds.",
+            "two rounds.",
             "Fine-tune the base on the revisions",
             "and on its helpful answers.",
         ),

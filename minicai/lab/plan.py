@@ -27,7 +27,7 @@ from torch import nn
 
 from minicai.checkpoint import read_config
 from minicai.gpt import GPT, GPTConfig
-from minicai.run import Parser, UserError, friendly_main, whole
+from minicai.run import Parser, UserError, friendly_main, path, whole
 
 COLUMNS = ["weights", "gradients", "optimizer", "cache", "activations", "scratch"]
 DEFAULTS = {"sft": {"batch": 16, "micro": 16}, "pm": {"batch": 32, "micro": 32},  # the scripts' own
@@ -238,11 +238,12 @@ def arguments(argv=None):
     """The scripts' flags that decide about memory, by the same names."""
     p = Parser(__doc__, "python -m minicai.lab.plan")
     a = p.add_argument
-    a("model", help="model directory (its config.json is enough): --model of the three scripts")
+    a("model", type=path,
+      help="model directory (its config.json is enough): --model of the three scripts")
     a("--stage", choices=["sft", "pm", "rl"],
       help="one script only, to plan with its own flags; default: all three")
-    a("--feedback-model", help="model directory that labels; default: as the model")
-    a("--init",
+    a("--feedback-model", type=path, help="model directory that labels; default: as the model")
+    a("--init", type=path,
       help="model directory the preference and value models start from; default: as the model")
     a("--batch", type=whole(1), help="as in the scripts; default: theirs")
     a("--minibatch", type=whole(1), help="as in train_rl.py; default: its own")
@@ -269,8 +270,8 @@ def plan(args) -> dict:
     folders = (args.model, args.feedback_model or args.model, args.init or args.model)
     configs = [read_config(folder)[0] for folder in folders]
     if args.max_prompt + args.max_new > min(config.max_positions for config in configs):
-        raise UserError(
-            f"--max-prompt and --max-new: {' or '.join(dict.fromkeys(folders))} reads fewer tokens")
+        names = " or ".join(map(str, dict.fromkeys(folders)))
+        raise UserError(f"--max-prompt and --max-new: {names} reads fewer tokens")
     configs[2] = replace(configs[2], tied=True)             # a scorer has no language head
     trunk, judge, scorer = (Trunk(config, dtype, device, args.checkpointing) for config in configs)
     phases = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from minicai.constitution import load_constitution
 from minicai.critique import critique_prompt, revision_prompt
 from minicai.feedback import ANSWER, THINK, comparison_prompt
-from minicai.run import Parser, friendly_main, path, write_text
+from minicai.run import Parser, friendly_main, new_file, write_text
 from minicai.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,8 @@ def text() -> str:
 def main(argv=None):
     """Write the page."""
     p = Parser(__doc__, "python -m minicai.lab.prompts")
-    p.add_argument("--out", type=path, default=ROOT / "docs/prompts.md", help="the file to write")
+    p.add_argument("--out", type=new_file, default=ROOT / "docs/prompts.md",
+                   help="the file to write")
     args = p.parse_args(argv)
     write_text(args.out, text())
     print(args.out)

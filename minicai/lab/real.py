@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from minicai.run import Parser, UserError, friendly_main, pick_device, real, whole, write_text
+from minicai.run import Parser, UserError, friendly_main, path, pick_device, real, whole, write_text
 from minicai.state import unfinished
 
 ROOT = Path(__file__).parents[2]
@@ -65,19 +65,34 @@ def commands(args, device: str) -> list:
          ["-m", "minicai.lab.evaluate_real", *compared, *words["evaluate"], *heat, *both])]
 
 
+def read_commands(noted: Path) -> dict:
+    """{name: words} of the commands that an earlier run has noted; raises UserError for anything
+    else."""
+    try:
+        before = json.loads(noted.read_text("utf-8"))
+        if not all(isinstance(words, list) for words in before.values()):
+            raise TypeError("lists of words expected")
+        return before
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{noted}: not what this program has written ({type(error).__name__}: "
+                        f"{error}); remove it, or give another --out") from None
+
+
 @friendly_main
 def main(argv: list[str] | None = None) -> None:
     """Run what is not there yet, one stage after the other."""
     parser = Parser(__doc__, "python -m minicai.lab.real")
     a = parser.add_argument
-    a("--model", default="out/smollm2",
+    a("--model", type=path, default="out/smollm2",
       help="model directory; minicai.gguf makes one from a GGUF file")
-    a("--out", default="out/real", help="directory of everything that is written")
-    a("--constitution", default="constitutions/small.json",
+    a("--out", type=path, default="out/real", help="directory of everything that is written")
+    a("--constitution", type=path, default="constitutions/small.json",
       help="JSON; general.json for models of a billion and more")
-    a("--red-team", default=f"{DATA}/red_team.jsonl", help="prompts of stages 1 to 3")
-    a("--helpful", default=f"{DATA}/helpful.jsonl", help="the same")
-    a("--human", default=f"{DATA}/helpful_comparisons.jsonl",
+    a("--red-team", type=path, default=f"{DATA}/red_team.jsonl", help="prompts of stages 1 to 3")
+    a("--helpful", type=path, default=f"{DATA}/helpful.jsonl", help="the same")
+    a("--human", type=path, default=f"{DATA}/helpful_comparisons.jsonl",
       help="comparisons of helpfulness, for stage 2")
     a("--temperature", type=real(0.01, 100), default=0.5,
       help="of all sampling: a small model garbles at 1")
@@ -86,8 +101,10 @@ def main(argv: list[str] | None = None) -> None:
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     args = parser.parse_args(argv)
     device, started = pick_device(args.device).type, time.time()
-    noted = Path(args.out) / "commands.json"
-    before = json.loads(noted.read_text("utf-8")) if noted.is_file() else {}
+    if Path.cwd() != ROOT:                      # where the stages run, and the default paths begin
+        raise UserError(f"give this command in the repository's folder: cd {ROOT}")
+    noted = args.out / "commands.json"
+    before = read_commands(noted)
     for name, done, words in commands(args, device):
         words = [*map(str, words)]
         if done.is_file() and not any(unfinished(folder) for folder in list(done.parents)[:2]):

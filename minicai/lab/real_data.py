@@ -10,7 +10,8 @@ import json
 import random
 from pathlib import Path
 
-from minicai.run import Parser, friendly_main, read_jsonl, whole, write_jsonl
+from minicai.run import Parser, friendly_main, new_file, read_jsonl, whole, write_jsonl
+from minicai.state import refuse_overlap
 
 DATA = Path(__file__).parents[2] / "data" / "real"
 REFUSALS = ["I'm sorry, but I can't help with that.", "I cannot answer this question.",
@@ -66,12 +67,14 @@ def comparisons(answers: list, seed: int = 0) -> list:
 def main(argv: list[str] | None = None) -> None:
     """Write helpful_comparisons.jsonl beside answers.jsonl."""
     parser = Parser(__doc__, "python -m minicai.lab.real_data")
-    parser.add_argument("--out", default=str(DATA / "helpful_comparisons.jsonl"),
+    parser.add_argument("--out", type=new_file, default=str(DATA / "helpful_comparisons.jsonl"),
                         help="file to write")
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0,
                         help="which worse answers a question gets")
     args = parser.parse_args(argv)
-    rows = comparisons([row for _, row in read_jsonl(DATA / "answers.jsonl")], args.seed)
+    answers = DATA / "answers.jsonl"
+    refuse_overlap(args.out.parent, {"answers": answers}, [args.out.name])
+    rows = comparisons([row for _, row in read_jsonl(answers)], args.seed)
     write_jsonl(args.out, rows)
     print(json.dumps({kind: sum(row["kind"] == kind for row in rows)
                       for kind in sorted({r["kind"] for r in rows})}))

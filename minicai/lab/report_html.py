@@ -30,7 +30,16 @@ from minicai.lab.report import (
     number,
     value,
 )
-from minicai.run import Parser, UserError, friendly_main, read_jsonl, whole, write_text
+from minicai.run import (
+    Parser,
+    UserError,
+    friendly_main,
+    new_file,
+    path,
+    read_jsonl,
+    whole,
+    write_text,
+)
 
 ASSETS = Path(__file__).parent
 KINDS = {"red_team": "red team", "helpful": "helpful"}
@@ -499,9 +508,11 @@ def main(argv=None):
     """Write report.html."""
     p = Parser(__doc__, "python -m minicai.lab.report_html")
     p.add_argument(
-        "--run", default="out/demo", help="directory with sft/, pm/, rl/ and what evaluate wrote"
+        "--run", type=path, default="out/demo",
+        help="directory with sft/, pm/, rl/ and what evaluate wrote"
     )
-    p.add_argument("--out", help="the file to write; default: report.html in that directory")
+    p.add_argument("--out", type=new_file,
+                   help="the .html file to write; default: report.html in that directory")
     p.add_argument(
         "--count", type=whole(0, 10000), default=12,
         help="how many prompts, revision chains and pairs to show"
@@ -511,17 +522,22 @@ def main(argv=None):
     args = p.parse_args(argv)
     if args.count < 1:
         raise UserError(f"--count {args.count}: must be at least 1")
-    run = Path(args.run)
+    run = args.run
+    if args.out and args.out.suffix != ".html":     # a slip would cost a file of the run
+        raise UserError(f"--out {args.out}: give a name that ends in .html")
     if not run.is_dir():
         raise UserError(f"{run}: no such directory; give --run the directory of a run")
-    path = Path(args.out or run / "report.html")
+    out = args.out or run / "report.html"
     try:
-        write_text(path, report(run, args.count, args.seed))
-    except (KeyError, TypeError, AttributeError) as error:
+        write_text(out, report(run, args.count, args.seed))
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError,
+            RecursionError) as error:
         raise UserError(
             f"{run}: a file is not what the scripts write ({type(error).__name__}: {error})"
         ) from None
-    print(f"{path}: open it in a browser")
+    print(f"{out}: open it in a browser")
 
 
 if __name__ == "__main__":

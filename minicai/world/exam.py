@@ -22,7 +22,17 @@ from minicai.checkpoint import load_model
 from minicai.constitution import Principle as Asked
 from minicai.critique import critique_prompt, read_answer, revision_prompt, sampler
 from minicai.feedback import label
-from minicai.run import Parser, friendly_main, path, pick_device, whole, write_text
+from minicai.run import (
+    Parser,
+    UserError,
+    friendly_main,
+    new_file,
+    path,
+    pick_device,
+    whole,
+    write_text,
+)
+from minicai.state import LOADED, MANIFEST
 from minicai.world.crowdworker import Crowdworker
 from minicai.world.grammar import Response, World, heldout_words
 from minicai.world.principles import MENTIONS, Principles, restate, steps_in, verdict
@@ -321,11 +331,13 @@ def main(argv=None):
     a("--model", type=path, default="data/base", help="model directory")
     a("--cases", type=whole(1), default=400, help="cases for each question")
     a("--seed", type=whole(0, 2**63 - 1), default=0, help="seeds cases and sampling")
-    a("--out", type=path, help="also write the report as JSON")
+    a("--out", type=new_file, help="also write the report as JSON")
     a("--device", help="cpu, cuda or mps; default: the best one here")
     a("--processes", type=whole(1, 3), default=1,
       help="parts of the exam that are taken side by side")
     args = p.parse_args(argv)
+    if args.out and args.out.name in (*LOADED, MANIFEST):
+        raise UserError(f"--out {args.out}: is how a part of a model is called; give another name")
     report = examine(args.model, args.cases, args.seed, args.device, args.processes)
     if args.out:
         write_text(args.out, json.dumps(report, indent=2) + "\n")

@@ -14,6 +14,7 @@ method; a real run downloads its base.
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 from tqdm import trange
 
-from minicai.checkpoint import load_model, save_model
+from minicai.checkpoint import load_model, read_config, save_model
 from minicai.gpt import GPT, GPTConfig
 from minicai.logprob import token_logprobs
 from minicai.run import (
@@ -38,6 +39,7 @@ from minicai.run import (
     seed_everything,
     whole,
 )
+from minicai.state import hold, refuse_foreign
 from minicai.tokenizer import Tokenizer
 from minicai.world import exam
 from minicai.world.grammar import World, heldout_words
@@ -296,7 +298,8 @@ def train_round(model: GPT, step_gradient, texts, span: range, steps: int, lrs: 
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if (device.type == "cpu" or step % 20 == 0) and \
                 not math.isfinite(loss.item() + norm.item()):
-            raise SystemExit(f"error: step {step}: loss or gradient is not finite")
+            raise UserError(f"step {step}: loss or gradient is not finite; lower --muon-lr and "
+                            "--adam-lr")
         for opt in opts:
             opt.step()
             if device.type == "cpu":                    # a recording empties them itself
@@ -357,6 +360,12 @@ def arguments(argv=None):
     return p.parse_args(argv)
 
 
+def shape(args) -> GPTConfig:
+    """The model that the flags ask for."""
+    return GPTConfig(vocab_size=args.vocab, n_layer=args.layers, n_head=args.width // 32,
+                     width=args.width, mlp_width=3 * args.width, max_positions=1024)
+
+
 def work(rank: int, args, meeting: str | None) -> None:
     """One of the data-parallel processes: the same weights, texts of its own;
     the first one logs and saves."""
@@ -367,10 +376,8 @@ def work(rank: int, args, meeting: str | None) -> None:
     generator, out = seed_everything(args.seed), Path(args.out)
     if args.device != "cpu":
         torch.set_float32_matmul_precision("high")      # products in TF32
-    tok = Tokenizer.load(out)
-    config = GPTConfig(vocab_size=args.vocab, n_layer=args.layers, n_head=args.width // 32,
-                       width=args.width, mlp_width=3 * args.width, max_positions=1024)
-    model = GPT(config).init_weights(generator)
+    tok = Tokenizer.load(beside_of(out) / "tokenizer")
+    model = GPT(shape(args)).init_weights(generator)
     if args.start:
         model.load_state_dict(load_model(args.start, "cpu")[0].state_dict())
     rounds = FINISH if args.start else ROUNDS
@@ -382,11 +389,7 @@ def work(rank: int, args, meeting: str | None) -> None:
         mean.update_parameters(model)
     ended = rounds_ended(beside) if args.resume else 0
     for number in range(1, ended + 1):
-        before = load_model(beside / f"round-{number}", "cpu")[0]
-        if before.config != config:
-            raise UserError(f"{beside}/round-{number} is of another shape; give the flags "
-                            "of the training that was stopped, or leave --resume out")
-        model.load_state_dict(before.state_dict())
+        model.load_state_dict(load_model(beside / f"round-{number}", "cpu")[0].state_dict())
         mean.update_parameters(model)
     log = beside / "metrics.jsonl"
     metrics = Metrics(log, log.read_text("utf-8") if ended and log.exists() else "") \
@@ -399,6 +402,21 @@ def work(rank: int, args, meeting: str | None) -> None:
     if meeting:
         dist.barrier()
         dist.destroy_process_group()
+
+
+def run_processes(args) -> None:
+    """Let all processes work; what one of them has to say to the user, this one says."""
+    if args.device != "cpu":
+        return work(0, args, None)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            torch.multiprocessing.spawn(work, (args, f"{folder}/meeting"), nprocs=args.processes,
+                                        daemon=True)     # ended with us
+        except torch.multiprocessing.ProcessRaisedException as error:
+            said = re.search(r"^minicai\.run\.UserError: (.*)", str(error), re.M)
+            if not said:
+                raise
+            raise UserError(said[1]) from None
 
 
 @friendly_main
@@ -417,21 +435,22 @@ def main(argv=None):
             args.vocab, args.layers, args.width):
         raise UserError(f"--start {args.start}: has {started.vocab_size} tokens, {started.n_layer} "
                         f"layers and a width of {started.width}; give these as flags")
+    refuse_foreign(out)                                 # what lies there stays until the end
+    hold(beside)
+    for number in range(1, args.resume * rounds_ended(beside) + 1):
+        if read_config(beside / f"round-{number}")[0] != shape(args):
+            raise UserError(f"{beside}/round-{number} is of another shape; give the flags "
+                            "of the training that was stopped, or leave --resume out")
     if not args.resume:
         forget_rounds(beside)
     goes_on_from = args.start or (beside / "round-1" if rounds_ended(beside) else None)
     if goes_on_from:
-        out.mkdir(parents=True, exist_ok=True)
+        (beside / "tokenizer").mkdir(parents=True, exist_ok=True)
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(Path(goes_on_from) / name, out)
+            shutil.copy(Path(goes_on_from) / name, beside / "tokenizer")
     else:
-        train_tokenizer(world, args.vocab, out)
-    if args.device == "cpu":
-        with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(work, (args, f"{folder}/meeting"), nprocs=args.processes,
-                                        daemon=True)     # ended with us
-    else:
-        work(0, args, None)
+        train_tokenizer(world, args.vocab, beside / "tokenizer")
+    run_processes(args)
     forget_rounds(beside)                               # the same command again is another training
     model, tok = load_model(out, args.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tok.n_vocab} tokens")
