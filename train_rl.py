@@ -67,7 +67,7 @@ def arguments(argv=None):
     a("--micro", type=whole(1), default=ppo.micro,
       help="responses a forward; bounds memory, gradients add up to the same")
     a("--epochs", type=whole(1, 1000), default=ppo.epochs, help="passes over each rollout")
-    a("--lr", type=real(0, 1), default=5e-4,
+    a("--lr", type=real(0, 1), default=2e-4,
       help="Adam's peak learning rate for the policy, decaying linearly to 0")
     a("--value-lr", type=real(0, 1), default=1e-3, help="the same for the value model")
     a("--shared-value", action="store_true",

@@ -183,11 +183,10 @@ def new_file(text: str) -> Path:
 
 
 def name_path(text: str) -> str:
-    """A flag's type: NAME=PATH, both of them readable."""
-    name, sign, place = text.partition("=")
-    if not sign or not visible(name) or not name.isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r:.80}: expected NAME=PATH")
-    path(place)
+    """A flag's type: NAME=DIR, or of a file, both of them readable."""
+    name, _, place = text.partition("=")
+    if not all(visible(part) and part.isprintable() for part in (name, place)):
+        raise argparse.ArgumentTypeError(f"{text!r:.80}: expected NAME=DIR; give each as name=path")
     return text
 
 

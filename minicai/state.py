@@ -37,6 +37,7 @@ MANIFEST = "manifest.json"
 # What counts of a directory without a manifest: notes do not.
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 NOTES = ("readme.txt", "notes.txt", "license.txt")
+PARTS = (".json", ".safetensors", ".jinja", ".bin")     # what a new model may replace
 OWN = ("config.json", "metrics.jsonl", "state.pt", "sampled.jsonl")    # of every run
 # What a model is loaded from (tokenizer.py reads most of it).
 LOADED = ("config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
@@ -179,12 +180,14 @@ def refuse_foreign(directory) -> None:
         return
     if not directory.is_dir():
         raise UserError(f"{directory}: is a file; a model directory is to be written there")
-    there = sorted(directory.iterdir())
-    foreign = [file for file in there if file.is_dir() or file.name != "merges.txt" and
-               file.suffix not in (".json", ".safetensors", ".jinja")]
-    if foreign or there and not {"tokenizer.json", "model.safetensors"} & {f.name for f in there}:
-        raise UserError(f"{(foreign or [directory])[0]}: exists and is no part of a model "
-                        f"directory; {directory} will not be overwritten")
+    there = {file.name: file for file in sorted(directory.iterdir())}
+    if there and not there.keys() & {"tokenizer.json", "model.safetensors"}:
+        raise UserError(f"{directory}: exists and is no model directory; it will not be "
+                        "overwritten")
+    for name, file in there.items():
+        if file.is_dir() or name != "merges.txt" and file.suffix not in PARTS:
+            raise UserError(f"{file}: exists and is no part of a model; move it away, for "
+                            f"{directory} will be replaced as a whole")
 
 
 def swap(new: Path, directory: Path) -> None:

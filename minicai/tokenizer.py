@@ -54,9 +54,9 @@ TEMPLATES = {
               "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' if add_generation_prompt }}"}
 # What templates write that are not ChatML, though they share its markers.
 NEARLY = ("<|im_sep|>", "<|im_start|>assistant\n<think>")
-# A template that trims what anybody says, not the system's message alone.
-TRIMS = re.compile(r"(?:\bmessage(?:\[['\"]content['\"]\]|\.content)|(?<!['\".])\bcontent)\s*\)?"
-                   r"\s*(?:\|\s*trim|\.strip\(\))")
+# A template that trims what anybody says, not the system's messages[0]['content'] alone.
+TRIMS = re.compile(r"(?:\w(?:\[['\"]content['\"]\]|\.content)|(?<!['\".])\bcontent)\s*\)?\s*"
+                   r"(?:\|\s*trim|\.strip\(\))")
 # Ids for padding, the best first: a text holds none of them.
 PADS = ("<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<|reserved_special_token_0|>",
         "<|fim_pad|>", "<|vision_pad|>")

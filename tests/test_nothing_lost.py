@@ -39,12 +39,12 @@ def model(tiny_model_dir, tmp_path):
 
 
 # ---- folders -------------------------------------------------------------------------------------
-@pytest.mark.parametrize("foreign", ["notes.md", "pytorch_model.bin", "model.gguf", "mine/x.json"])
+@pytest.mark.parametrize("foreign", ["notes.md", "weights.pt", "model.gguf", "mine/x.json"])
 def test_a_model_never_replaces_a_folder_with_something_else_in_it(model, foreign):
     (model / foreign).parent.mkdir(exist_ok=True)
     (model / foreign).write_text("precious")
     before = everything(model)
-    with pytest.raises(UserError, match="is no part of a model directory"):
+    with pytest.raises(UserError, match="is no part of a model"):
         save_model(model, *load_model(model))
     assert everything(model) == before
 
@@ -214,9 +214,11 @@ def test_every_model_is_looked_at_before_the_first_one_answers(asked, tiny_model
     see(["--pm", tiny_model_dir], "not a preference model")
     judged = ["--comparisons", tmp_path / "c.jsonl", "--max-judged", "60", "--judge"]
     see([*judged, tmp_path / "pm"], "a language model is needed here")
+    long = {"prompt": "How? " * 60, "chosen": "So.", "rejected": "No."}
+    (tmp_path / "c.jsonl").write_text(json.dumps(long) + "\n")
     see([*judged[:2], "--max-judged", "400", "--judge", short], "a context may take")
     (tmp_path / "c.jsonl").write_text('{"prompt": "How?", "chosen": 3, "rejected": "No."}\n')
     see([*judged, tiny_model_dir], "c.jsonl:1")
     for name in ("", "\udcff", "a\nb"):
-        see([f"{name}={tiny_model_dir}"], "expected NAME=PATH")
+        see([f"{name}={tiny_model_dir}"], "give each as name=path")
     assert not (tmp_path / "out/transcripts.jsonl").exists()

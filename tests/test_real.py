@@ -121,7 +121,7 @@ def test_a_comparison_holds_every_answer_and_every_number(compared):
 
 
 @pytest.mark.parametrize("args, says", [
-    (["--models", "x"], "expected NAME=PATH"),
+    (["--models", "x"], "give each as name=path"),
     (["--models", "x=nowhere"], "no such model directory"),
     (["--models", "x=data/base", "--judge", "data/base"], "belong together")])
 def test_mistakes_take_one_line(args, says, capsys, monkeypatch, tmp_path):

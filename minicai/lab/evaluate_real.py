@@ -128,8 +128,6 @@ def comparisons_for(folder, path, args) -> list:
     """The (messages, better, worse) of a file that a judge will be asked about; raises UserError if
     there is none, or if the judge has no room for them."""
     tok, rows = Tokenizer.load(folder, args.chat), read_comparisons(path)
-    asked = len(comparison_prompt(tok, [], "", "", args.principle))
-    check_room(folder, args.max_judged + asked, ())
     random.Random(0).shuffle(rows)
     fits = lambda row: len(tok.encode_chat(row[0])[0] + tok.encode(row[1] + row[2])) \
         < args.max_judged
@@ -137,6 +135,9 @@ def comparisons_for(folder, path, args) -> list:
     if not rows:
         raise UserError(
             f"{path}: no comparison is shorter than --max-judged {args.max_judged} tokens")
+    # One token for the letter; in the other order it is as long, but for where words meet.
+    check_room(folder, 8 + max(len(comparison_prompt(tok, *row, args.principle)) for row in rows),
+               ())
     return rows
 
 
@@ -145,8 +146,8 @@ def look_first(models: dict, files: dict, args) -> dict:
     files has been looked at: before hours of sampling, not behind them."""
     prompts = {}
     for name, folder in models.items():
-        tok = Tokenizer.load(folder, args.chat)
         check_room(folder, args.max_prompt + args.max_new, ())
+        tok = Tokenizer.load(folder, args.chat)
         prompts[name] = {kind: read_prompts(path, tok, args.max_prompt)[:args.limit]
                          for kind, path in files.items()}
         if args.pm and not Tokenizer.load(args.pm).same_ids(tok):

@@ -15,7 +15,8 @@ HELPFUL = "data/helpful_comparisons.jsonl"
 HARMLESS = "data/baselines/harmless_comparisons.jsonl"      # only the baselines read it
 BY_HAND = "train_pm.py --model {base} --feedback-model {base} --init {base} --comparisons 0"
 BY_AI = "train_pm.py --model {sft}/sl_cai --feedback-model {base} --init {base}"
-FROM_SL = "train_rl.py --model {sft}/sl_cai"
+PPO = "train_rl.py --lr 5e-4"             # more of what RL does, good and bad, than the demo shows
+FROM_SL = PPO + " --model {sft}/sl_cai"
 ALONG = f"{MEASURE} answers --limit 60"
 REVISE = f"{MEASURE} revisions --limit 60"
 
@@ -45,7 +46,7 @@ def under(law: str) -> dict:
     return {
         f"sft{by}": FINE_TUNE + file,
         f"pm{by}": BY_AI.replace("{sft}", f"{{sft{by}}}") + file,
-        f"rl{by}": f"train_rl.py --model {{sft{by}}}/sl_cai --pm {{pm{by}}}/pm",
+        f"rl{by}": f"{PPO} --model {{sft{by}}}/sl_cai --pm {{pm{by}}}/pm",
         f"models{by}": f"{MEASURE} answers --models sl_cai={{sft{by}}}/sl_cai "
                        f"rl_cai={{rl{by}}}/rl_cai",
     }
@@ -65,7 +66,7 @@ def labelled(how: str, flags: str) -> dict:
 def rewarded(name: str, flags: str, start="{sft}/sl_cai", pm="pm", measure="") -> dict:
     """Stage 3 with other flags, measured along its steps."""
     return {
-        f"rl_{name}": f"train_rl.py --model {start} --pm {{{pm}}}/pm {flags}",
+        f"rl_{name}": f"{PPO} --model {start} --pm {{{pm}}}/pm {flags}",
         f"along_{name}": f"{ALONG}{measure} --run {{rl_{name}}} --start {start}",
     }
 
