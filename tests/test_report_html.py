@@ -293,6 +293,9 @@ def test_a_run_that_is_not_finished_shows_what_there_is(run, tmp_path, capsys):
     )
 
 
+LISTS = ("logp", "ref_logp", "rewards", "values", "advantages", "returns", "ratio")
+
+
 @pytest.mark.parametrize(
     "name, content, says",
     [
@@ -301,6 +304,12 @@ def test_a_run_that_is_not_finished_shows_what_there_is(run, tmp_path, capsys):
         ("results.json", "{}", "results.json: not an evaluation"),
         ("rl/trace.jsonl", '{"step": 0}\n', "not what the scripts write"),
         ("rl/metrics.jsonl", "{\n", "metrics.jsonl:1:"),
+        ("rl/trace.jsonl", json.dumps({"step": 0, "kind": "x", "prompt": "p", "score": 1, "paid": 1,
+                                       **dict.fromkeys(("tokens", *LISTS), [])}),
+         "not what the scripts write"),
+        ("rl/rollouts.jsonl", json.dumps({"step": 0, "kind": "x", "prompt": "p", "response": "r",
+                                          "score": "x", "paid": "x", "kl": "x"}),
+         "not what the scripts write"),
     ],
 )
 def test_bad_files_are_one_line(tmp_path, capsys, name, content, says):
