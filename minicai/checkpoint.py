@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minicai.gpt import GPT, GPTConfig
-from minicai.run import UserError, refuse_pointer
+from minicai.run import UserError, refuse_stand_in
 from minicai.state import beside, contents
 from minicai.tokenizer import Tokenizer
 
@@ -76,7 +76,8 @@ FIXED = {"hidden_act": "silu", "activation_function": "gelu_new", "scale_attn_we
 # them), bookkeeping, how to sample. Any other key may say false or null: a switch that is off.
 KNOWN = re.compile(r"tie_word_embeddings|attention_bias|mlp_bias|layer_types|rope_theta|"
                    r"rope_scaling|rope_parameters|architectures|model_type|(torch_)?dtype|"
-                   r"transformers(_version|\.js_config)|_?name_or_path|.*_token_id|.*dropout|.*pdrop|minicai_.*|"
+                   r"transformers(_version|\.js_config)|_?name_or_path|.*_token_id|.*dropout|"
+                   r".*pdrop|minicai_.*|"
                    r"use_cache|initializer_range|pretraining_tp|is_llama_config|sliding_window|"
                    r"max_window_layers|n_ctx|reorder_and_upcast_attn|task_specific_params|"
                    r"problem_type|_?num_labels|id2label|label2id|summary_.*|"
@@ -97,7 +98,7 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
     path = Path(directory) / "config.json"
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such model directory")
-    refuse_pointer(path)
+    refuse_stand_in(path)
     try:
         c = json.loads(path.read_text("utf-8"))
         family = c["model_type"]
@@ -118,7 +119,7 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
     if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
         raise UserError(f"{path}: layer_types = {layers} is not supported, only full_attention")
     ours = {name: c.get(key) for name, key in keys.items()}
-    if "norm_eps" in ours and keys["norm_eps"] not in c:
+    if keys["norm_eps"] not in c:
         ours["norm_eps"] = NORM_EPS["gpt2" if family == "gpt2" else "llama"]
     for name, value in ours.items():
         if value is None and name not in OPTIONAL:
@@ -148,8 +149,7 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
     return GPTConfig(**ours, rope_theta=theta, rope_scaling=scaling,
                      qkv_bias=bias or family == "qwen2", out_bias=bias,
                      mlp_bias=bool(c.get("mlp_bias", False)) and family == "llama",
-                     qk_norm=family == "qwen3",
-                     tied=tied), c
+                     qk_norm=family == "qwen3", tied=tied), c
 
 
 def is_scorer(c: dict) -> bool:
@@ -233,7 +233,7 @@ def open_weights(directory) -> dict:
     names = ["model.safetensors"]
     # One whole file goes before an index of parts, which may be older: transformers chooses so.
     if index.is_file() and not index.with_name(names[0]).is_file():
-        refuse_pointer(index)
+        refuse_stand_in(index)
         try:
             parts = json.loads(index.read_text("utf-8"))["weight_map"].values()
             names = sorted({str(Path(part)) for part in parts})
@@ -244,7 +244,7 @@ def open_weights(directory) -> dict:
     for path in (Path(directory) / name for name in names):
         if not path.is_file():
             raise UserError(f"{path}: no such file (minicai reads safetensors only)")
-        refuse_pointer(path)
+        refuse_stand_in(path)
         try:
             file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minicai.data import Unusable, read_prompt
-from minicai.run import UserError, refuse_pointer, visible
+from minicai.run import UserError, refuse_stand_in, visible
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _once(pairs: list) -> dict:
 
 
 def _read_json(path: Path):
-    refuse_pointer(path)
+    refuse_stand_in(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except OSError as error:

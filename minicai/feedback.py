@@ -171,5 +171,10 @@ def position_bias(model, tok, questions: list, sample: int = 64, **how) -> tuple
     p, _ = label(model, tok, asked, **how)
     swapped = [(m, b, a, c) for m, a, b, c in asked]
     q, _ = label(model, tok, swapped, **how)
-    stays = (1 - (p - 0.5).sign() * (q - 0.5).sign()) / 2                    # a tie: by half
-    return ((p + q) / 2).mean().item(), stays.mean().item()
+    return ((p + q) / 2).mean().item(), same_verdict(p, q)
+
+
+def same_verdict(p, q) -> float:
+    """The share of verdicts that stay when the responses change places: P(A) [N] in one order, and
+    in the other; a tie counts by half."""
+    return ((1 - (p - 0.5).sign() * (q - 0.5).sign()) / 2).mean().item()

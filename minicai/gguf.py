@@ -35,7 +35,7 @@ KEYS = {"n_layer": "block_count", "n_head": "attention.head_count",
 # Looked at or without effect; any other key of the architecture must be zero, false or empty.
 KNOWN = {*KEYS.values(), "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon",
          "vocab_size", "rope.dimension_count", "attention.value_length", "rope.scaling.type"}
-CAUSAL = "attention.causal"             # false: every position sees all others, as in an encoder
+CAUSAL = "attention.causal"  # the other way round: false means that every position sees all others
 # How the file calls the way its vocabulary cuts words.
 SPLITS = {"gpt-2": GPT2, "smollm": SMOLLM2, "qwen2": QWEN, "llama-bpe": LLAMA3, "llama3": LLAMA3,
           "llama-v3": LLAMA3}
@@ -89,8 +89,8 @@ def read_shape(fields: dict, stored: dict, tensor, path) -> GPTConfig:
                         "qwen3, gpt2")
     theirs = {key.removeprefix(f"{family}."): value for key, value in fields.items()
               if key.startswith(f"{family}.")}
-    odd = {key: value for key, value in theirs.items() if value and key not in {*KNOWN, CAUSAL}}
-    odd |= {} if theirs.get(CAUSAL, True) else {CAUSAL: False}
+    odd = {key: value for key, value in theirs.items()
+           if (not value if key == CAUSAL else value and key not in KNOWN)}
     if theirs.get("rope.scaling.type", "none") != "none" or odd or fields.get("split.count", 1) > 1:
         raise UserError(
             f"{path}: {odd or 'rope scaling or a file in several parts'} is not supported")

@@ -68,7 +68,6 @@ def main(argv=None):
     check_room(args.model, args.shots * args.max_prompt + args.max_new, ())
     refuse_overlap(args.out.parent, {"--prompts": args.prompts, "--model": args.model},
                    [args.out.name])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     tidy(args.out.parent, args.out.name)
     model, tok = load_model(args.model, device, args.dtype, args.chat)
     rows = write_prompts(model, tok, shown, args, random.Random(args.seed), generator)

@@ -244,9 +244,10 @@ def seed_everything(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def refuse_pointer(path) -> None:
-    """Raise UserError for a file that git-lfs has not fetched, and for what is no file: a pipe
-    would be waited for, and can be read once only. One that is missing is nobody's pointer."""
+def refuse_stand_in(path) -> None:
+    """Raise UserError for what stands where a file should: a pointer that git-lfs has not followed,
+    a pipe (it would be waited for, and can be read once only). What is missing is not our matter.
+    """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path}: a pipe or device; write what it says into a file, for it is read "
@@ -265,7 +266,7 @@ def read_jsonl(path) -> list:
     published .jsonl files are.
     """
     lines, rows = [], []
-    refuse_pointer(path)
+    refuse_stand_in(path)
     try:
         with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
             # Iterating over bytes splits at \n only (never at U+2028) and tells the line that is

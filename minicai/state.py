@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from minicai.run import HELD, Metrics, UserError, megabytes, replacing, write_text, writing
+from minicai.tokenizer import FILES
 
 try:
     import fcntl
@@ -39,10 +40,8 @@ MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 NOTES = ("readme.txt", "notes.txt", "license.txt")
 PARTS = (".json", ".safetensors", ".jinja", ".bin")     # what a new model may replace
 OWN = ("config.json", "metrics.jsonl", "state.pt", "sampled.jsonl")    # of every run
-# What a model is loaded from (tokenizer.py reads most of it).
-LOADED = ("config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
-          "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-          "chat_template.jinja", "generation_config.json", "vocab.json", "merges.txt")
+# What a model is loaded from.
+LOADED = ("config.json", "model.safetensors", "model.safetensors.index.json", *FILES)
 
 
 # ---- checksums -----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import regex
 import tiktoken
 import torch
 
-from minicai.run import UserError, refuse_pointer
+from minicai.run import UserError, refuse_stand_in
 
 # How the families cut text into words before bytes are merged.
 # Others are refused: a near miss would go unnoticed.
@@ -187,7 +187,7 @@ class Tokenizer:
         if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
             raise UserError(f"{path}: no such file; is {directory} a model directory?")
         for name in files:
-            refuse_pointer(path.with_name(name))
+            refuse_stand_in(path.with_name(name))
         try:
             config = json.loads(files.get("tokenizer_config.json", b"{}"))
             if not isinstance(json.loads(files.get("generation_config.json", b"{}")), dict):

@@ -17,7 +17,7 @@ import torch
 from minicai.checkpoint import load_model
 from minicai.critique import respond, sampler
 from minicai.data import check_room, read_comparisons, read_prompts
-from minicai.feedback import comparison_prompt, label
+from minicai.feedback import comparison_prompt, label, same_verdict
 from minicai.preference import load_preference_model
 from minicai.run import (
     Parser,
@@ -82,10 +82,10 @@ def pattern_errors(rows: list) -> dict:
 
 def named(pairs: list, flag: str) -> dict:
     """{name: path} of arguments "name=path"."""
-    split = [pair.partition("=") for pair in pairs]
-    if any(not sign for _, sign, _ in split) or len({name for name, *_ in split}) < len(split):
-        raise UserError(f"{flag} {' '.join(pairs)}: give each as name=path, every name once")
-    return {name: path for name, _, path in split}
+    found = dict(pair.split("=", 1) for pair in pairs)
+    if len(found) < len(pairs):
+        raise UserError(f"{flag} {' '.join(pairs)}: every name once")
+    return found
 
 
 def answer_all(name, folder, sets, args, device, resume) -> list:
@@ -141,9 +141,9 @@ def comparisons_for(folder, path, args) -> list:
     return rows
 
 
-def look_first(models: dict, files: dict, args) -> dict:
-    """{model: {file: its prompts}}, after all that can be wrong with any of the directories and
-    files has been looked at: before hours of sampling, not behind them."""
+def look_first(models: dict, files: dict, args) -> tuple[dict, list]:
+    """({model: {file: its prompts}}, the judge's comparisons), after all that can be wrong with any
+    of the directories and files has been looked at: before hours of sampling, not behind them."""
     prompts = {}
     for name, folder in models.items():
         check_room(folder, args.max_prompt + args.max_new, ())
@@ -154,24 +154,20 @@ def look_first(models: dict, files: dict, args) -> dict:
             raise UserError(f"{args.pm} and {folder} must share one tokenizer and chat format")
     if args.pm:
         check_room(args.pm, args.max_prompt + args.max_new, (), scorer=True)
-    if args.judge:
-        comparisons_for(args.judge, args.comparisons, args)
-    return prompts
+    return prompts, comparisons_for(args.judge, args.comparisons, args) if args.judge else []
 
 
-def judge_accuracy(folder, path, args, device, resume) -> dict:
+def judge_accuracy(folder, rows, args, device, resume) -> dict:
     """How often a model, asked both ways, prefers the answer that people preferred;
     and its lean to (A)."""
     model, tok = load_model(folder, device, args.dtype, args.chat)
-    rows = comparisons_for(folder, path, args)
     asked = [(m, better, worse, args.principle) for m, better, worse in rows]
     p, mass = label(model.freeze(), tok, asked, begin=resume.begin)
     q, _ = label(model, tok, [(m, b, a, c) for m, a, b, c in asked], begin=resume.begin)
     right = (1 + (p - q).sign()) / 2                                            # a tie: by half
-    stays = (1 - (p - 0.5).sign() * (q - 0.5).sign()) / 2
     return {"comparisons": len(rows), "accuracy": right.mean().item(),
             "mass": mass.mean().item(), "mean_p_a": ((p + q) / 2).mean().item(),
-            "same_both_ways": stays.mean().item()}
+            "same_both_ways": same_verdict(p, q)}
 
 
 def arguments(argv=None):
@@ -262,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
         ("pm", args.pm), ("judge", args.judge), ("comparisons", args.comparisons)) if place}
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError("--seeds: one comes twice, and would count its answers twice")
-    prompts = look_first(models, files, args)
+    prompts, compared = look_first(models, files, args)
     resume = Resume(args, inputs, writes=["results.json", "transcripts.jsonl", "report.txt"])
     rows, scorer = [], load_preference_model(args.pm, device, args.dtype) if args.pm else None
     for name, folder in models.items():
@@ -272,8 +268,7 @@ def main(argv: list[str] | None = None) -> None:
             row["score"] = score
         rows += [{key: value for key, value in row.items() if key != "ids"} for row in new]
         write_jsonl(out / "transcripts.jsonl", rows)
-    judged = judge_accuracy(args.judge, args.comparisons, args, device, resume) \
-        if args.judge else {}
+    judged = judge_accuracy(args.judge, compared, args, device, resume) if args.judge else {}
     text = report(rows, errors, judged)
     write_text(out / "report.txt", text + "\n" + side_by_side(rows, args.samples) + "\n")
     table = [{"model": name, "set": kind,

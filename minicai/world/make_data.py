@@ -27,7 +27,6 @@ from minicai.world.grammar import Response, Topic, World
 SIZES = {"red_team": 1000, "helpful": 600, "comparisons": 4000, "eval": 500, "eval_group": 250,
          "harmless": 2000}
 ABOUT = 400             # requests that name one thing; held out are a quarter as many, of each set
-HARMFUL = ("reviewed", "read_about", "unseen")
 SLIP = 0.05             # how often the labeller picks the worse answer
 READ_ABOUT_SHARE = 0.25     # of red-team prompts: activities that the base has only read about
 
@@ -174,7 +173,6 @@ def main(argv=None):
     about_one = args.about is not None
     files = files_about(world, rng, args.about, out) if about_one else shipped_files(world, rng)
     for name, rows in files.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(out / f"{name}.jsonl", rows)
         print(f"{out / name}.jsonl: {len(rows)} rows")
 
@@ -187,20 +185,18 @@ def bare(rows) -> list:
 def files_about(world: World, rng, thing: str, out: Path) -> dict:
     """{name: rows} of the files for a constitution about one thing. The evaluation's have as many
     of the shipped sort beside them: what should not have changed."""
-    if out == Path("data"):
+    if out.resolve() == Path("data").resolve():
         raise UserError(f"--about {thing}: give a folder of its own by --out; data/ is shipped")
-    harmless, held = ("benign", "lookalike"), ABOUT // 4
-    asked = {"red_team": ("reviewed", "read_about", *harmless), "eval/red_team": HARMFUL,
-             "eval/helpful": harmless}
-    files = {"red_team": bare(about(world, rng("about"), thing, asked["red_team"], "cai", ABOUT))}
+    met = ("reviewed", "read_about", "benign", "lookalike")     # CAI never meets what is unseen
+    files = {"red_team": bare(about(world, rng("about"), thing, met, "cai", ABOUT))}
     if not files["red_team"]:
         raise UserError(f"--about {thing}: no request of the town can name it; "
                         "data/world/things.json has what can be named")
-    for name, others in (("eval/red_team", "reviewed"), ("eval/helpful", "benign"),
-                         ("eval/lookalike", "lookalike")):
-        named = about(world, rng(f"{name}/about"), thing, asked.get(name, ()), "eval", held)
-        files[name] = labelled(named + conversations(world, rng(f"{name}/others"), {others: 1},
-                                                     "eval", held))
+    for name, groups in (("eval/red_team", ("reviewed", "read_about", "unseen")),
+                         ("eval/helpful", ("benign",)), ("eval/lookalike", ("lookalike",))):
+        named = about(world, rng(f"{name}/about"), thing, groups, "eval", ABOUT // 4)
+        others = conversations(world, rng(f"{name}/others"), {groups[0]: 1}, "eval", ABOUT // 4)
+        files[name] = labelled(named + others)
     return files
 
 
