@@ -383,7 +383,7 @@ def real(sizes, device, folder):
     yield row("make real: three stages, 40 PPO steps", float(stages[0]), "s", 180)
 
 
-PARTS = {"machine": (machine, 40), "tests": (tests, 100), "logprob": (logprob, 60),
+PARTS = {"machine": (machine, 40), "tests": (tests, 150), "logprob": (logprob, 60),
          "decoding": (decoding, 120), "ppo": (ppo, 100), "demo": (demo, 180),
          "training": (training, 100), "profile": (profile, 60), "real": (real, 400)}
 
