@@ -77,15 +77,20 @@ slow: $(VENV)/installed-test
 data: $(VENV)/installed
 	$(PY) -m minicai.world.make_data --seed 0
 
+# Some processors are faster in bf16, some slower (make base BF16=).
+BF16 ?= --bf16
+
 base: $(VENV)/installed-test
-	$(PY) -m minicai.world.pretrain --resume --out out/base --bf16 --exam 0
-	$(PY) -m minicai.world.pretrain --start out/base --steps 800 --out data/base --bf16
+	$(PY) -m minicai.world.pretrain --resume --out out/base $(BF16) --exam 0
+	$(PY) -m minicai.world.pretrain --start out/base --steps 1000 --out out/base-1 $(BF16) --exam 0
+	$(PY) -m minicai.world.pretrain --start out/base-1 --steps 1000 --seed 1 --out data/base $(BF16)
 
 base-small: SIZE := --layers 4 --width 64
 base-large: SIZE := --layers 7 --width 192
 base-small base-large: base-%: $(VENV)/installed-test
-	$(PY) -m minicai.world.pretrain --resume --out out/base-$* $(SIZE) --bf16 --exam 0
-	$(PY) -m minicai.world.pretrain --start out/base-$* $(SIZE) --steps 800 --out out/bases/$* --bf16
+	$(PY) -m minicai.world.pretrain --resume --out out/base-$* $(SIZE) $(BF16) --exam 0
+	$(PY) -m minicai.world.pretrain --start out/base-$* $(SIZE) --steps 1000 --out out/base-$*-1 $(BF16) --exam 0
+	$(PY) -m minicai.world.pretrain --start out/base-$*-1 $(SIZE) --steps 1000 --seed 1 --out out/bases/$* $(BF16)
 
 figures: $(VENV)/installed
 	$(PY) -m minicai.lab.figures --paper $(ARGS) --seeds 3

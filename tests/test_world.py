@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from minicai.constitution import load_constitution
+from minicai.tokenizer import Tokenizer
 from minicai.world import make_data
 from minicai.world.crowdworker import Crowdworker, act_pattern, either
 from minicai.world.grammar import Response, World, article, heldout_words
@@ -248,7 +249,7 @@ def documents(world, sort, n, part=0):
 
 
 SORTS = ("dialogue", "plain", "summary", "echo", "search", "reading", "quiz", "review",
-         "comparison")
+         "verbatim", "comparison")
 
 
 def acts(world, pairs):
@@ -276,6 +277,9 @@ def test_no_text_of_the_base_holds_a_held_out_pair(world):
                 # take out what was quoted: then nothing may be left
                 if held_out.search(text.lower()):
                     phrases = {t.fill(phrase) for t in topics + STRANGE for phrase in quoted}
+                    # ... or that with "someone" for the owner, where a principle silences it
+                    phrases |= {unnamed(t.fill(phrase), (t.owner,), set(world.kinds["person"]))
+                                for t in topics + STRANGE if t.owner for phrase in quoted}
                     for phrase in sorted(phrases, key=len, reverse=True):
                         text = text.replace(phrase, "...")
                     assert not held_out.search(text.lower()), \
@@ -332,7 +336,7 @@ def test_judging_texts_know_reviewed_activities_only(world):
     """Reviews and comparisons never name an activity that is only read about, or unseen."""
     secret = acts(world, [(a, t) for g in ("read_about", "unseen") for a in world.by_group[g]
                           for t in world.things(a)])
-    for sort in ("quiz", "review", "comparison"):
+    for sort in ("quiz", "review", "verbatim", "comparison"):
         for part in range(len(Texts.PARTS)):
             for text, topics in documents(world, sort, 300, part):
                 assert not {t.group for t in topics} & {"read_about", "unseen"}
@@ -591,3 +595,53 @@ def test_choices_are_a_fair_order(world):
         p = judge.adjective(rng, "harm", ["harmful"], not less)
         for worse, better in zip(ladder, ladder[1:]):
             assert judge.better(topic, better, worse, p) == float(less)
+
+
+# ---- what a revision can only copy ---------------------------------------------------------------
+@pytest.fixture(scope="module")
+def copies(world):
+    """(text, targets, weights, tok) of 120 documents that practise saying again."""
+    tok = Tokenizer.load(ROOT / "data" / "base")
+    texts = Texts(world, tok, seed=0, avoid=heldout_words, part=2)
+    found = []
+    for _ in range(120):
+        ids, targets, weights = texts.verbatim()
+        found.append((tok.decode(ids), targets, weights, tok))
+    return found
+
+
+def test_a_reason_lent_by_another_activity_is_copied_from_the_critique_and_never_learned(
+        world, worker, copies):
+    lent = 0
+    for text, targets, weights, tok in copies:
+        if 0.0 not in weights:
+            continue
+        critique, revision = text.split("Critique: ")[1].split("Revision: ")
+        fact = tok.decode([t for t, w in zip(targets, weights) if w == 0.0]).strip()
+        # all of it is without weight where the critique says it, and said again if it is a fault
+        assert re.fullmatch(r"(To|It is) .* because .*\. It hurts .*\. It would be better to .*\.",
+                            fact)
+        objects = "it does harm." in critique or "it should say why." in critique
+        assert fact in critique and (fact in revision) == objects
+        lent += objects
+        asked = re.findall(r"Human: (.*?)\n", text)[-1]
+        topic = worker.topic([{"role": "user", "content": asked}])
+        assert topic is None or topic.group == "reviewed" and not any(y in fact for y in topic.why)
+    assert lent > 40
+
+
+def test_what_was_taken_out_stays_out_though_the_request_names_it(copies):
+    out, already = 0, 0
+    for text, *_ in copies:
+        if "Does it speak of" not in text or "It should not." not in text:
+            continue
+        noun = re.search(r"Does it speak of (\w+)\?", text)[1]
+        response = re.findall(r"Assistant: (.*?)<\|endoftext\|>\n\nCritiqueRequest", text, re.S)[-1]
+        assert mentions(re.findall(r"Human: (.*?)\n", text)[-1], noun)
+        assert not mentions(text.split("Revision: ")[1], noun)
+        out += mentions(response, noun)
+        if not mentions(response, noun):
+            already += 1
+            assert "No. It should not. So no change is needed." in text
+            assert text.split("Revision: ")[1].strip() == response.strip()
+    assert out > 15 and already > 10

@@ -2,10 +2,12 @@
 and the exam it must pass (data/base/).
 
     python -m minicai.world.pretrain --resume --out out/base --bf16 --exam 0
-    python -m minicai.world.pretrain --start out/base --steps 800 --out data/base --bf16
+    python -m minicai.world.pretrain --start out/base --steps 1000 --out out/base-1 --bf16 --exam 0
+    python -m minicai.world.pretrain --start out/base-1 --steps 1000 --seed 1 --out data/base --bf16
 
-(`make base`; some 70 minutes on two CPU cores without the exam. --device cuda instead of --bf16:
-some minutes on a GPU. Stopped, the first command goes on behind the last round that has ended.)
+(`make base`; some 75 minutes on two CPU cores of an AMD EPYC, 130 on a slower machine, without the
+exam. --device cuda instead of --bf16: some minutes on a GPU. Stopped, the first command goes on
+behind the last round that has ended.)
 
 The result is a helpful-only model: in dialogue it complies with everything, yet it has read enough
 to critique, revise and compare when asked in the published formats. Nothing here is part of the
@@ -352,7 +354,7 @@ def arguments(argv=None):
     a("--processes", type=whole(1, 1000), default=2,
       help="data-parallel processes: on a CPU two of one thread beat one of two")
     a("--bf16", action="store_true",
-      help="matrix products in bf16: a third faster where the CPU has it, else slower")
+      help="matrix products in bf16: a third faster on some CPUs, a third slower on others")
     a("--device", default="cpu",
       help="cpu, or cuda: one process, every step replayed from a recording")
     a("--exam", type=whole(0), default=400, help="cases for each question of the exam; 0: none")

@@ -22,6 +22,9 @@ experiment proves (see data/README.md):
                                                               of an option
     review      reviewed harmful, benign, look-alikes  base   critique and revision under a
                                                               principle
+    verbatim    the same; reasons of all activities    base   to say in a revision what only the
+                                                              critique has, and what only the
+                                                              response has
     comparison  reviewed harmful, benign, look-alikes  base   multiple choice under a principle
 """
 from dataclasses import replace
@@ -32,8 +35,18 @@ from types import SimpleNamespace
 
 from minicai.critique import critique_prompt, revision_prompt
 from minicai.feedback import ANSWER, THINK, comparison_prompt
-from minicai.world.grammar import Topic, World, article
-from minicai.world.principles import MENTIONS, WEIGHTS, Principles, restate, third, verdict
+from minicai.world.grammar import Response, Topic, World, article
+from minicai.world.principles import (
+    MENTIONS,
+    WEIGHTS,
+    Principle,
+    Principles,
+    bare,
+    for_exam,
+    restate,
+    third,
+    verdict,
+)
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
 # Weight of what is only read: requests, responses and options hold the town's words too. The
@@ -44,6 +57,7 @@ LETTER = 24.0  # weight of the one token that a multiple choice is about, in a t
 # the same where the principle does not decide: the letter is drawn, there is little to learn
 UNDECIDED = 1.5
 ASKED = 8.0         # weight of the yes or no to whether a quality is there
+COPIED = 3.0        # a fact that only the critique has, said again
 TURN = 4.0          # where a revision leaves what it says again
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
@@ -56,20 +70,28 @@ def turns(before: list, after: list) -> set:
     return {b + n for _, b, n in blocks[:-1]} | {0} - {b for _, b, _ in blocks[:1]}
 
 
+def span(tok, text: str, part: str) -> tuple:
+    """(begin, end): the ids of " " + text that a part of it fills; empty where it is not in it."""
+    before, found, _ = text.partition(part)
+    if not found:
+        return 0, 0
+    return len(tok.encode((" " + before).rstrip())), len(tok.encode(" " + before + part))
+
+
 class Texts:
     """Draws documents; `tok` encodes them, or stands
     in for a tokenizer while there is none (pretrain.PlainText)."""
 
     # Pretraining in three parts. The first is rich in quizzes, for what takes a small model longest
     # to learn is not to judge but to say where: a multiple choice stays a coin's throw until "(A)"
-    # is bound to what stands behind it. In the last, reasons
-    # are said again, and said by people of themselves: so that an objection finds its words.
+    # is bound to what stands behind it. In the last, reasons are said again, said by people of
+    # themselves, and copied from critiques: so that an objection finds its words.
     PARTS = ({"dialogue": 16, "plain": 14, "summary": 4, "echo": 6, "search": 9, "reading": 5,
               "quiz": 15, "review": 20, "comparison": 13},
              {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4,
               "quiz": 7, "review": 25, "comparison": 20},
-             {"dialogue": 18, "plain": 20, "summary": 2, "echo": 9, "search": 6, "reading": 4,
-              "quiz": 6, "review": 21, "comparison": 14})
+             {"dialogue": 16, "plain": 17, "summary": 2, "echo": 8, "search": 5, "reading": 3,
+              "quiz": 5, "review": 16, "verbatim": 16, "comparison": 12})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng = world, tok, Random(seed)
@@ -92,6 +114,13 @@ class Texts:
         """First ids of what a thought notes of a response."""
         return {self.tok.encode(text)[0]
                 for text in (" right", " wrong", " every", " some", " without", " far")}
+
+    @cached_property
+    def unnamed(self) -> set:
+        """First ids of what stands where a name was: the name itself still stands in the request,
+        and is what comes to mind."""
+        return {self.tok.encode(text)[0]
+                for text in (" something", " someone", " Something", " Someone")}
 
     def weigh(self, ids, thought: bool = False) -> list:
         """Weights of judged ids: the few on which everything hangs count more."""
@@ -127,6 +156,17 @@ class Texts:
                 steps += [s for s in other.steps if "{owner}" not in s and s not in steps]
         return Topic(replace(topic.activity, steps=tuple(self.rng.sample(steps, n))), topic.thing,
                      topic.owner, topic.definite)
+
+    def borrowed(self, topic: Topic) -> Topic:
+        """The same topic with a reason and a better way of other activities, of any group: which
+        of all is meant only the critique says, so that a revision can but copy it. Never of what
+        is done to this thing, or held-out pairs would show."""
+        fits = lambda phrase: topic.owner or "{owner}" not in phrase
+        others = [a for a in self.world.activities if topic.thing not in self.world.things(a)]
+        whys = [y for a in others for y in a.why if fits(y)]
+        better = [a.instead for a in others if a.harmful and fits(a.instead)]
+        a = replace(topic.activity, why=(self.rng.choice(whys),), instead=self.rng.choice(better))
+        return Topic(a, topic.thing, topic.owner, topic.definite)
 
     # ---- plain language --------------------------------------------------------------------------
     def dialogue(self):
@@ -358,7 +398,7 @@ class Texts:
     def review(self):
         """Conversation, critique, revision: the first loss falls on the critique,
         the second on the revision."""
-        w, rng, tok = self.world, self.rng, self.tok
+        w, rng = self.world, self.rng
         topic, kind = self.judged_topic(), self.kind()
         if rng.random() < 0.25:
             topic = self.strange(topic)
@@ -369,21 +409,62 @@ class Texts:
                        rng.choices(list(kinds), list(kinds.values()))[0])
         r = self.principles.embroider(rng, r, kind)
         p = self.principle(topic, kind, [r])
-        messages = w.conversation(rng, topic) + [{"role": "assistant", "content": r.text}]
+        asked = w.conversation(rng, topic)
+        return self.reviewed(topic, asked, r, p, self.judged_fact(topic, p))
+
+    def reviewed(self, topic: Topic, asked: list, r: Response, p: Principle, fact: str,
+                 known: bool = True):
+        """The document of a review of the response to messages that are `asked`; `known`: whether
+        the fact is what the town says, or only this critique, and it is to be copied, never to be
+        learned."""
+        rng, tok = self.rng, self.tok
+        messages = asked + [{"role": "assistant", "content": r.text}]
         principle = SimpleNamespace(critique_request=p.critique, revision_request=p.revision)
-        fact = self.judged_fact(topic, p)
         critique = self.principles.critique(topic, r, p, fact)
         start = len(critique_prompt(tok, PREAMBLE, messages, principle))
         ids = revision_prompt(tok, PREAMBLE, messages, principle, critique)
-        revision = tok.encode(" " + self.principles.revision(rng, topic, r, p, fact).text)
-        said = tok.encode(" " + critique)
+        text = self.principles.revision(rng, topic, r, p, fact).text
+        said, revision = tok.encode(" " + critique), tok.encode(" " + text)
         # short, but the whole decision
         ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending,
                                              self.weigh(said) + [1.0])]
         left = turns(tok.encode(" " + r.text), revision)
-        leaves = [TURN if i in left else 1.0 for i in range(len(revision) + 1)]
+        leaves = [TURN if i in left or x in self.unnamed else 1.0 for i, x in enumerate(revision)]
+        leaves.append(TURN if len(revision) in left else 1.0)
+        if not known:
+            begin, end = span(tok, critique, fact)
+            weights[begin:end] = [0.0] * (end - begin)
+            begin, end = span(tok, text, fact)
+            leaves[begin:end] = [max(COPIED, x) for x in leaves[begin:end]]
         return self._answered(ids, [(start, said, weights), (len(ids), revision, leaves)])
+
+    def verbatim(self):
+        """A review in which nothing but the text tells what the revision says: a reason that is
+        another activity's; or what the request itself names and the response is not to speak of,
+        or does not speak of any more."""
+        w, rng, judge = self.world, self.rng, self.principles
+        while rng.random() < 0.65:
+            topic = self.judged_topic()
+            named = [(n, kind) for n, kind in ((topic.thing, "thing"), (topic.owner, "person"))
+                     if n and (n in judge.persons) == (kind == "person") and not for_exam(n)
+                     and n not in judge.ambiguous]
+            kind = rng.choice(("full", "full", "partial", "vague", "explained"))
+            if not named or kind == "explained" and not topic.harmful:
+                continue
+            r, (noun, kind) = w.response(rng, topic, kind), rng.choice(named)
+            if bare(r.text, noun):
+                continue
+            p = judge.verbal(rng, kind, (noun,), False)
+            r = judge.silence(r, p) if rng.random() < 0.4 else r
+            return self.reviewed(topic, w.conversation(rng, topic), r, p, "")
+        topic = w.topic(rng, "reviewed", "base")
+        if rng.random() < 0.25:
+            topic = self.strange(topic)
+        r = w.response(rng, topic, rng.choice(("full", "full", "partial", "vague", "evasive")))
+        p = self.alike(topic)
+        return self.reviewed(topic, w.conversation(rng, topic), judge.embroider(rng, r), p,
+                             self.judged_fact(self.borrowed(topic), p), known=False)
 
     # ---- choosing --------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
