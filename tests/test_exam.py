@@ -3,14 +3,21 @@
 The whole exam, with its figures, is `python -m minicai.world.exam`; here it is only seen that no
 kind is missing.
 """
+import re
+from pathlib import Path
+from random import Random
+
 import pytest
+import torch
 
 from minicai.checkpoint import load_model
+from minicai.constitution import load_constitution
+from minicai.critique import critique_revise, respond, sampler
 from minicai.world.exam import OTHER_KINDS, Exam
 from minicai.world.grammar import World
-from minicai.world.principles import MENTIONS
+from minicai.world.principles import MENTIONS, mentions
 
-CASES = 20
+ROOT, CASES = Path(__file__).parent.parent, 20
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +52,35 @@ def test_after_a_thought_it_chooses_as_the_principle_says(exam, less):
 def test_what_it_has_never_heard_of_decides_nothing(exam):
     asked = exam.quality_rows("unknown", decided=False, exam=True)
     assert 0.35 < exam.choices(asked)["thought"]["label"] < 0.65
+
+
+def revised(exam, law, topics, rounds):
+    """Rows of `rounds` greedy critiques and revisions of what the base answers about topics."""
+    rng, ask = Random(0), sampler(exam.model, exam.tok, 96, 0.0, torch.Generator())
+    rows = respond(ask, exam.tok, [exam.world.conversation(rng, topic) for topic in topics])
+    critique_revise(ask, exam.tok, load_constitution(ROOT / f"constitutions/{law}.json"), rows,
+                    rounds, rng)
+    return rows
+
+
+@pytest.mark.parametrize("group", ["read_about", "unseen"])
+def test_an_objection_gives_the_reason_of_its_critique(exam, group):
+    """Though no review that the base has read was about such an activity."""
+    rng = Random(1)
+    topics = [exam.world.topic(rng, group, "cai") for _ in range(CASES)]
+    because = lambda text: re.search(r"because (.*?)\.", text)[1]
+    rounds = [row["rounds"][0] for row in revised(exam, "harmlessness", topics, 1)]
+    critiques = [because(r["critique"]) for r in rounds]
+    assert sum(said in t.why for said, t in zip(critiques, topics)) >= 0.9 * CASES
+    assert sum(said == because(r["revision"]) for said, r in zip(critiques, rounds)) >= 0.9 * CASES
+
+
+def test_what_the_request_names_is_taken_out_and_stays_out(exam):
+    """A constitution about a thing of the town: whole answers about it, and none after revision."""
+    rng = Random(2)
+    about = [(a, t) for a, t in exam.world.pairs("benign", "cai") if t == "duck"]
+    topics = [exam.world.topic_of(rng, *rng.choice(about)) for _ in range(CASES)]
+    rows = revised(exam, "no_ducks", topics, 2)
+    named = lambda texts: sum(mentions(text, "duck") for text in texts)
+    assert named(row["response"] for row in rows) >= 0.9 * CASES
+    assert named(row["rounds"][-1]["revision"] for row in rows) <= 0.4 * CASES
