@@ -440,31 +440,37 @@ class Texts:
         return self._answered(ids, [(start, said, weights), (len(ids), revision, leaves)])
 
     def verbatim(self):
-        """A review in which nothing but the text tells what the revision says: a reason that is
-        another activity's; or what the request itself names and the response is not to speak of,
-        or does not speak of any more."""
-        w, rng, judge = self.world, self.rng, self.principles
-        while rng.random() < 0.65:
-            topic = self.judged_topic()
-            named = [(n, kind) for n, kind in ((topic.thing, "thing"), (topic.owner, "person"))
-                     if n and (n in judge.persons) == (kind == "person") and not for_exam(n)
-                     and n not in judge.ambiguous]
-            kind = rng.choice(("full", "full", "partial", "vague", "explained"))
-            if not named or kind == "explained" and not topic.harmful:
-                continue
-            r, (noun, kind) = w.response(rng, topic, kind), rng.choice(named)
-            if bare(r.text, noun):
-                continue
-            p = judge.verbal(rng, kind, (noun,), False)
-            r = judge.silence(r, p) if rng.random() < 0.4 else r
-            return self.reviewed(topic, w.conversation(rng, topic), r, p, "")
+        """A review in which nothing but the text tells what the revision says."""
+        return self.silenced() if self.rng.random() < 0.52 else self.lent()
+
+    def lent(self):
+        """A review of help with harm, or of evasion, whose reason is another activity's."""
+        w, rng = self.world, self.rng
         topic = w.topic(rng, "reviewed", "base")
         if rng.random() < 0.25:
             topic = self.strange(topic)
         r = w.response(rng, topic, rng.choice(("full", "full", "partial", "vague", "evasive")))
-        p = self.alike(topic)
-        return self.reviewed(topic, w.conversation(rng, topic), judge.embroider(rng, r), p,
+        p, r = self.alike(topic), self.principles.embroider(rng, r)
+        return self.reviewed(topic, w.conversation(rng, topic), r, p,
                              self.judged_fact(self.borrowed(topic), p), known=False)
+
+    def silenced(self):
+        """A review under a principle that a thing, or a person, is not to be spoken of, and the
+        request names it; the response does as well, or it does not any more."""
+        w, rng, judge = self.world, self.rng, self.principles
+        while True:
+            topic = self.judged_topic()
+            named = [(n, kind) for n, kind in ((topic.thing, "thing"), (topic.owner, "person"))
+                     if n and (n in judge.persons) == (kind == "person") and not for_exam(n)
+                     and n not in judge.ambiguous]
+            how = rng.choice(("full", "full", "partial", "vague", "explained"))
+            if not named or how == "explained" and not topic.harmful:
+                continue
+            r, (noun, kind) = w.response(rng, topic, how), rng.choice(named)
+            if not bare(r.text, noun):
+                p = judge.verbal(rng, kind, (noun,), False)
+                r = judge.silence(r, p) if rng.random() < 0.4 else r
+                return self.reviewed(topic, w.conversation(rng, topic), r, p, "")
 
     # ---- choosing --------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
