@@ -76,7 +76,7 @@ def test_an_objection_gives_the_reason_of_its_critique(exam, group):
 
 
 def test_what_the_request_names_is_taken_out_and_stays_out(exam):
-    """A constitution about a thing of the town: whole answers about it, and none after revision."""
+    """A constitution about a thing of the town: all answers speak of it, few after revision."""
     rng = Random(2)
     about = [(a, t) for a, t in exam.world.pairs("benign", "cai") if t == "duck"]
     topics = [exam.world.topic_of(rng, *rng.choice(about)) for _ in range(CASES)]

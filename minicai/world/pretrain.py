@@ -5,9 +5,9 @@ and the exam it must pass (data/base/).
     python -m minicai.world.pretrain --start out/base --steps 1000 --out out/base-1 --bf16 --exam 0
     python -m minicai.world.pretrain --start out/base-1 --steps 1000 --seed 1 --out data/base --bf16
 
-(`make base`; some 75 minutes on two CPU cores of an AMD EPYC, 130 on a slower machine, without the
-exam. --device cuda instead of --bf16: some minutes on a GPU. Stopped, the first command goes on
-behind the last round that has ended.)
+(`make base`; by its speed some 75 minutes on two CPU cores of an AMD EPYC, 130 on a slower machine,
+without the exam. --device cuda instead of --bf16: some minutes on a GPU. Stopped, the first command
+goes on behind the last round that has ended.)
 
 The result is a helpful-only model: in dialogue it complies with everything, yet it has read enough
 to critique, revise and compare when asked in the published formats. Nothing here is part of the

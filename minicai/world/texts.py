@@ -116,7 +116,7 @@ class Texts:
                 for text in (" right", " wrong", " every", " some", " without", " far")}
 
     @cached_property
-    def unnamed(self) -> set:
+    def stand_ins(self) -> set:
         """First ids of what stands where a name was: the name itself still stands in the request,
         and is what comes to mind."""
         return {self.tok.encode(text)[0]
@@ -162,7 +162,8 @@ class Texts:
         of all is meant only the critique says, so that a revision can but copy it. Never of what
         is done to this thing, or held-out pairs would show."""
         fits = lambda phrase: topic.owner or "{owner}" not in phrase
-        others = [a for a in self.world.activities if topic.thing not in self.world.things(a)]
+        others = [a for a in self.world.activities
+                  if a.id != topic.activity.id and topic.thing not in self.world.things(a)]
         whys = [y for a in others for y in a.why if fits(y)]
         better = [a.instead for a in others if a.harmful and fits(a.instead)]
         a = replace(topic.activity, why=(self.rng.choice(whys),), instead=self.rng.choice(better))
@@ -410,10 +411,10 @@ class Texts:
         r = self.principles.embroider(rng, r, kind)
         p = self.principle(topic, kind, [r])
         asked = w.conversation(rng, topic)
-        return self.reviewed(topic, asked, r, p, self.judged_fact(topic, p))
+        return self.review_of(topic, asked, r, p, self.judged_fact(topic, p))
 
-    def reviewed(self, topic: Topic, asked: list, r: Response, p: Principle, fact: str,
-                 known: bool = True):
+    def review_of(self, topic: Topic, asked: list, r: Response, p: Principle, fact: str,
+                  known: bool = True):
         """The document of a review of the response to messages that are `asked`; `known`: whether
         the fact is what the town says, or only this critique, and it is to be copied, never to be
         learned."""
@@ -430,7 +431,8 @@ class Texts:
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending,
                                              self.weigh(said) + [1.0])]
         left = turns(tok.encode(" " + r.text), revision)
-        leaves = [TURN if i in left or x in self.unnamed else 1.0 for i, x in enumerate(revision)]
+        leaves = [TURN if i in left or x in self.stand_ins else 1.0
+                  for i, x in enumerate(revision)]
         leaves.append(TURN if len(revision) in left else 1.0)
         if not known:
             begin, end = span(tok, critique, fact)
@@ -444,14 +446,15 @@ class Texts:
         return self.silenced() if self.rng.random() < 0.52 else self.lent()
 
     def lent(self):
-        """A review of help with harm, or of evasion, whose reason is another activity's."""
+        """A review of help with harm, or of evasion, whose critique gives another activity's
+        reason."""
         w, rng = self.world, self.rng
         topic = w.topic(rng, "reviewed", "base")
         if rng.random() < 0.25:
             topic = self.strange(topic)
         r = w.response(rng, topic, rng.choice(("full", "full", "partial", "vague", "evasive")))
         p, r = self.alike(topic), self.principles.embroider(rng, r)
-        return self.reviewed(topic, w.conversation(rng, topic), r, p,
+        return self.review_of(topic, w.conversation(rng, topic), r, p,
                              self.judged_fact(self.borrowed(topic), p), known=False)
 
     def silenced(self):
@@ -470,7 +473,7 @@ class Texts:
             if not bare(r.text, noun):
                 p = judge.verbal(rng, kind, (noun,), False)
                 r = judge.silence(r, p) if rng.random() < 0.4 else r
-                return self.reviewed(topic, w.conversation(rng, topic), r, p, "")
+                return self.review_of(topic, w.conversation(rng, topic), r, p, "")
 
     # ---- choosing --------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
