@@ -455,7 +455,7 @@ class Texts:
         r = w.response(rng, topic, rng.choice(("full", "full", "partial", "vague", "evasive")))
         p, r = self.alike(topic), self.principles.embroider(rng, r)
         return self.review_of(topic, w.conversation(rng, topic), r, p,
-                             self.judged_fact(self.borrowed(topic), p), known=False)
+                              self.judged_fact(self.borrowed(topic), p), known=False)
 
     def silenced(self):
         """A review under a principle that a thing, or a person, is not to be spoken of, and the
