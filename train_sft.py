@@ -80,7 +80,7 @@ def arguments(argv=None):
     a("--batch", type=whole(1), default=16, help="examples an optimizer step")
     a("--micro", type=whole(1), default=16,
       help="examples a forward; bounds memory, gradients add up to the same")
-    a("--lr", type=real(0, 1), default=1.5e-3,
+    a("--lr", type=real(0, 1), default=7e-4,
       help="AdamW's peak learning rate; about 1e-5 for a billion parameters")
     a("--warmup", type=real(0, 1), default=0.05,
       help="share of the steps in which the learning rate rises")
