@@ -262,7 +262,7 @@ def arguments(argv=None):
     a("--principles", type=whole(0, 1000), default=0, help="use so many, drawn by --seed; 0: all")
     a("--samples", type=whole(1, 100), default=1, help="revisions of each prompt")
     a("--seed", type=whole(0, 2**63 - 1), default=0, help="decides every draw")
-    a("--device", default="cpu", help="cpu, cuda or mps")
+    a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     return p.parse_args(argv)
 
 
