@@ -237,9 +237,12 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.width)
+        # Unset until init_weights or a file sets them: a first draw would only be thrown away, and
+        # on the device "meta" it costs a second of imports.
+        table = lambda rows: nn.Embedding.from_pretrained(torch.empty(rows, config.width), False)
+        self.embed = table(config.vocab_size)
         learned = config.positions == "learned"
-        self.pos_embed = nn.Embedding(config.max_positions, config.width) if learned else None
+        self.pos_embed = table(config.max_positions) if learned else None
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.norm = make_norm(config, config.width)
         self.unembed = (None if config.tied

@@ -4,8 +4,8 @@ every stage asks for them here.
 A policy's logits are the largest thing in RLHF: 8,192 tokens of a 152k vocabulary are 5 GB in
 float32, and autograd keeps two of them. But of each row only two numbers are wanted. So the fused
 version takes some rows at a time, reduces their logits at once, and in the backward computes them
-again: a third more multiplications (2 forward, 2 again, 4 backward, instead of 2 and 4), and
-nothing of size [N, V] exists.
+again: up to a third more multiplications (2 forward, 2 again, 4 backward, instead of 2 and 4), and
+nothing of size [N, V] exists. The last rows' logits are still there when the backward begins.
 
 What happens to the rows between the matrix products is plain torch below;
 on CUDA it is left to logprob_triton.py.
@@ -82,9 +82,10 @@ class ChunkedLogprob(torch.autograd.Function):
         statistics, ctx.gradient = row_functions(hidden)
         found = []
         for i in range(0, max(1, len(hidden)), rows):  # no tokens at all: one empty chunk
-            part = slice(i, i + rows)
-            found.append(statistics(F.linear(hidden[part], low, bias), targets[part], temperature,
-                                    want_entropy))
+            part, z = slice(i, i + rows), None  # two chunks' logits never exist at once
+            z = F.linear(hidden[part], low, bias)
+            found.append(statistics(z, targets[part], temperature, want_entropy))
+        ctx.last = [z] if any(ctx.needs_input_grad) else []
         # [N] each; kept[0] is the entropy
         logp, *kept = (torch.cat(column) for column in zip(*found))
         # `low` is the weight itself if both are of one type.
@@ -94,7 +95,8 @@ class ChunkedLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g_logp, g_entropy):
-        """Gradients of hidden [N,D] and weight [V,D]; each chunk's logits are made once more."""
+        """Gradients of hidden [N,D] and weight [V,D]; each chunk's logits are made once more, but for
+        the last one's, where this begins."""
         hidden, low, targets, bias, *kept = ctx.saved_tensors
         wide = at_least_float32(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -106,16 +108,19 @@ class ChunkedLogprob(torch.autograd.Function):
         g = (hidden.new_zeros(len(hidden), dtype=wide) if g_logp is None
              else g_logp / ctx.temperature)   # [N]
         ge = None if g_entropy is None else g_entropy / ctx.temperature  # [N]
-        for i in range(0, len(hidden), ctx.rows):
+        starts = range(0, len(hidden), ctx.rows)[::-1]
+        for i in starts:
             part = slice(i, i + ctx.rows)
-            d = ctx.gradient(F.linear(hidden[part], low, bias), targets[part], ctx.temperature,
+            z = ctx.last.pop() if ctx.last else F.linear(hidden[part], low, bias)
+            d = ctx.gradient(z, targets[part], ctx.temperature,
                              g[part], None if ge is None else ge[part],
                              *(x[part] for x in kept))  # [n, V]
             if d_hidden is not None:
                 torch.mm(d, low, out=d_hidden[part])
             if d_weight is not None:
-                add_product(d_weight, d.T, hidden[part], beta=min(i, 1))  # the first one is set
-            del d                                       # before the next chunk's logits are made
+                # The first one is set.
+                add_product(d_weight, d.T, hidden[part], beta=int(i != starts[0]))
+            del d, z                                    # before the next chunk's logits are made
         d_weight = None if d_weight is None else d_weight.to(ctx.weight_type)
         return d_hidden, d_weight, None, None, None, None, None
 
@@ -177,8 +182,7 @@ def triton_kernels(device):
 
 
 def row_statistics(z, targets, temperature: float, want_entropy: bool) -> list[torch.Tensor]:
-    """[logp] or [logp, entropy], each [n], of a chunk's logits z [n, V],
-    which may be overwritten."""
+    """[logp] or [logp, entropy], each [n], of a chunk's logits z [n, V]."""
     z = scaled(z, temperature)
     all_logp = z.log_softmax(-1)
     logp = all_logp.gather(-1, targets[:, None]).squeeze(-1)
@@ -204,7 +208,7 @@ def row_gradient(z, targets, temperature: float, g, ge, entropy=None) -> torch.T
 def scaled(z, temperature: float) -> torch.Tensor:
     """z / temperature, in at least float32."""
     z = z.to(at_least_float32(z.dtype))
-    return z if temperature == 1 else z.div_(temperature)
+    return z if temperature == 1 else z / temperature
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -46,6 +46,19 @@ def test_double_precision_is_exact(shape, temperature):
         assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in zip(ours, truth))
 
 
+@pytest.mark.parametrize("rows", [3, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_second_backward_gives_the_same(rows, temperature):
+    """The first one has used up the logits that the forward left."""
+    hidden, weight, targets, forbidden, g = problem(10, 4, 30, orphans=3)
+    hidden, weight = (x.requires_grad_() for x in (hidden, weight))
+    logp, _ = token_logprobs(hidden, weight, targets, temperature, forbidden,
+                             scratch_bytes=4 * 30 * rows)
+    first, again = (torch.autograd.grad(logp, (hidden, weight), g[0], retain_graph=True)
+                    for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
 def assert_no_worse_than_eager(dtype, scale, entropy, shape, rows, device="cpu", slack=1.5):
     """The error of token_logprobs against double precision stays within `slack` times
     that of the definition in dtype."""
