@@ -21,16 +21,7 @@ from minicai.answers import token_indices
 from minicai.checkpoint import load_model, save_model, save_scalar
 from minicai.critique import sampler
 from minicai.data import check_room, read_prompts
-from minicai.ppo import (
-    SHAPES,
-    Models,
-    PPOConfig,
-    collect,
-    evaluate_tokens,
-    summary,
-    summary_by_kind,
-    update,
-)
+from minicai.ppo import SHAPES, Models, PPOConfig, collect, evaluate_tokens, summary, update
 from minicai.preference import PreferenceModel, load_preference_model
 from minicai.run import (
     Parser,
@@ -147,7 +138,7 @@ def main(argv=None):
             group["lr"] = lr * lr_schedule(step, args.steps, args.warmup)
         kinds, asked = zip(*draw(prompts, args, step))
         rollout = collect(models, ask, asked, config, tok.stop, forbidden)
-        facts = summary(rollout) | summary_by_kind(rollout, kinds)
+        facts = summary(rollout, kinds)
         assert step or facts["kl"] == 0, f"KL {facts['kl']} before any update"
         facts |= update(models, optimizer, rollout, config, forbidden, generator, step)
         logs["metrics"].log(step=step, lr=optimizer.param_groups[0]["lr"], **facts)

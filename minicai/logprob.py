@@ -95,8 +95,8 @@ class ChunkedLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g_logp, g_entropy):
-        """Gradients of hidden [N,D] and weight [V,D]; each chunk's logits are made once more, but for
-        the last one's, where this begins."""
+        """Gradients of hidden [N,D] and weight [V,D]; each chunk's logits are made once more, but
+        for the last one's, where this begins."""
         hidden, low, targets, bias, *kept = ctx.saved_tensors
         wide = at_least_float32(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None

@@ -294,30 +294,26 @@ def check_unmoved(logp, old_logp, step: int, bf16: bool):
 
 
 # ---- 4. what a person watches (docs/metrics.md explains each number) -----------------------------
-def summary(rollout: Rollout) -> dict:
+def summary(rollout: Rollout, kinds: list = ()) -> dict:
     """Scores, what they were worth, KL summed over a sequence (nats), lengths, the value model's
-    fit."""
-    mask, length = rollout.mask, rollout.mask.sum(1).float()
-    spread = masked_var(rollout.returns, mask)
-    unexplained = masked_var(rollout.returns - rollout.values, mask) / (spread + 1e-8)
-    return {"score": rollout.scores.mean().item(), "score_std": rollout.scores.std().item(),
-            "paid": rollout.paid.mean().item(),
-            "kl": ((rollout.logp - rollout.ref_logp) * mask).sum(1).mean().item(),
-            "explained_variance": 1 - unexplained.item(),
-            "value": masked_mean(rollout.values, mask).item(),
-            "response_length": length.mean().item(), "ended": rollout.ended.float().mean().item()}
-
-
-def summary_by_kind(rollout: Rollout, kinds: list) -> dict:
-    """score, KL, length and share ended for each kind of prompt, as "score_helpful" and so on;
-    kinds: one a row.
+    fit; and for each kind of prompt (kinds: one a row) its own score, KL, length and share ended,
+    as "score_helpful" and so on.
 
     One number for all hides the story: a gain on one kind and a loss on another leave their mean
     where it was.
     """
-    facts = {}
+    rollout = Rollout(*(x.cpu() for x in rollout))  # a GPU would wait at each number
+    mask, length = rollout.mask, rollout.mask.sum(1).float()
+    spread = masked_var(rollout.returns, mask)
+    unexplained = masked_var(rollout.returns - rollout.values, mask) / (spread + 1e-8)
+    facts = {"score": rollout.scores.mean().item(), "score_std": rollout.scores.std().item(),
+             "paid": rollout.paid.mean().item(),
+             "kl": ((rollout.logp - rollout.ref_logp) * mask).sum(1).mean().item(),
+             "explained_variance": 1 - unexplained.item(),
+             "value": masked_mean(rollout.values, mask).item(),
+             "response_length": length.mean().item(),
+             "ended": rollout.ended.float().mean().item()}
     for kind in dict.fromkeys(kinds):
-        rows = torch.tensor([k == kind for k in kinds], device=rollout.ids.device)
-        part = summary(rollout.pick(rows))
+        part = summary(rollout.pick(torch.tensor([k == kind for k in kinds])))
         facts |= {f"{key}_{kind}": part[key] for key in ("score", "kl", "response_length", "ended")}
     return facts

@@ -143,7 +143,8 @@ MISTAKES = {
         ("g_entropy / ctx.temperature", "g_entropy"),
         ("beta=int(i != starts[0]))", "beta=0)"),
         ("ctx.last.pop() if ctx.last else", "ctx.last[0] if ctx.last else"),
-        ("if temperature == 1 else z / temperature", "if temperature == 1 else z.div_(temperature)")],
+        ("if temperature == 1 else z / temperature",
+         "if temperature == 1 else z.div_(temperature)")],
     "minicai/data.py": [
         ("for r in comparisons if repr(r[0]) not in held]", "for r in comparisons]"),
         ("kept = [item for item, length in zip(items, lengths) if length <= limit]",

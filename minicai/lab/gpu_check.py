@@ -467,6 +467,10 @@ def main(argv=None):
         return run_part(args)
     for name in ("rows.jsonl", "log.txt"):
         (Path(args.out) / name).write_text("")
+    # Where torch's compiled sources cannot be kept beside them, every process would compile them
+    # anew: eight seconds each.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(args.out) / "pycache"))
     device = pick_device(args.device)
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     heading = f"{chip}, torch {torch.__version__}, " + ", ".join(f"{name} {installed(name)}"
