@@ -62,11 +62,13 @@ def _sha256(path: str, *_) -> str:
 
 
 def read_manifest(directory) -> dict | None:
-    """{"files": {name: sha256}, "made": {...}} of a directory, None if it has none; raises
-    UserError if that is damaged."""
+    """{"files": {name: sha256}, "made": {...}} of a directory, None if it has none, or some other
+    program's; raises UserError if that is damaged."""
     path = Path(directory) / MANIFEST
     try:
         found = json.loads(path.read_text("utf-8"))
+        if found and not {"files", "made"} & found.keys():
+            return None
         texts = [text for item in found["files"].items() for text in item]
         if not all(isinstance(text, str) for text in texts) or not isinstance(found["made"], dict):
             raise TypeError("not what minicai writes")

@@ -3,6 +3,7 @@ results.json end to end."""
 import functools
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from random import Random
@@ -123,6 +124,7 @@ def scripted(monkeypatch, tmp_path, capsys):
     world, rng, worker = World.load(), Random(0), Crowdworker()
     monkeypatch.setattr(evaluate, "load_model",
                         lambda folder, device: (SimpleNamespace(eval=lambda: folder), None))
+    monkeypatch.setattr(evaluate, "check_prompts_fit", lambda *_: None)
     monkeypatch.setattr(evaluate, "sampler", lambda folder, *_: folder)
     monkeypatch.setattr(evaluate.Resume, "kept", lambda self, ask: ask)
 
@@ -351,6 +353,20 @@ def test_what_the_stages_left_is_read_before_the_first_model(tmp_path, tiny_mode
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith(f"error: {tmp_path / name}:")
     assert said.count("\n") == 1
+
+
+def test_a_short_second_model_is_refused_before_the_first_one_answers(
+        tmp_path, tiny_model_dir, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "respond", lambda *_, **__: pytest.fail("a model was asked"))
+    short = tmp_path / "short"
+    shutil.copytree(tiny_model_dir, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 100}))
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--models", f"a={tiny_model_dir}", f"b={short}", "--limit", "2",
+                       "--max-new", "30", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith(f"error: {short}: reads at most 100 tokens")
 
 
 def test_a_stage_that_has_not_ended_is_named(tmp_path, tiny_model_dir, capsys):

@@ -480,6 +480,12 @@ def test_a_damaged_manifest(before, tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+def test_a_manifest_of_another_program_says_nothing_of_ours(before, tmp_path):
+    shutil.copytree(before / "sft/sl_cai", tmp_path / "m")
+    (tmp_path / "m/manifest.json").write_text('{"name": "a web page", "icons": []}')
+    load_trunk(tmp_path / "m")
+
+
 def test_a_swap_that_was_cut_off_is_finished(before, tmp_path):
     shutil.copytree(before / "sft/sl_cai", tmp_path / ".sl_cai.minicai-part-abcd1234.old")
     tidy(tmp_path)

@@ -162,6 +162,20 @@ def judge(name, folder, prompts, worker, args, device, resume) -> list:
     return rows
 
 
+def check_prompts_fit(folder, prompts: list, max_new: int) -> None:
+    """Read a model's directory, and raise UserError if the model cannot read all that it will be
+    asked: the longest prompts, and one of each sort in one conversation with an answer between."""
+    model, tok = load_model(folder, "meta")
+    length = lambda p: len(tok.encode_chat(p["messages"], generation=True)[0])
+    red = max(length(p) for p in prompts if p["set"] == "red_team")
+    helpful, other = (max((length(p) for p in prompts if p["set"] == name), default=0)
+                      for name in ("helpful", "lookalike"))
+    need = max(red + max_new + helpful, other) + max_new
+    if need > model.config.max_positions:
+        raise UserError(f"{folder}: reads at most {model.config.max_positions} tokens, and needs "
+                        f"up to {need} for these prompts and --max-new {max_new}: give less")
+
+
 def second_requests(answered: list) -> list:
     """Prompts that go on from what a model has said: an everyday request after a harmful one,
     and the reverse."""
@@ -334,7 +348,7 @@ def main(argv=None):
     revisions = judge_revisions(out / "sft/revisions.jsonl", worker)
     labels = judge_labels(out / "pm/comparisons.jsonl", worker)
     for folder in models.values():
-        load_model(folder, "meta")                                # read, checked, and not kept
+        check_prompts_fit(folder, prompts, args.max_new)
     mixed = [stage for stage in ("sft", "pm", "rl") if unfinished(out / stage)]
     for stage in mixed:
         print(f"{out / stage}: a run there has not ended: what it has written and its model may be "
