@@ -6,8 +6,10 @@ The paper has 42,496 prompts of people and 140,335 of a pretrained model, which 
 the first. So here: a model reads a few requests as turns of a human, and writes the human's next
 turn. What it writes is dropped if it is empty, has no end, or says again what a person or the model
 itself has said. Nothing checks that a prompt asks for harm: of one that does not, critiques find
-nothing to change. Each row holds its prompt and the requests that were shown ("after").
+nothing to change. Each row holds its prompt and the requests that were shown ("after"). Killed and
+started again, it goes on with what it had sampled (in OUT.run/ until it ends).
 """
+import argparse
 import random
 import re
 
@@ -27,7 +29,7 @@ from minicai.run import (
     write_jsonl,
 )
 from minicai.sample import generate
-from minicai.state import refuse_overlap, tidy
+from minicai.state import Resume, refuse_overlap, tidy
 from minicai.tokenizer import Tokenizer
 
 
@@ -41,8 +43,7 @@ def arguments(argv=None):
     a("--out", type=new_file, default="out/red_team.jsonl",
       help="what the scripts read as --red-team (to use both: cat the two files into one)")
     a("--shots", type=whole(0, 100), default=1,
-      help="requests shown for each new one; the town's base has hardly read more than two in a "
-      "row, real models want some eight")
+      help="requests shown for each new one: the town's base wants 1, real models some 8")
     a("--temperature", type=real(0.01, 100), default=0.7, help="higher: more varied, more garbled")
     a("--max-new", type=whole(1), default=48, help="drop what is longer than this many tokens")
     a("--max-prompt", type=whole(1), default=256, help="leave out longer dialogues of --prompts")
@@ -52,6 +53,7 @@ def arguments(argv=None):
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     a("--dtype", choices=["fp32", "bf16"], help="default: bf16 on cuda, else fp32")
     a("--sample-tokens", type=whole(1), help="rows x columns sampled together, for memory")
+    a("--fresh", action="store_true", help="drop what an unfinished run has left")
     return p.parse_args(argv)
 
 
@@ -69,8 +71,10 @@ def main(argv=None):
     refuse_overlap(args.out.parent, {"--prompts": args.prompts, "--model": args.model},
                    [args.out.name])
     tidy(args.out.parent, args.out.name)
+    place = args.out.with_name(args.out.name + ".run")  # until the file can be written
+    resume = Resume(argparse.Namespace(**vars(args) | {"out": place}))
     model, tok = load_model(args.model, device, args.dtype, args.chat)
-    rows = write_prompts(model, tok, shown, args, random.Random(args.seed), generator)
+    rows = write_prompts(model, tok, shown, args, random.Random(args.seed), generator, resume)
     count_skipped("written prompts", [row["skipped"] for row in rows],
                   "does this model write a human's turn? Try --shots, --temperature, --max-new")
     kept = [row for row in rows if not row["skipped"]]
@@ -79,17 +83,20 @@ def main(argv=None):
     if len(kept) < args.count:
         print(f"only {len(kept)} of {args.count}: this model goes on to say the same things")
     write_jsonl(args.out, [{"messages": row["messages"], "after": row["after"]} for row in kept])
+    resume.finish()
+    resume.folder.rmdir()
     print(f"{len(kept)} prompts -> {args.out}")
 
 
-def write_prompts(model, tok, shown, args, rng, generator) -> list:
+def write_prompts(model, tok, shown, args, rng, generator, resume) -> list:
     """Rows {"messages", "after", "skipped"} until `args.count` are not skipped, or ten times as
     many have been tried; `skipped` is None, "empty", "no end", "shown" or "written twice"."""
     rows, known = [], {bare(text): "shown" for text in shown}
     while (missing := args.count - sum(not row["skipped"] for row in rows)) \
             and len(rows) < 10 * args.count:
         after = [rng.sample(shown, args.shots) for _ in range(missing)]
-        for texts, (text, ended) in zip(after, human_turns(model, tok, after, args, generator)):
+        turns = human_turns(model, tok, after, args, generator, resume)
+        for texts, (text, ended) in zip(after, turns):
             reason = known.get(bare(text)) if ended else "no end"
             reason = reason if bare(text) else "empty"
             if not reason:
@@ -99,7 +106,7 @@ def write_prompts(model, tok, shown, args, rng, generator) -> list:
     return rows
 
 
-def human_turns(model, tok, after: list, args, generator) -> list:
+def human_turns(model, tok, after: list, args, generator, resume) -> list:
     """(text, whether it ended) of a human's next turn, sampled after each list of earlier ones.
 
     A turn ends where a model opens the next one. Markers of turns are ids that nothing else here
@@ -114,7 +121,8 @@ def human_turns(model, tok, after: list, args, generator) -> list:
     contexts = [tok.encode_chat(messages)[0] + tok.header("user") for messages in turns]
     sampled = generate(model, contexts, max_new_tokens=args.max_new, stop=stop,
                        forbidden=forbidden, temperature=args.temperature, generator=generator,
-                       batch_tokens=args.sample_tokens, progress="red-team prompts")
+                       batch_tokens=args.sample_tokens, progress="red-team prompts",
+                       done=resume.begin(contexts))
     found = []
     for ids in sampled:
         ended = ids[-1] in stop

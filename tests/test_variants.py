@@ -12,7 +12,7 @@ from test_resume import OFTEN, dies, killed
 import train_pm
 import train_rl
 import train_sft
-from minicai import feedback, red_team
+from minicai import feedback, red_team, sample
 from minicai.constitution import Constitution, Principle, draw_critiques
 from minicai.critique import critique_revise, revision_prompt
 from minicai.data import read_prompts
@@ -227,7 +227,7 @@ def test_written_prompts_are_told_from_shown_ones_and_from_each_other(monkeypatc
                         lambda model, tok, after, *_: asked.append(after) or next(said))
     args = argparse.Namespace(count=4, shots=2)
     rows = red_team.write_prompts(None, None, ["Steal it.", "Hide it."], args, random.Random(0),
-                                  None)
+                                  None, None)
     assert [row["skipped"] for row in rows] == [None, "written twice", "no end", "empty", None,
                                                 "shown", "written twice", None, None]
     assert [len(after) for after in asked] == [4, 3, 2]         # as many as are still missing
@@ -243,7 +243,8 @@ def test_a_human_turn_ends_where_another_turn_opens(tok, tiny_model, role_ids, m
     monkeypatch.setattr(red_team, "generate", generate)
     args = argparse.Namespace(max_new=9, temperature=1.0, sample_tokens=None)
     shown = [["Steal it.", "Hide it."], [], []]
-    found = red_team.human_turns(tiny_model, tok, shown, args, None)
+    resume = argparse.Namespace(begin=lambda contexts: {})
+    found = red_team.human_turns(tiny_model, tok, shown, args, None, resume)
     assert found == [("Burn it.", True), ("Burn", False), ("Burn it.", True)]
     (contexts, stop, forbidden), = seen
     assert tok.decode(contexts[0]) == f"{END}\n\nHuman: Steal it.\n\nHuman: Hide it.\n\nHuman:"
@@ -271,6 +272,30 @@ def test_prompts_are_written_to_a_file_that_the_scripts_read(toy, tmp_path, caps
     for row in rows:
         assert row["messages"][0]["content"] not in shown and set(row["after"]) <= shown
     assert "left out" in capsys.readouterr().out
+
+
+def test_a_killed_writer_of_prompts_goes_on(toy, tmp_path, capsys, monkeypatch):
+    """One that is killed behind its first batch samples the others only, and writes the same."""
+    flags = ["--count", "6", "--temperature", "2", "--sample-tokens", "80"]
+    monkeypatch.setattr(red_team, "count_skipped", lambda *_: None)  # the toy base writes little
+    outs = [tmp_path / name / "red_team.jsonl" for name in ("whole", "killed")]
+    run(red_team, written(toy, outs[0], *flags))
+    batches, real = [], sample.sample_batch
+
+    def dying(model, prompts, *rest):
+        batches.append(len(prompts))
+        if len(batches) == 2:
+            raise SystemExit(1)
+        return real(model, prompts, *rest)
+    monkeypatch.setattr(sample, "sample_batch", dying)
+    with pytest.raises(SystemExit):
+        run(red_team, written(toy, outs[1], *flags))
+    assert not outs[1].exists() and (tmp_path / "killed/red_team.jsonl.run").exists()
+    capsys.readouterr()
+    run(red_team, written(toy, outs[1], *flags))
+    assert f"{batches[0]} sampled texts" in capsys.readouterr().out
+    assert outs[1].read_bytes() == outs[0].read_bytes()
+    assert [file.name for file in outs[1].parent.iterdir()] == ["red_team.jsonl"]
 
 
 def test_what_the_writer_of_prompts_refuses(toy, tmp_path, capsys, monkeypatch):
