@@ -340,8 +340,8 @@ def replacing(path, size: int = 0):
 
 
 def write_text(path, text: str):
-    """Write a file whole or not at all."""
-    data = text.encode()
+    """Write a file whole or not at all; half a character pair is written as JSON would name it."""
+    data = text.encode("utf-8", "backslashreplace")
     with replacing(path, len(data)) as file:
         file.write(data)
 

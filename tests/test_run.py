@@ -100,6 +100,12 @@ def test_files_that_are_missing_directories_or_not_gzip(tmp_path):
             read_jsonl(tmp_path / name)
 
 
+def test_half_a_character_is_written_as_json_names_it(tmp_path):
+    rows = [{"name": "a \ud800", "say": "é"}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert [json.loads(line) for line in open(tmp_path / "rows.jsonl", encoding="utf-8")] == rows
+
+
 def test_a_file_is_written_whole(tmp_path):
     path = tmp_path / "a.jsonl"
     write_jsonl(path, [{"a": "é"}, {"b": 1}])
