@@ -21,7 +21,8 @@ DATA = "data/real"
 # Learning rates for a model of a hundred million parameters; a billion wants about a fifth of them.
 SETTINGS = {
     "cpu": {
-        "sft": "--red-team-limit 72 --helpful-limit 72 --helpful-samples 1 --rounds 1 --epochs 1 "
+        # Four passes: after one the model answers as before, and its long answers never end.
+        "sft": "--red-team-limit 72 --helpful-limit 72 --helpful-samples 1 --rounds 1 --epochs 4 "
         "--batch 8 --micro 4",
         "pm": "--comparisons 96 --human-limit 160 --epochs 1 --batch 16 --micro 8",
         "rl": "--steps 10 --batch 16 --minibatch 8 --micro 8 --epochs 1 --print-every 2 --warmup 2",
