@@ -239,7 +239,7 @@ class GPT(nn.Module):
         self.config = config
         # Unset until init_weights or a file sets them: a first draw would only be thrown away, and
         # on the device "meta" it costs a second of imports.
-        table = lambda rows: nn.Embedding.from_pretrained(torch.empty(rows, config.width), False)
+        table = lambda n: nn.Embedding.from_pretrained(torch.empty(n, config.width), freeze=False)
         self.embed = table(config.vocab_size)
         learned = config.positions == "learned"
         self.pos_embed = table(config.max_positions) if learned else None

@@ -82,7 +82,8 @@ class ChunkedLogprob(torch.autograd.Function):
         statistics, ctx.gradient = row_functions(hidden)
         found = []
         for i in range(0, max(1, len(hidden)), rows):  # no tokens at all: one empty chunk
-            part, z = slice(i, i + rows), None  # two chunks' logits never exist at once
+            part = slice(i, i + rows)
+            z = None                                    # two chunks' logits never exist at once
             z = F.linear(hidden[part], low, bias)
             found.append(statistics(z, targets[part], temperature, want_entropy))
         ctx.last = [z] if any(ctx.needs_input_grad) else []
@@ -112,13 +113,12 @@ class ChunkedLogprob(torch.autograd.Function):
         for i in starts:
             part = slice(i, i + ctx.rows)
             z = ctx.last.pop() if ctx.last else F.linear(hidden[part], low, bias)
-            d = ctx.gradient(z, targets[part], ctx.temperature,
-                             g[part], None if ge is None else ge[part],
-                             *(x[part] for x in kept))  # [n, V]
+            d = ctx.gradient(z, targets[part], ctx.temperature, g[part],
+                             None if ge is None else ge[part], *(x[part] for x in kept))  # [n, V]
             if d_hidden is not None:
                 torch.mm(d, low, out=d_hidden[part])
             if d_weight is not None:
-                # The first one is set.
+                # The first product is set, the others are added.
                 add_product(d_weight, d.T, hidden[part], beta=int(i != starts[0]))
             del d, z                                    # before the next chunk's logits are made
         d_weight = None if d_weight is None else d_weight.to(ctx.weight_type)

@@ -173,7 +173,8 @@ def check_prompts_fit(folder, prompts: list, max_new: int) -> None:
     need = max(red + max_new + helpful, other) + max_new
     if need > model.config.max_positions:
         raise UserError(f"{folder}: reads at most {model.config.max_positions} tokens, and needs "
-                        f"up to {need} for these prompts and --max-new {max_new}: give less")
+                        f"up to {need} for these prompts and --max-new {max_new}: lower that, or "
+                        "leave the model out")
 
 
 def second_requests(answered: list) -> list:
