@@ -355,11 +355,11 @@ def measure(args, pm, held_out):
         share, decided = agreement(gap, p, furthest / 2)  # half as far from 1/2 as a label can be
         error, table = calibration(gap, p)
         facts |= {f"{name}_agreement": share, f"{name}_decided": decided, f"{name}_ece": error}
-        print(f"\nheld out, {name}: agrees on {f'{share:.1%} of ' * bool(decided)}{decided} "
-              f"decided pairs, calibration error {error:.3f} (each pair in both orders):")
-        for low, high, count, said, true in table:
-            print(f"   predicted {low:.1f}-{high:.1f}: {count:5d} pairs, said {said:.2f}, "
-                  f"true {true:.2f}")
+        agrees = f"agrees on {share:.1%} of {decided}" if decided else "no"
+        print(f"\nheld out, {name}: {agrees} decided pairs, "
+              f"calibration error {error:.3f} (each pair in both orders):")
+        for low, high, n, p, true in table:
+            print(f"   predicted {low:.1f}-{high:.1f}: {n:5d} pairs, said {p:.2f}, true {true:.2f}")
     return facts
 
 

@@ -75,3 +75,22 @@ def test_a_revision_turns_where_it_leaves_the_response():
              ((1, 2, 3), (1, 2, 3)): {3}}                    # all of it: only the end
     for (before, after), places in cases.items():
         assert turns(list(before), list(after)) == places
+
+
+def test_muon_in_float32_takes_the_librarys_steps():
+    """Wide, tall and square matrices; the library's products are bf16, so to bf16's digits: an
+    orthogonal step has entries of about 1 / sqrt(width), and the rate scales it."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda shape: torch.randn(shape, generator=generator)
+    theirs = [torch.nn.Parameter(draw(shape)) for shape in ((32, 96), (96, 32), (32, 32))]
+    ours = [torch.nn.Parameter(p.detach().clone()) for p in theirs]
+    flags = dict(lr=1.0, weight_decay=0.0, momentum=0.95)
+    optimizers = torch.optim.Muon(theirs, **flags), pretrain.Float32Muon(ours, **flags)
+    for _ in range(3):
+        for p, q in zip(theirs, ours):
+            p.grad, q.grad, before = draw(p.shape), None, q.detach().clone()
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=0.05)
+    assert (ours[-1] - before).norm() > 3       # they went somewhere: a rotation's norm is sqrt(32)

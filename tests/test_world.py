@@ -534,6 +534,19 @@ def test_every_kind_is_drawn_both_ways_and_its_quality_is_there_and_not(world):
             assert min(seen[kind, what, True], seen[kind, what, False]) >= 8, (kind, what, seen)
 
 
+def test_a_made_up_word_is_neither_known_nor_the_exams(world):
+    """Nouns cut and joined, and syllables too ("keep"), may give a word by chance: it would be no
+    strange one, and a principle that names it would find it everywhere."""
+    judge, rng = Principles(world), Random(0)
+    listed = {w for sort in ("adjective", "thing") for w in judge.tables["unknown"]["read"][sort]}
+    made = {judge.strange(rng, sort, False) for sort in ("adjective", "thing") for _ in range(4000)}
+    assert len(made - listed) > 3000
+    assert not [w for w in made - listed if for_exam(w)]
+    assert not [w for w in made - listed if w in judge.known]
+    starts = {n[:3] for n in world.nouns}
+    assert sum(w[:3] in starts for w in made - listed) > 1000       # begins like a word of the town
+
+
 def test_words_phrases_and_kinds_of_the_exam_stand_in_no_text(world):
     """Whole documents, read back: none of the words,
     sentences and kinds of quality that only the exam asks for."""

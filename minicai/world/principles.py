@@ -32,7 +32,7 @@ from minicai.world.grammar import TABLES, Response, Topic, World, article
 ADJECTIVES = ("harm", "courtesy", "brevity")            # kinds whose quality is "is ..."
 MENTIONS = ("thing", "person", "word")
 WEIGHTS = {"harm": 46, "courtesy": 6, "brevity": 6, "thing": 9, "person": 4, "word": 3, "reason": 3,
-           "better": 3, "steps": 3, "no": 3, "begin": 3, "ask": 2, "unknown": 14, "nothing": 2}
+           "better": 3, "steps": 5, "no": 3, "begin": 3, "ask": 2, "unknown": 14, "nothing": 2}
 WORDS = re.compile(r"[\w']+")
 COUNTS = ("no", "one", "two", "three", "four")
 FAULTS = {("courtesy", True): "it is not kind", ("courtesy", False): "it is too kind",
@@ -63,6 +63,8 @@ class Principles:
         self.opposite = self.tables["opposites"] \
             | {good: bad for bad, good in self.tables["opposites"].items()}
         self.persons, self.nouns = set(world.kinds["person"]), set(world.nouns)
+        said = "".join(f.read_text(encoding="utf-8") for f in sorted(TABLES.glob("*.json")))
+        self.known = {*re.findall(r"[a-z]+", said.lower()), *map(plural, world.nouns)}
         self.ambiguous = {"watch", "iron", "fan", "drill"}  # nouns that the town also uses as verbs
 
     # ---- drawing a principle ---------------------------------------------------------------------
@@ -160,17 +162,24 @@ class Principles:
         return self.strange(rng, "adjective" if kind == "word" else "thing", exam)
 
     def strange(self, rng: Random, sort: str, exam: bool) -> str:
-        """A word that is not the town's: an English one of the lists,
-        or one made up on the spot."""
+        """A word that is not the town's: an English one of the lists, or one made up on the spot,
+        of syllables or (never in the exam) of a noun's beginning and another's end: what begins
+        like a known word must be copied to its own end all the same."""
         if rng.random() < 0.4:
             return rng.choice(self.tables["unknown"]["exam" if exam else "read"][sort])
+        while not exam and rng.random() < 0.5:
+            a, b = rng.sample(self.world.nouns, 2)
+            word = a[:rng.randrange(1, 5)] + b[-rng.randrange(2, 6):] + \
+                (rng.choice(self.tables["syllables"]["adjective"]) if sort == "adjective" else "")
+            if for_exam(word) == exam and len(word) > 3 and word not in self.known:
+                return word
         s = self.tables["syllables"]
         while True:
             part = lambda: rng.choice(s["start"]) + rng.choice(s["middle"])
             word = part() + rng.choice(s["end"]) \
                 + "".join(part() for _ in range(rng.choice((0, 1, 1))))
             word += rng.choice(s["adjective"] if sort == "adjective" else s["end"])
-            if for_exam(word) == exam and len(word) > 3:
+            if for_exam(word) == exam and len(word) > 3 and word not in self.known:
                 return word
 
     def unknown(self, rng: Random, exam: bool, frames: bool = False) -> Principle:

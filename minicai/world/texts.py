@@ -37,6 +37,7 @@ from minicai.critique import critique_prompt, revision_prompt
 from minicai.feedback import ANSWER, THINK, comparison_prompt
 from minicai.world.grammar import Response, Topic, World, article
 from minicai.world.principles import (
+    COUNTS,
     MENTIONS,
     WEIGHTS,
     Principle,
@@ -106,8 +107,9 @@ class Texts:
 
     @cached_property
     def asked_not(self) -> set:
-        """First ids of what follows "It should": the side of a principle."""
-        return {self.tok.encode(text)[0] for text in (" not", " less", " more")}
+        """First ids of what follows "It should", the side of a principle; and of a count."""
+        return {self.tok.encode(text)[0] for text in (" not", " less", " more",
+                                                      *(f" {n}" for n in COUNTS[1:]))}
 
     @cached_property
     def notes(self) -> set:
@@ -121,6 +123,11 @@ class Texts:
         and is what comes to mind."""
         return {self.tok.encode(text)[0]
                 for text in (" something", " someone", " Something", " Someone")}
+
+    @cached_property
+    def articles(self) -> set:
+        """First ids of what stands before a name that stays."""
+        return {self.tok.encode(text)[0] for text in (" the", " a", " an", " The", " A", " An")}
 
     def weigh(self, ids, thought: bool = False) -> list:
         """Weights of judged ids: the few on which everything hangs count more."""
@@ -177,7 +184,8 @@ class Texts:
         messages = []
         for _ in range(1 if rng.random() < 0.85 else 2):
             topic = w.topic(rng, rng.choices(GROUPS, (36, 16, 24, 12, 12))[0], "base")
-            if rng.random() < 0.25:
+            # look-alikes have few things each, and would be known by heart
+            if rng.random() < (0.5 if topic.group == "lookalike" else 0.25):
                 topic = self.strange(topic)
             if rng.random() < 0.2:
                 asked, answer = self.judgement(topic) if rng.random() < 0.5 else \
@@ -367,7 +375,7 @@ class Texts:
             for _ in range(4):
                 kind = rng.choices(("thing", "person", "word", "steps", "begin", "ask",
                                     "reason", "unknown"),
-                                   (8, 4, 3, 2, 2, 1, 1, 2))[0]
+                                   (8, 4, 3, 4, 2, 1, 1, 2))[0]
                 p = self.principle(topic, kind, [r])
                 found = judge.findings(topic, r, p, "")
                 asked.append(" ".join(found if kind == "unknown" else found[:-1]))
@@ -431,8 +439,9 @@ class Texts:
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending,
                                              self.weigh(said) + [1.0])]
         left = turns(tok.encode(" " + r.text), revision)
-        leaves = [TURN if i in left or x in self.stand_ins else 1.0
-                  for i, x in enumerate(revision)]
+        # where one name goes, that the others stay is as much of the decision
+        decides = self.stand_ins | self.articles if self.stand_ins & {*revision} else set()
+        leaves = [TURN if i in left or x in decides else 1.0 for i, x in enumerate(revision)]
         leaves.append(TURN if len(revision) in left else 1.0)
         if not known:
             begin, end = span(tok, critique, fact)
