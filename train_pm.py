@@ -351,9 +351,9 @@ def measure(args, pm, held_out):
             continue
         gap = (pm.score_rows([a for a, _, _ in comparisons])
                - pm.score_rows([b for _, b, _ in comparisons]))
-        p = torch.tensor([p for _, _, p in comparisons])
-        share, decided = agreement(gap, p, furthest / 2)  # half as far from 1/2 as a label can be
-        error, table = calibration(gap, p)
+        labels = torch.tensor([p for _, _, p in comparisons])
+        share, decided = agreement(gap, labels, furthest / 2)  # half as far from 1/2 as one can be
+        error, table = calibration(gap, labels)
         facts |= {f"{name}_agreement": share, f"{name}_decided": decided, f"{name}_ece": error}
         agrees = f"agrees on {share:.1%} of {decided}" if decided else "no"
         print(f"\nheld out, {name}: {agrees} decided pairs, "
