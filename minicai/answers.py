@@ -26,7 +26,7 @@ def encode_answer(tok, messages: list, text: str, cut: bool = False) -> tuple[li
 
 def pad_answers(examples: list, device=None):
     """ids [B,T] of examples, right-padded, and mask [B,T]: True on the answer's tokens, its end
-    token included."""
+    token included. No prompt may be empty: nothing would predict the answer's first token."""
     ids, real = pad_right([prompt + answer for prompt, answer in examples], device)
     starts = torch.tensor([len(prompt) for prompt, _ in examples], device=ids.device)
     return ids, real & (torch.arange(ids.shape[1], device=ids.device) >= starts[:, None])

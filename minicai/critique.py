@@ -198,4 +198,4 @@ def standing(row: dict) -> str:
 def read_critique(tok, ids: list) -> str:
     """The text of a sampled critique. As in the worked examples, a model may go on to the request
     for a revision: a critique ends there."""
-    return read_answer(tok, ids)[0].partition("\n\nRevisionRequest:")[0].strip()
+    return f"\n\n{read_answer(tok, ids)[0]}".partition("\n\nRevisionRequest:")[0].strip()

@@ -77,8 +77,8 @@ def choose(model, tok, prompts: list, begin=lambda prompts: {}, budget: int = 16
     after prompts that stop where " (A)" or " (B)" must follow.
 
     begin: gives back what a stopped run had found, {prompt's index: (P(A), mass)}; ignore it on
-    first reading. P(A) is normalised over the two answers. The mass shows whether the model
-    understood the question at all.
+    first reading. P(A) is normalised over the two answers. The mass, P(A) + P(B) at the token that
+    tells them apart and given those before it, shows whether the model understood the question.
     """
     a, b = tok.encode(" (A)"), tok.encode(" (B)")
     same = next(i for i in range(len(a)) if a[i] != b[i])  # tokens both share, as " (", ask nothing
@@ -87,9 +87,8 @@ def choose(model, tok, prompts: list, begin=lambda prompts: {}, budget: int = 16
         if batch[0] in done:
             continue
         ids, mask = pad_right([prompts[i] + a[:same] for i in batch], model.head.device)
-        hidden = model(ids)[torch.arange(len(batch), device=ids.device), last_index(mask)]  # [B,C]
-        # bfloat16 would round the logits to 1/16 and more; one row costs nothing
-        hidden = hidden.float()
+        # [B,C]; bfloat16 would round the logits to 1/16 and more; one row costs nothing
+        hidden = model(ids)[torch.arange(len(batch), device=ids.device), last_index(mask)].float()
         logp_a, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], a[same]))  # [B]
         logp_b, _ = token_logprobs(hidden, model.head, torch.full_like(ids[:, 0], b[same]))
         p_a = torch.sigmoid(logp_a - logp_b).float().tolist()           # e^a / (e^a + e^b)
@@ -111,13 +110,14 @@ def label(model, tok, questions: list, both_orders: bool = False, prefix=(), thi
         how = dict(prefix=prefix, think=think, clamp=clamp, begin=begin)
         p, mass = label(model, tok, questions, thoughts=thoughts, **how)
         swapped = [(m, b, a, c) for m, a, b, c in questions]
-        q, mass_q = label(model, tok, swapped, **how)
+        q, mass_q = label(model, tok, swapped, **how | {"clamp": (1 - clamp[1], 1 - clamp[0])})
         return (p + 1 - q) / 2, torch.minimum(mass, mass_q)
     if think is None:
         prompts = [comparison_prompt(tok, m, a, b, c, prefix) for m, a, b, c in questions]
         return choose(model, tok, prompts, begin)
     prompts = [comparison_prompt(tok, m, a, b, c, prefix, THINK) for m, a, b, c in questions]
-    said = [read_answer(tok, ids)[0].partition(ANSWER)[0]
+    # a thought may be empty: the answer at once, whose line breaks read_answer has taken off
+    said = [f"\n\n{read_answer(tok, ids)[0]}".partition(ANSWER)[0].strip()
             for ids in think(prompts, progress="thinking")]
     if thoughts is not None:
         thoughts += said

@@ -1,8 +1,8 @@
 """Rewards, advantages and whitening of PPO as pure functions of arrays.
 
 Shapes: B batch, T time. Index t of every [B,T] array is about token t: `mask` is 1 where the policy
-sampled that token (the end token included), 0 on the prompt and on padding; values[:, t] is the
-value of the state *before* token t.
+sampled that token (the end token included), 0 on the prompt and on padding, and a row's ones have
+no gap; values[:, t] is the value of the state *before* token t.
 
 The words, once:
 - value V_t: what the policy can expect to be paid from here to the end of the response, before it
@@ -19,9 +19,14 @@ The words, once:
 import torch
 
 
+def inside(x, mask):
+    """x [B,T] where mask [B,T] is 1, 0 elsewhere, whatever stands there (0 times nan is nan)."""
+    return torch.where(mask.bool(), x, 0.0)
+
+
 def masked_mean(x, mask):
     """Mean of x [B,T] over the positions where mask [B,T] is 1."""
-    return (x * mask).sum() / mask.sum()
+    return inside(x, mask).sum() / mask.sum()
 
 
 def masked_var(x, mask):
@@ -38,14 +43,14 @@ def masked_whiten(x, mask):
     Whitened, some tokens of each batch gain and some lose, and the learning rate means the same in
     step 1 and step 50.
     """
-    return (x - masked_mean(x, mask)) * torch.rsqrt(masked_var(x, mask) + 1e-8) * mask
+    return inside((x - masked_mean(x, mask)) * torch.rsqrt(masked_var(x, mask) + 1e-8), mask)
 
 
 def last_index(mask):
     """Index [B] of the last 1 in each row of mask [B,T]: where a score is read (preference.py) and
     paid (below)."""
-    T = mask.shape[1]
-    return T - 1 - mask.int().flip(1).argmax(1)                 # argmax finds the first maximum
+    # argmax finds the first maximum
+    return mask.shape[1] - 1 - mask.int().flip(1).argmax(1)
 
 
 def kl_rewards(logp, ref_logp, paid, mask, kl_coef: float):
@@ -59,9 +64,8 @@ def kl_rewards(logp, ref_logp, paid, mask, kl_coef: float):
     sense or nonsense. It belongs to the reward, not to the loss: no gradient flows through it, the
     advantages carry it.
     """
-    rewards = -kl_coef * (logp - ref_logp) * mask               # [B,T]
-    rows = torch.arange(len(paid), device=paid.device)
-    rewards[rows, last_index(mask)] += paid
+    rewards = -kl_coef * inside(logp - ref_logp, mask).detach()         # [B,T]
+    rewards[torch.arange(len(paid), device=paid.device), last_index(mask)] += paid
     return rewards
 
 
@@ -77,7 +81,7 @@ def gae(rewards, values, mask, gamma: float, lam: float):
     with weight (gamma lam)^k.
     """
     # nothing computed on padding may leak into the sum
-    rewards, values = rewards * mask, values * mask
+    rewards, values = inside(rewards, mask), inside(values, mask)
     advantages = torch.zeros_like(rewards)
     # [B]; the episode ends after its last token
     running = next_value = torch.zeros_like(rewards[:, 0])
@@ -86,5 +90,5 @@ def gae(rewards, values, mask, gamma: float, lam: float):
         running = delta + gamma * lam * running
         advantages[:, t] = running
         next_value = values[:, t]
-    advantages = advantages * mask  # the loop ran through the prompt too
+    advantages = inside(advantages, mask)  # the loop ran through the prompt too
     return advantages, advantages + values

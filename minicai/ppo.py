@@ -223,7 +223,8 @@ def ppo_loss(logp, values, old: Tokens, config: PPOConfig, tokens: int):
         # k3 = ratio - 1 - log ratio estimates KL(old, new) for people to watch: never negative, and
         # far less noisy than k1 = log p - log p_ref. The reward pays k1 (gae.py): only its gradient
         # under PPO is the gradient of the KL.
-        info["approx_kl"] = (ratio - 1 - log_ratio).sum() / tokens
+        # expm1 is exp - 1 without its rounding, which is larger than k3 itself at small ratios.
+        info["approx_kl"] = (log_ratio.expm1() - log_ratio).sum() / tokens
         info["ratio"] = ratio.sum() / tokens
         info["clip_fraction"] = ((ratio - 1).abs() > config.clip).sum() / tokens
     return loss, info
@@ -306,7 +307,8 @@ def summary(rollout: Rollout, kinds: list = ()) -> dict:
     mask, length = rollout.mask, rollout.mask.sum(1).float()
     spread = masked_var(rollout.returns, mask)
     unexplained = masked_var(rollout.returns - rollout.values, mask) / (spread + 1e-8)
-    facts = {"score": rollout.scores.mean().item(), "score_std": rollout.scores.std().item(),
+    facts = {"score": rollout.scores.mean().item(),
+             "score_std": rollout.scores.std(correction=int(len(mask) > 1)).item(),
              "paid": rollout.paid.mean().item(),
              "kl": ((rollout.logp - rollout.ref_logp) * mask).sum(1).mean().item(),
              "explained_variance": 1 - unexplained.item(),

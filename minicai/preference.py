@@ -76,7 +76,7 @@ def bt_loss(score_a, score_b, p_a):
     is the usual loss. Only the gap counts: a label of 0.5 pulls it to 0, a label of 0.9 to log(0.9
     / 0.1) = 2.2, one of 1 without end.
     """
-    return F.binary_cross_entropy_with_logits(score_a - score_b, p_a)
+    return F.binary_cross_entropy_with_logits(score_a - score_b, p_a.to(score_a))
 
 
 def agreement(gap, p_a, decided: float = 0.25):
@@ -86,7 +86,7 @@ def agreement(gap, p_a, decided: float = 0.25):
     A pair is decided if its label lies at least `decided` away from 1/2: on a toss-up there is
     nothing to agree with. Equal scores agree by half.
     """
-    clear = ((p_a - 0.5).abs() >= decided) & (p_a != 0.5)
+    clear = ((p_a - 0.5).abs() >= decided - 1e-6) & (p_a != 0.5)      # 0.6 - 0.5 is less than 0.1
     fits = (1 + gap.sign() * (p_a - 0.5).sign()) / 2
     return fits[clear].float().mean().item() if clear.any() else float("nan"), int(clear.sum())
 
@@ -102,7 +102,7 @@ def calibration(gap, p_a, bins: int = 5):
     called a.
     """
     said = torch.sigmoid(torch.cat([gap, -gap]))
-    true = torch.cat([p_a, 1 - p_a])
+    true = torch.cat([p_a, 1 - p_a]).to(said)
     place = (said * bins).long().clamp(max=bins - 1)
     table = []
     for i in range(bins):

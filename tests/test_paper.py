@@ -204,7 +204,7 @@ def test_points_and_their_intervals():
     x, mean, low, high = paper_figures.point(7, [[1, 1, 0, 0]])         # one: Wilson's interval
     assert (x, mean, low, high) == (7, 50, 15, 85)
     x, mean, low, high = paper_figures.mean_point(0, [[1.0, 3.0]])
-    assert mean == 2 and low == pytest.approx(2 - 1.96 / 2 ** 0.5, abs=0.01)
+    assert mean == 2 and low == pytest.approx(2 - 1.96, abs=0.01)  # std 2 ** 0.5 of n - 1
     assert paper_figures.distance([9.0] * 20, 0) == 0                   # before any step
     assert paper_figures.distance([9.0] * 20, 10) == 3
 

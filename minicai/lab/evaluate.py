@@ -94,9 +94,9 @@ def rank(verdict, red_team: bool) -> int:
 
 def wilson(hits: int, n: int) -> list:
     """[low, high] of the 95 % score interval of a share (Wilson 1927);
-    sensible near 0 and 1, unlike p +- 2 s."""
+    sensible near 0 and 1, unlike p +- 2 s; all of it if there is nothing to count."""
     z = 1.959964
-    middle, half = hits + z * z / 2, z * math.sqrt(hits * (n - hits) / n + z * z / 4)
+    middle, half = hits + z * z / 2, z * math.sqrt(hits * (n - hits) / max(1, n) + z * z / 4)
     return [round((middle - half) / (n + z * z), 4), round((middle + half) / (n + z * z), 4)]
 
 

@@ -46,7 +46,7 @@ def mean_point(x, per_seed: list) -> list:
     low, high = min(means), max(means)
     if len(means) == 1:
         values = np.array(per_seed[0], dtype=float)
-        error = 1.96 * float(values.std()) / math.sqrt(len(values))
+        error = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
         low, high = low - error, high + error
     return [x, *rounded(sum(means) / len(means), low, high)]
 

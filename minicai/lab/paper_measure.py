@@ -146,8 +146,8 @@ def revisions(args) -> dict:
 def variety(texts: list, samples: int) -> dict:
     """How unlike each other texts are: of `samples` to one prompt, and all together.
 
-    distinct: the share of different texts among those to one prompt, mean over prompts, nan for one
-    sample. trigrams: the share of different runs of three words among all runs of three words.
+    distinct: the share of different texts among those to one prompt, mean over prompts, None for
+    one sample. trigrams: the share of different runs of three words among all runs of three words.
     """
     apart = len(texts) // samples       # texts to one prompt stand so far from each other
     shares = [len(set(texts[i::apart])) / samples for i in range(apart)]

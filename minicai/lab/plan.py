@@ -116,15 +116,16 @@ class Trunk:
     def logprobs(self, tokens: int, entropy: bool = False) -> tuple[int, int]:
         """What logprob.token_logprobs holds at once, (forward, backward):
         the head in bf16, a chunk's logits, dW."""
-        row = 4 * self.config.vocab_size
-        chunk = 256 * 2**20 if self.device == "cuda" else max(128 * row, 2 * 2**20)
+        gpu = self.device == "cuda"
+        row = (self.product if gpu else 4) * self.config.vocab_size
+        chunk = max(2048 * row, 512 * 2**20) if gpu else max(128 * row, 2 * 2**20)
         chunk = min(tokens * row, chunk)
         low = 2 * self.head if self.product == 2 else 0
         forward, backward = chunk * (3 if entropy else 2), chunk * (3 if entropy else 2.5)
         # A chunk's part of dW is a bfloat16 matrix of its own; a CPU makes it float32 to add it.
         if low:
             backward = max(backward,
-                           1.5 * chunk + low + (0 if self.device == "cuda" else 4 * self.head))
+                           1.5 * chunk + low + (0 if gpu else 4 * self.head))
         return int(forward) + low, int(backward) + low + 4 * self.head
 
     def sampling(self, rows: int, P: int, R: int, shared: int = 0) -> list[dict]:
