@@ -78,6 +78,7 @@ def test_wins_of_ranks():
 def test_wilson_interval():
     assert wilson(0, 10) == [0.0, 0.2775] and wilson(10, 10) == [0.7225, 1.0]  # published values
     assert wilson(5, 10) == [0.2366, 0.7634]
+    assert wilson(0, 0) == [0.0, 1.0]                   # nothing is known
     low, high = wilson(15, 500)
     assert 0 < low < 0.03 < high < 0.06
 

@@ -61,6 +61,29 @@ def test_asked_in_both_orders_swapping_the_responses_mirrors_the_label(tok, tiny
     assert (once - (1 - again)).abs().max() > 1e-4  # asked once, this model favours a letter
 
 
+def test_both_orders_keep_a_lopsided_clamp(tok, tiny_model, monkeypatch):
+    """The second order's label is of the other response: its bounds are the other way round."""
+    sure = iter([torch.tensor([0.99, 0.01]), torch.tensor([0.01, 0.99])])
+    monkeypatch.setattr("minicai.feedback.choose",
+                        lambda model, tok, prompts, begin: (next(sure), torch.ones(2)))
+    think = lambda prompts, progress=None: [tok.encode(" Yes.") + [tok.end] for _ in prompts]
+    p, _ = label(tiny_model, tok, QUESTIONS, both_orders=True, think=think, clamp=(0.2, 0.6))
+    assert p.tolist() == pytest.approx([0.6, 0.2])
+
+
+def test_a_thought_may_be_empty(tok, tiny_model, monkeypatch):
+    """A judge that answers at once has not thought; its letter does not stand in the question."""
+    seen = []
+    monkeypatch.setattr("minicai.feedback.choose", lambda model, tok, prompts, begin:
+                        (seen.extend(tok.decode(p) for p in prompts), (torch.ones(2),) * 2)[1])
+    think = lambda prompts, progress=None: \
+        [tok.encode("\n\nThe answer is: (B)") + [tok.end] for _ in prompts]
+    thoughts = []
+    label(tiny_model, tok, QUESTIONS, think=think, thoughts=thoughts)
+    assert thoughts == ["", ""] and not any("(B)\n\nThe answer" in text for text in seen)
+    assert all(text.count("The answer is:") == 1 for text in seen)
+
+
 def test_worked_examples_put_the_better_response_at_either_letter(tok):
     shot = {"conversation": DIALOGUE, "principle": "Which?", "better": "good", "worse": "bad"}
     text = tok.decode(few_shot_prefix(tok, [shot] * 20, random.Random(0)))

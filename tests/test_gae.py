@@ -61,12 +61,36 @@ def test_lambda_zero_looks_one_token_ahead(batch):
                                  rewards[b, t] + 0.9 * values[b, t + 1] - values[b, t])
 
 
-def test_garbage_outside_the_mask_changes_nothing(batch):
+@pytest.mark.parametrize("garbage", [1e6, float("nan"), float("-inf")])
+def test_garbage_outside_the_mask_changes_nothing(batch, garbage):
+    """Not even what is no number: 0 times nan would be nan."""
     rewards, values, mask = batch
-    clean = gae(rewards * mask, values * mask, mask, 1.0, 0.95)
-    dirty = gae(rewards.masked_fill(~mask, 1e6), values.masked_fill(~mask, -1e6), mask, 1.0, 0.95)
-    for a, b in zip(clean, dirty):
+    fouled = lambda x: x.masked_fill(~mask, garbage)
+
+    def everything(rewards, values):
+        paid = torch.ones(len(mask), dtype=rewards.dtype)
+        yield from gae(rewards, values, mask, 1.0, 0.95)
+        yield kl_rewards(rewards, values, paid, mask, 0.1)
+        yield masked_whiten(rewards, mask)
+        yield masked_mean(rewards, mask)
+        yield masked_var(values, mask)
+    for a, b in zip(everything(rewards * mask, values * mask),
+                    everything(fouled(rewards), fouled(values)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_whole_numbers_are_numbers_too():
+    """By hand: A_2 = 1 - 1/2, A_1 = 0.95 A_2, A_0 = 0.95 A_1; integer rewards are not cut off."""
+    values, mask = torch.full((1, 3), 0.5), torch.ones(1, 3, dtype=torch.int64)
+    advantages, returns = gae(torch.tensor([[0, 0, 1]]), values, mask, 1.0, 0.95)
+    torch.testing.assert_close(advantages, torch.tensor([[0.45125, 0.475, 0.5]]))
+    torch.testing.assert_close(returns, advantages + 0.5)
+
+
+def test_the_kl_is_paid_and_not_differentiated():
+    logp = torch.tensor([[0., -1.0]], requires_grad=True)
+    mask = torch.tensor([[False, True]])
+    assert not kl_rewards(logp, torch.zeros(1, 2), torch.ones(1), mask, 0.1).requires_grad
 
 
 def test_a_row_is_paid_its_score_once_and_charged_its_kl():

@@ -328,3 +328,17 @@ def test_policy_and_value_model_are_clipped_apart(tiny_model, tok):
         moved = sum((p - q).pow(2).sum()
                     for p, q in zip(part.parameters(), before[name])).sqrt().item()
         assert info[f"{name}_grad"] > 10 * limit and moved == pytest.approx(limit, rel=0.01), name
+
+
+def test_k3_is_never_negative_not_even_by_rounding():
+    """exp(x) - 1 - x of a log ratio x of 0.0002 is 3e-8, less than what exp rounds off in float32;
+    by the series it is x^2 / 2 + x^3 / 6."""
+    for x in (-2.349e-4, 1e-5, 3e-4):
+        old = Tokens(*(torch.zeros(1) for _ in range(4)))
+        _, info = ppo_loss(torch.tensor([x]), None, old, PPOConfig(), 1)
+        assert info["approx_kl"].item() == pytest.approx(x ** 2 / 2 + x ** 3 / 6, rel=1e-3)
+
+
+def test_the_scores_of_one_response_do_not_spread(setup):
+    rollout = setup.collect()
+    assert summary(rollout.pick(torch.tensor([0])))["score_std"] == 0 < summary(rollout)["score_std"]

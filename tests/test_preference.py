@@ -82,6 +82,21 @@ def test_agreement_counts_decided_pairs_only():
     assert agreement(gap, p) == (pytest.approx(2 / 3), 3)
 
 
+@pytest.mark.parametrize("decided", [0.05, 0.1, 0.2, 0.225, 0.3, 0.45])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_label_on_the_edge_is_decided_on_either_side(decided, kind):
+    """0.6 - 0.5 is a little less than 0.1 in binary numbers."""
+    p = torch.tensor([0.5 - decided, 0.5 + decided], dtype=kind)
+    assert agreement(torch.tensor([-1.0, 1.0]), p, decided) == (1.0, 2)
+    assert agreement(torch.tensor([-1.0, 1.0]), p, decided + 0.001)[1] == 0
+
+
+def test_labels_may_be_whole_numbers():
+    gap, whole, real = torch.tensor([2.0, -1.0]), torch.tensor([1, 0]), torch.tensor([1.0, 0.0])
+    assert bt_loss(gap, torch.zeros(2), whole) == bt_loss(gap, torch.zeros(2), real)
+    assert calibration(gap, whole) == calibration(gap, real)
+
+
 def test_agreement_does_not_depend_on_which_response_is_called_a():
     gap, p = torch.tensor([0.0, 0.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 0.5, 1.0])
     assert agreement(gap, p, 0.0) == agreement(-gap, 1 - p, 0.0) == (pytest.approx(2 / 3), 3)
