@@ -341,4 +341,5 @@ def test_k3_is_never_negative_not_even_by_rounding():
 
 def test_the_scores_of_one_response_do_not_spread(setup):
     rollout = setup.collect()
-    assert summary(rollout.pick(torch.tensor([0])))["score_std"] == 0 < summary(rollout)["score_std"]
+    one = rollout.pick(torch.tensor([0]))
+    assert summary(one)["score_std"] == 0 < summary(rollout)["score_std"]
