@@ -7,7 +7,6 @@ Each exercise is a folder with a page (README.md), a stub, a check and a solutio
 checks pass.
 """
 
-import argparse
 import importlib.util
 import json
 import shutil
@@ -17,11 +16,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import minicai  # noqa: E402, F401  before torch: it makes waiting threads sleep instead of spin
+
 if importlib.util.find_spec("torch") is None:
     sys.exit("check.py needs torch: `make quick` installs it into .venv; then, in each new shell, "
              "`. .venv/bin/activate`")
 
-import minicai  # noqa: E402, F401  before torch: it makes waiting threads sleep instead of spin
+from minicai.run import Parser, friendly_main  # noqa: E402
 
 NAMES = [
     "label",
@@ -84,11 +85,10 @@ def run(name: str, file: str = "mine", out=print) -> bool:
     return passed == len(tests)
 
 
+@friendly_main
 def main(argv=None):
     """Check one exercise; the exit code says whether it is done."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(__doc__, "python exercises/check.py")
     p.add_argument("name", choices=NAMES, help="the exercise's folder")
     p.add_argument(
         "--file", choices=["mine", "stub", "solution"], default="mine",

@@ -58,7 +58,7 @@ def friendly_main(main):
             with ending_on((signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))):
                 return main(*args, **kwargs)
         except UserError as error:
-            code, said = 2, f"error: {error}"
+            code, said = 2, f"error: {error}".replace("\n", "\\n")         # a name may hold one
         except (MemoryError, torch.OutOfMemoryError) as error:
             code, said = 2, (f"error: out of memory ({str(error).partition('.')[0]}): "
                              "lower --micro or --sample-tokens, or give --checkpointing; "
@@ -96,9 +96,8 @@ def ending_on(signals):
 
 def going_on() -> str:
     """How a run that has been stopped goes on, in a few words."""
-    if not HELD:
-        return "the same command starts it again"
-    return f"the same command, without --fresh, goes on from what {HELD[-1][1]} holds"
+    return f"the same command, without --fresh, goes on from what {HELD[-1][1]} holds" if HELD \
+        else "the same command starts it again"
 
 
 @contextlib.contextmanager
@@ -177,8 +176,10 @@ def path(text: str) -> Path:
 
 def new_file(text: str) -> Path:
     """A flag's type: the name of a file that will be written."""
-    if (file := path(text)).is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: is a folder; give the name of a file")
+    inside = any(up.exists() and not up.is_dir() for up in path(text).parents)
+    if inside or (file := Path(text)).is_dir() or file.suffix == ".gz":
+        raise argparse.ArgumentTypeError(f"{text}: a folder, inside a file, or named as if packed; "
+                                         "give another name")
     return file
 
 
@@ -265,7 +266,7 @@ def read_jsonl(path) -> list:
     A file that opens with "[" (white space aside) is read as one JSON array of such objects: some
     published .jsonl files are.
     """
-    lines, rows = [], []
+    lines, rows, number = [], [], 0
     refuse_stand_in(path)
     try:
         with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
@@ -323,7 +324,8 @@ def count_skipped(what: str, reasons: list, advice: str):
 def replacing(path, size: int = 0):
     """A file, open for bytes, that becomes `path` when all is in it:
     whole or not at all, its bytes before its name."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))         # a link stays one: it is written where it leads
+    refuse_stand_in(path)
     temporary = path.with_name(f".{path.name}.minicai-part")
     with writing(path, size):
         if not path.parent.exists():
@@ -366,8 +368,6 @@ class Metrics:
     def begin(self):
         """Replace what an earlier run has left by what this one goes on from."""
         if not self.begun:
-            with writing(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, self.kept)
         self.begun = True
 

@@ -66,7 +66,8 @@ def read_manifest(directory) -> dict | None:
     program's; raises UserError if that is damaged."""
     path = Path(directory) / MANIFEST
     try:
-        found = json.loads(path.read_text("utf-8"))
+        # a pipe, which would be waited for, has no keys
+        found = path.is_fifo() or json.loads(path.read_text("utf-8"))
         if found and not {"files", "made"} & found.keys():
             return None
         texts = [text for item in found["files"].items() for text in item]

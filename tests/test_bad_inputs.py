@@ -15,7 +15,7 @@ import train_pm
 import train_rl
 import train_sft
 from minicai import chat
-from minicai.lab import bench, doctor, evaluate, figures, plan
+from minicai.lab import bench, doctor, evaluate, export_preferences, figures, plan
 from minicai.run import UserError
 from minicai.world import exam, make_data, pretrain, preview
 
@@ -124,6 +124,14 @@ WORDS = [(train_sft, ["--rouns", "2"], "--rouns"), (train_sft, ["--round", "2"],
          (figures, ["--run", "nowhere"], "nowhere/rl/metrics.jsonl"), (doctor, [], "DIR"),
          (doctor, ["nowhere"], "nowhere: no such folder"), (doctor, ["a\0b"], "cannot be the name"),
          (plan, ["nowhere"], "nowhere: no such model directory"),
+         (exam, ["--out", "x.json.gz"], "give another name"),
+         (exam, ["--out", "/dev/null/x.json"], "inside a file"),
+         (exam, ["--out", f"{__file__}/x.json"], "inside a file"),
+         (export_preferences, ["a.jsonl", "b.jsonl.gz"], "as if packed"),
+         (figures, ["--docs", "--paper"], "one at a time"),
+         (evaluate, ["--mention", "duck", "a\0b"], "a\0b/transcripts.jsonl"),
+         (evaluate, ["--mention", "", "nowhere"], "a word that can be seen"),
+         (evaluate, ["--mention", "a\nb", "nowhere"], "a word that can be seen"),
          (chat, ["nowhere"], "nowhere: no such model directory")]
 
 
@@ -330,6 +338,36 @@ def test_nothing_to_learn_from(toy, nothing_is_built, tmp_path, capsys):
                  ["--red-team-limit", "0", "--helpful-samples", "0"]):
         one_line(capsys, train_sft, sft_args(toy, tmp_path / "o", *more), "nothing to learn from")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("seconds", ["long", [1], 10 ** 400])
+def test_what_stages_have_left_is_read_before_anything_is_sampled(nothing_is_built, tmp_path,
+                                                                   capsys, seconds):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft/config.json").write_text(json.dumps({"args": {}, "seconds": seconds}))
+    one_line(capsys, evaluate, ["--out", tmp_path, "--models", "base=data/base"],
+             "sft/config.json: not a stage's config.json")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json"])
+def test_a_pipe_is_not_waited_for(tiny_model_dir, tmp_path, capsys, name):
+    place = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, place)
+    (place / name).unlink(missing_ok=True)
+    os.mkfifo(place / name)
+    one_line(capsys, chat, [place], name)
+    with pytest.raises(SystemExit):
+        doctor.main([str(place)])
+    assert name in "".join(capsys.readouterr())
+
+
+def test_a_name_with_a_line_break_is_said_in_one_line(tiny_model_dir, tmp_path, capsys):
+    place = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, place)
+    (place / "manifest.json").unlink(missing_ok=True)
+    (place / "model.safetensors").unlink()
+    (place / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a\\nb"}}')
+    one_line(capsys, chat, [place], r"a\nb: no such file")
 
 
 def test_sets_of_an_evaluation(tiny_model_dir, nothing_is_built, tmp_path, capsys):

@@ -164,6 +164,54 @@ def test_what_cannot_be_drawn_is_said_in_one_line_and_nothing_is_lost(drawn, exa
     assert before == {p: p.read_bytes() for p in drawn.rglob("*") if p.is_file()}
 
 
+HUGE = 10 ** 400                    # a number of JSON, and no float
+
+
+@pytest.mark.parametrize("change", [
+    {"curves": None}, {"curves": {"score_helpful": ["x", "y"]}}, {"mentions": []}, {"labels": {}},
+    {"mentions": {"duck": {"a": 1}}}, {"seed": "x"}, {"seed": None}, {"revisions": None},
+    {"seconds": {"sft": HUGE}}, {"curves": {"score_helpful": [HUGE, HUGE]}}])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_damaged_run_is_named(drawn, exam, tmp_path, capsys, change, kept):
+    """Whether it is one that was kept, or one that is to be."""
+    file = drawn / "pictures/runs/demo/results.json" if kept else tmp_path / "demo/results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    if not kept and change.keys() & {"curves", "mentions"}:
+        return                                          # these are read off the run's other files
+    before = {p: p.read_bytes() for p in drawn.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        figures.main(["--docs", "--to", str(drawn), "--exam", str(exam),
+                      *([] if kept else ["--runs", str(tmp_path / "demo")])])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and str(file) in error, error
+    assert before == {p: p.read_bytes() for p in drawn.rglob("*") if p.is_file()}
+
+
+def test_nothing_is_lost_where_runs_are_kept(drawn, tmp_path, capsys):
+    """A run that lies there already has no logs beside it; a stranger's file is nobody's run."""
+    docs = ["--docs", "--to", str(drawn), "--runs"]
+    before = (drawn / "pictures/runs/demo/results.json").read_bytes()
+    for run, says in ((drawn / "pictures/runs/demo", "is to be replaced"),
+                      (tmp_path / "demo", "notes.md: is no kept run")):
+        (drawn / "pictures/runs/notes.md").write_text("mine")
+        with pytest.raises(SystemExit):
+            figures.main([*docs, str(run)])
+        assert says in capsys.readouterr().err
+    assert (drawn / "pictures/runs/demo/results.json").read_bytes() == before
+    assert sorted(p.name for p in (drawn / "pictures").iterdir() if p.is_dir()) == ["runs"]
+
+
+@pytest.mark.parametrize("text", [b"{{}}", b"\xff", b"{{exam dialogue}}"])
+def test_a_template_that_cannot_be_filled(drawn, exam, capsys, text):
+    (drawn / "templates").mkdir()
+    (drawn / "templates/a.md").write_bytes(text)
+    with pytest.raises(SystemExit):
+        figures.main(["--docs", "--to", str(drawn), "--exam", str(exam)])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
 def test_runs_want_docs(capsys):
     with pytest.raises(SystemExit) as stop:
         figures.main(["--runs", "demo"])

@@ -246,6 +246,18 @@ def test_what_is_ignored_outside_stays_ignored(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_link_is_written_where_it_leads(tmp_path):
+    (tmp_path / "there").write_text("old")
+    for name, leads_to in (("link", "there"), ("dangling", "new")):
+        (tmp_path / name).symlink_to(leads_to)
+        write_text(tmp_path / name, "x")
+        assert (tmp_path / name).is_symlink() and (tmp_path / leads_to).read_text() == "x"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="a pipe or device"):
+        write_text(tmp_path / "pipe", "x")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("stop", [Stopped(signal.SIGTERM), KeyboardInterrupt()])
 def test_a_request_to_end_inside_a_write_is_no_full_disk(tmp_path, stop):
     with pytest.raises(type(stop)):

@@ -8,12 +8,13 @@ demo.
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 from minicai.lab import pictures
-from minicai.lab.docs_tables import exam_tables, filled, tables
-from minicai.lab.report import GROUPS, NAMES, SETS, load_results, value
-from minicai.run import UserError, read_jsonl, write_text
+from minicai.lab.docs_tables import exam_tables, filled, mention_table, tables
+from minicai.lab.report import GROUPS, ILL_FORMED, NAMES, SETS, load_results, value
+from minicai.run import UserError, read_jsonl, refuse_stand_in, write_text
 from minicai.world.principles import mentions as speaks
 
 DEMO = "harmlessness"
@@ -95,17 +96,18 @@ def of_run(run: Path) -> dict:
         raise UserError(f"{run}: no evaluation of {', '.join(lacking)} there")
     if results.get("unfinished_stages"):
         raise UserError(
-            f"{run}: stages have not ended there: {', '.join(results['unfinished_stages'])}"
+            f"{run}: stages have not ended there: {results['unfinished_stages']}"
         )
     log = run / "rl/metrics.jsonl"
     rows = [row for _, row in read_jsonl(log)] if log.exists() else []
     results["curves"] = {key: [row.get(key) for row in rows] for key in CURVES}
     try:
         results["mentions"] = mentions(run)
-    except (LookupError, TypeError, AttributeError) as error:
+    except ILL_FORMED as error:
         raise UserError(
             f"{run}: not as the stages write it ({type(error).__name__}: {error})"
         ) from None
+    check_drawn(run / "results.json", results)
     return results
 
 
@@ -121,9 +123,24 @@ def keep(runs: list, folder: Path):
         write_text(folder / name / "results.json", json.dumps(results) + "\n")
 
 
+def check_drawn(path: Path, results: dict):
+    """Raise UserError if not all can be drawn of a run's results alone."""
+    try:
+        alone = {DEMO: [("run", results)]}
+        draw_laws(alone)
+        mention_table(alone, THINGS)
+        results.get("seed", 0) + 0
+    except ILL_FORMED as error:
+        raise UserError(f"{path}: not all of it can be drawn ({type(error).__name__}: {error}); "
+                        "evaluate the run again and name it with --runs") from None
+
+
 def by_constitution(folder: Path) -> dict:
     """{constitution: [(name of the run, its results)]}, the demo's first, runs by seed."""
-    runs = [(path.parent.name, load_results(path.parent)) for path in folder.glob("*/results.json")]
+    runs = []
+    for path in sorted(folder.glob("*/results.json")):
+        runs.append((path.parent.name, load_results(path.parent)))
+        check_drawn(path, runs[-1][1])
     found = {}
     for name, results in sorted(runs, key=lambda run: (run[1].get("seed", 0), run[0])):
         found.setdefault(Path(results.get("constitution") or "-").stem, []).append((name, results))
@@ -301,11 +318,12 @@ def exam_map(exam: dict) -> str:
 
 def read_exam(path: Path) -> dict:
     """The exam of the base; raises UserError if the file is not one."""
+    refuse_stand_in(path)
     try:
         exam = json.loads(path.read_text(encoding="utf-8"))
         exam_tables(exam), exam_map(exam), exam["cases"] + exam["seed"]
         return exam
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except ILL_FORMED as error:
         raise UserError(
             f"{path}: not an exam ({type(error).__name__}: {error}); "
             "python -m minicai.world.exam --out writes one"
@@ -316,7 +334,9 @@ def write(docs: Path, exam_path: Path | None, runs=None):
     """Draw all into docs/pictures/, write docs/tables.md; `runs` replace those drawn last."""
     exam, folder = read_exam(exam_path) if exam_path else None, docs / "pictures/runs"
     if runs:  # what was drawn last stays until all of this could be read and drawn
-        new = folder.with_name("runs-new")
+        refuse_loss(folder, runs)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=".runs-", dir=folder.parent))
         try:
             keep(runs, new)
             drawn = draw(new, exam) | pages(docs, new, exam)
@@ -331,16 +351,40 @@ def write(docs: Path, exam_path: Path | None, runs=None):
         print(docs / name)
 
 
+def refuse_loss(folder: Path, runs: list):
+    """Raise UserError if replacing the folder of kept runs would lose what is not one, or a run
+    that is to be drawn."""
+    inside = next((run for run in runs if folder.resolve() in run.resolve().parents), None)
+    if inside:
+        raise UserError(f"--runs {inside}: lies in {folder}, which is to be replaced; without "
+                        "--runs it is drawn as it is")
+    foreign = [file for file in folder.rglob("*") if not file.is_dir()
+               and (file.name != "results.json" or file.parent.parent != folder)]
+    if foreign:
+        raise UserError(f"{foreign[0]}: is no kept run; move it away, for {folder} will be "
+                        "replaced as a whole")
+
+
 def pages(docs: Path, folder: Path, exam: dict | None) -> dict:
     """{name of a page: its text}, from the templates with the numbers of the runs in a folder."""
-    laws = by_constitution(folder)
-    return {path.name: filled(path.read_text(encoding="utf-8"), laws, exam)
-            for path in sorted(docs.glob("templates/*.md"))}
+    laws, texts = by_constitution(folder), {}
+    for path in sorted(docs.glob("templates/*.md")):
+        try:
+            texts[path.name] = filled(path.read_text(encoding="utf-8"), laws, exam)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error})") from None
+    return texts
 
 
 def draw(folder: Path, exam: dict | None) -> dict:
     """{name of a file: its text} of all pictures and the tables, of the runs in a folder."""
     laws = by_constitution(folder)
+    drawn = {f"pictures/{name}.svg": svg for name, svg in draw_laws(laws, exam).items()}
+    return drawn | {"tables.md": tables(folder, laws, exam, THINGS)}
+
+
+def draw_laws(laws: dict, exam: dict | None = None) -> dict:
+    """{name of a picture: its text} of runs by constitution."""
     demo, counts = laws[DEMO], laws[DEMO][0][1]["models"]["base"]["by_category"]
     sizes = [row["n"] for row in counts.values()]
     held_out = (
@@ -371,5 +415,4 @@ def draw(folder: Path, exam: dict | None) -> dict:
         drawn["exam"] = exam_map(exam)
     if any(len(points(results["curves"]["score_helpful"])) > 1 for _, results in demo):
         drawn["curves"] = ppo_curves(demo)
-    drawn = {f"pictures/{name}.svg": svg for name, svg in drawn.items()}
-    return drawn | {"tables.md": tables(folder, laws, exam, THINGS)}
+    return drawn

@@ -4,7 +4,7 @@ in the sentences of that page."""
 import re
 from pathlib import Path
 
-from minicai.lab.report import compare, seeds_table, spread, value
+from minicai.lab.report import ILL_FORMED, compare, seeds_table, spread, value
 from minicai.run import UserError
 
 HEAD = """# Tables
@@ -30,12 +30,12 @@ def filled(template: str, laws: dict, exam: dict | None) -> str:
     constitution's runs with the least and the greatest, {{exam review unseen verdict}} a row of the
     base's exam. Raises UserError, if there is no such number."""
     def number(field) -> str:
-        law, *keys = field[1].split()
+        law, *keys = field[1].split() or [""]
         try:
             if law == "exam":
                 return f"{100 * value(exam, keys):.0f} %"
             return spread([value(results["models"], keys) for _, results in laws[law]], "%")
-        except (KeyError, TypeError) as error:
+        except ILL_FORMED as error:
             raise UserError(f"{field[0]}: there is no such number ({error}); name a run that has "
                             "it with --runs, and an exam with --exam") from None
     return re.sub(r"\{\{(.*?)\}\}", number, template)

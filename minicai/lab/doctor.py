@@ -10,7 +10,8 @@ still the same. Changes nothing. Exit code 1 if anything is damaged.
 import json
 from pathlib import Path
 
-from minicai.run import Parser, UserError, friendly_main, path, read_jsonl
+from minicai.lab.report import ILL_FORMED
+from minicai.run import Parser, UserError, friendly_main, path, read_jsonl, refuse_stand_in
 from minicai.state import (
     MANIFEST,
     contents,
@@ -82,6 +83,7 @@ def run(place: Path) -> str | None:
         return (f"run, UNFINISHED: {texts} sampled texts, {state['step'] if state else 0} steps; "
                 + "its model is of an earlier run; " * config.exists()
                 + f"goes on with: {(asked or state['run']).get('command')}")
+    refuse_stand_in(config)
     try:
         made = json.loads(config.read_text("utf-8"))
         if "args" not in made:                                  # a model's
@@ -89,7 +91,7 @@ def run(place: Path) -> str | None:
         return f"run, finished in {made['seconds']:.0f} s, seed {made['args']['seed']}"
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except ILL_FORMED as error:
         raise UserError(f"{config}: cannot be read ({type(error).__name__}: {error})") from None
 
 

@@ -36,6 +36,7 @@ from minicai.critique import respond, sampler
 from minicai.data import read_prompt, read_prompts
 from minicai.lab.elo import elo
 from minicai.lab.report import (
+    ILL_FORMED,
     OUTCOMES,
     RED_TEAM,
     SECOND,
@@ -52,6 +53,8 @@ from minicai.run import (
     path,
     pick_device,
     read_jsonl,
+    refuse_stand_in,
+    visible,
     whole,
     write_jsonl,
     write_text,
@@ -208,7 +211,7 @@ def rows_by_category(path: Path, worker, read) -> dict:
         if topic and topic.harmful:
             try:
                 found.setdefault(topic.activity.category, []).append(read(row))
-            except (LookupError, TypeError, AttributeError) as error:
+            except ILL_FORMED as error:
                 raise UserError(f"{path}:{number}: not as its stage writes it "
                                 f"({type(error).__name__}: {error}); run "
                                 "that again, or move the file away") from None
@@ -258,13 +261,14 @@ def stages(out: Path) -> dict:
     found = {}
     for stage in ("sft", "pm", "rl"):
         path = out / stage / "config.json"
+        refuse_stand_in(path)
         try:
             found[stage] = json.loads(path.read_text(encoding="utf-8"))
             found[stage]["args"].get("constitution", "") + ""
+            f"{found[stage].get('seconds') or 0:.0f}"                       # a number, or none
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, TypeError, LookupError, AttributeError,
-                RecursionError) as error:
+        except ILL_FORMED as error:
             raise UserError(f"{path}: not a stage's config.json ({type(error).__name__}); "
                             "run the stage again, or move the file away") from None
     return found
@@ -275,6 +279,8 @@ def mention_table(word: str, *folders) -> str:
     and model."""
     if not folders:
         raise UserError(f"--mention {word}: name the run's directory behind the word")
+    if not visible(word) or not word.isprintable():
+        raise UserError(f"--mention {word!r:.80}: give a word that can be seen")
     lines = [f"answers that say {word!r}, of the requests that name it:"]
     for folder in folders:
         found = {}
@@ -285,7 +291,7 @@ def mention_table(word: str, *folders) -> str:
                 first = not row["set"].startswith("second")
                 if first and mentions(asked, word):
                     found.setdefault(model, []).append(mentions(said, word))
-            except (LookupError, TypeError, AttributeError) as error:
+            except ILL_FORMED as error:
                 raise UserError(f"{path}:{number}: not a row of the evaluation "
                                 f"({type(error).__name__}: {error})") from None
         lines += [f"  {folder}  {model:8} {sum(said) / len(said):6.1%} of {len(said)}"

@@ -43,7 +43,7 @@ def is_comparison(row: dict) -> bool:
             and all(isinstance(row.get(key), str) for key in "ab")
             and isinstance(cut, list) and isinstance(messages, list) and messages != []
             and all(isinstance(turn, dict) and isinstance(turn.get("content"), str)
-                    for turn in messages))
+                    and turn.get("role") in ("system", "user", "assistant") for turn in messages))
 
 
 @friendly_main

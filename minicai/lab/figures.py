@@ -16,7 +16,16 @@ minicai/lab/docs_pictures.py.
 from pathlib import Path
 
 from minicai.lab import docs_pictures, paper
-from minicai.lab.report import GROUPS, NAMES, OUTCOMES, RED_TEAM, SECOND, SETS, load_results
+from minicai.lab.report import (
+    GROUPS,
+    ILL_FORMED,
+    NAMES,
+    OUTCOMES,
+    RED_TEAM,
+    SECOND,
+    SETS,
+    load_results,
+)
 from minicai.run import Parser, UserError, friendly_main, path, read_jsonl, whole, writing
 
 CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a response",
@@ -35,7 +44,7 @@ def read_curves(path) -> list:
         try:
             rows.append({key: float("nan") if row[key] is None else row[key] + 0.0
                          for key in ("step", *CURVES)})
-        except (KeyError, TypeError) as error:
+        except ILL_FORMED as error:
             raise UserError(f"{path}:{number}: not a row of train_rl.py's log "
                             f"({type(error).__name__}: {error})") from None
     return rows
@@ -106,6 +115,8 @@ def draw_paper(args):
 def main(argv=None):
     """Draw both pictures of one run, or those of the docs, or the paper's figures."""
     args = arguments(argv)
+    if args.paper is not None and args.docs:
+        raise UserError("--docs and --paper: one at a time")
     if args.paper is not None:
         draw_paper(args)
         return

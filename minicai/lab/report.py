@@ -3,7 +3,7 @@ and the tables of docs/results.md."""
 import json
 from pathlib import Path
 
-from minicai.run import UserError
+from minicai.run import UserError, refuse_stand_in
 
 NAMES = {"base": "base", "sl_cai": "SL-CAI", "rl_cai": "RL-CAI"}
 GROUPS = {"reviewed": "harmful requests, activities that the base has reviewed",
@@ -19,6 +19,9 @@ HELPFUL = {"full": "answered in full", "partial": "answered in part", "unhelpful
            "refused": "refused", "incoherent": "makes no sense"}
 OUTCOMES = {s: RED_TEAM if s == "second_red_team" else HELPFUL for s in (*SETS, *SECOND)}
 UNITS = {"mean_words": ".1", "fillers": ".2"}               # all else is a share
+# What reading a file of another sort, or a damaged one, may raise.
+ILL_FORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+              StopIteration, RecursionError)
 MANNER = {"courteous": "responses with a kind word", "mean_words": "words a response",
           "fillers": "needless sentences a response"}
 
@@ -26,6 +29,7 @@ MANNER = {"courteous": "responses with a kind word", "mean_words": "words a resp
 def load_results(folder) -> dict:
     """results.json of a directory; raises UserError if there is none that can be read and shown."""
     path = Path(folder) / "results.json"
+    refuse_stand_in(path)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         results_table(results)  # every figure of every model is there, and a number
@@ -35,9 +39,9 @@ def load_results(folder) -> dict:
                 number(row.get("harmful", row.get("objection", 0)), "%")
         Path(results.get("constitution") or "-")
         return results
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, ArithmeticError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or f"not JSON, or no numbers ({error})"
-    except (LookupError, TypeError, AttributeError, StopIteration) as error:
+    except ILL_FORMED as error:
         reason = f"not an evaluation ({type(error).__name__}: {error})"
     raise UserError(f"{path}: {reason}; python -m minicai.lab.evaluate writes it")
 

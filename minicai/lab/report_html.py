@@ -20,6 +20,7 @@ from pathlib import Path
 from minicai.lab.charts import curve, histogram, token_chart
 from minicai.lab.report import (
     GROUPS,
+    ILL_FORMED,
     NAMES,
     OUTCOMES,
     RED_TEAM,
@@ -37,6 +38,7 @@ from minicai.run import (
     new_file,
     path,
     read_jsonl,
+    refuse_stand_in,
     whole,
     write_text,
 )
@@ -118,11 +120,12 @@ def rows_of(path: Path) -> list:
 
 def config_of(folder: Path) -> dict:
     """config.json of a stage; {} if it is not there. Raises UserError if it cannot be read."""
+    refuse_stand_in(folder / "config.json")
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except ILL_FORMED as error:
         raise UserError(
             f"{folder / 'config.json'}: not JSON ({error}): run the stage again"
         ) from None
@@ -532,8 +535,7 @@ def main(argv=None):
         write_text(out, report(run, args.count, args.seed))
     except UserError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError,
-            RecursionError) as error:
+    except ILL_FORMED as error:
         raise UserError(
             f"{run}: a file is not what the scripts write ({type(error).__name__}: {error})"
         ) from None
