@@ -178,8 +178,8 @@ def new_file(text: str) -> Path:
     """A flag's type: the name of a file that will be written."""
     inside = any(up.exists() and not up.is_dir() for up in path(text).parents)
     if inside or (file := Path(text)).is_dir() or file.suffix == ".gz":
-        raise argparse.ArgumentTypeError(f"{text}: a folder, inside a file, or named as if packed; "
-                                         "give another name")
+        what = "lies in a file" if inside else "is a folder, or named as if packed"
+        raise argparse.ArgumentTypeError(f"{text}: {what}; give the name of a file")
     return file
 
 
