@@ -274,17 +274,25 @@ def seed_ranges(runs: list) -> str:
 
 def ppo_curves(runs: list) -> str:
     """Score and KL along PPO by kind of prompt, one line a seed."""
-    lines = lambda key: [one for _, r in runs if len(one := points(r["curves"][key])) > 1]
+    lines = lambda key: [since_start(one) if key.startswith("score") else one
+                         for _, r in runs if len(one := points(r["curves"][key])) > 1]
     both = lambda what: {
         name: lines(f"{what}_{key}")
         for key, name in (("red_team", "harmful"), ("helpful", "harmless"))
     }
     panels = [
-        ("score of the preference model", "step of PPO", both("score"), (0.0,)),
+        ("score, change since the first five steps", "step of PPO", both("score"), (0.0,)),
         ("KL to SL-CAI, nats a response", "step of PPO", both("kl"), (0.0,)),
     ]
     note = "One line a seed, mean over five steps. Full: harmful prompts. Dashed: harmless ones."
     return pictures.curves("Stage 3, by kind of prompt", note, panels)
+
+
+def since_start(line: list) -> list:
+    """(step, number less the mean of the first five): the level of a kind of prompt means nothing,
+    for no label compares answers to two prompts."""
+    start = sum(x for _, x in line[:5]) / len(line[:5])
+    return [(n, x - start) for n, x in line]
 
 
 def points(numbers: list) -> list:
