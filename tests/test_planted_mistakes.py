@@ -117,13 +117,13 @@ MISTAKES = {
         ("drawn += rng.sample(principles, min(count - len(drawn), len(principles)))",
          "drawn += [rng.choice(principles)]")],
     "minicai/preference.py": [
-        ("binary_cross_entropy_with_logits(score_a - score_b, p_a)",
+        ("binary_cross_entropy_with_logits(score_a - score_b, p_a.to(score_a))",
          "binary_cross_entropy_with_logits(score_b - score_a, p_a)"),
         ("self.head.weight /= std", "self.head.weight *= std"),
         ("self.shift = (self.shift - mean) / std", "self.shift = (self.shift + mean) / std"),
         ("hidden = self.trunk(ids)[rows, last_index(mask)]", "hidden = self.trunk(ids)[rows, -1]"),
         ("fits = (1 + gap.sign() *", "fits = (1 - gap.sign() *"),
-        ("clear = ((p_a - 0.5).abs() >= decided)", "clear = (p_a >= decided)")],
+        ("((p_a - 0.5).abs() >= decided - 1e-6)", "(p_a >= decided)")],
     "minicai/sample.py": [
         ("(logits.float() / temperature).softmax(-1)", "logits.float().softmax(-1)"),
         ("mask[:, shared:P] = column >= shared + pad[:, None]", "mask[:, shared:P] = True"),
