@@ -198,4 +198,5 @@ def standing(row: dict) -> str:
 def read_critique(tok, ids: list) -> str:
     """The text of a sampled critique. As in the worked examples, a model may go on to the request
     for a revision: a critique ends there."""
+    # a critique may be empty: then read_answer has taken off the line breaks before the request
     return f"\n\n{read_answer(tok, ids)[0]}".partition("\n\nRevisionRequest:")[0].strip()

@@ -110,6 +110,7 @@ def label(model, tok, questions: list, both_orders: bool = False, prefix=(), thi
         how = dict(prefix=prefix, think=think, clamp=clamp, begin=begin)
         p, mass = label(model, tok, questions, thoughts=thoughts, **how)
         swapped = [(m, b, a, c) for m, a, b, c in questions]
+        # a label of the other response: its bounds are turned round
         q, mass_q = label(model, tok, swapped, **how | {"clamp": (1 - clamp[1], 1 - clamp[0])})
         return (p + 1 - q) / 2, torch.minimum(mass, mass_q)
     if think is None:

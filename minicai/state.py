@@ -66,7 +66,7 @@ def read_manifest(directory) -> dict | None:
     program's; raises UserError if that is damaged."""
     path = Path(directory) / MANIFEST
     try:
-        # a pipe, which would be waited for, has no keys
+        # True for a pipe, which would be waited for: no dict, so damaged (below)
         found = path.is_fifo() or json.loads(path.read_text("utf-8"))
         if found and not {"files", "made"} & found.keys():
             return None

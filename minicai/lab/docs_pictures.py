@@ -137,10 +137,7 @@ def check_drawn(path: Path, results: dict):
 
 def by_constitution(folder: Path) -> dict:
     """{constitution: [(name of the run, its results)]}, the demo's first, runs by seed."""
-    runs = []
-    for path in sorted(folder.glob("*/results.json")):
-        runs.append((path.parent.name, load_results(path.parent)))
-        check_drawn(path, runs[-1][1])
+    runs = [(path.parent.name, load_results(path.parent)) for path in folder.glob("*/results.json")]
     found = {}
     for name, results in sorted(runs, key=lambda run: (run[1].get("seed", 0), run[0])):
         found.setdefault(Path(results.get("constitution") or "-").stem, []).append((name, results))
@@ -353,6 +350,8 @@ def write(docs: Path, exam_path: Path | None, runs=None):
         finally:
             shutil.rmtree(new, ignore_errors=True)
     else:
+        for path in sorted(folder.glob("*/results.json")):
+            check_drawn(path, load_results(path.parent))
         drawn = draw(folder, exam) | pages(docs, folder, exam)
     for name, text in drawn.items():
         write_text(docs / name, text)

@@ -16,16 +16,7 @@ minicai/lab/docs_pictures.py.
 from pathlib import Path
 
 from minicai.lab import docs_pictures, paper
-from minicai.lab.report import (
-    GROUPS,
-    ILL_FORMED,
-    NAMES,
-    OUTCOMES,
-    RED_TEAM,
-    SECOND,
-    SETS,
-    load_results,
-)
+from minicai.lab.report import GROUPS, NAMES, OUTCOMES, RED_TEAM, SECOND, SETS, load_results
 from minicai.run import Parser, UserError, friendly_main, path, read_jsonl, whole, writing
 
 CURVES = {"score": "score of the preference model", "kl": "KL to SL-CAI, nats a response",
@@ -44,7 +35,7 @@ def read_curves(path) -> list:
         try:
             rows.append({key: float("nan") if row[key] is None else row[key] + 0.0
                          for key in ("step", *CURVES)})
-        except ILL_FORMED as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise UserError(f"{path}:{number}: not a row of train_rl.py's log "
                             f"({type(error).__name__}: {error})") from None
     return rows

@@ -191,8 +191,8 @@ def rounds_ended(beside: Path) -> int:
 
 
 class Float32Muon(torch.optim.Muon):
-    """Muon whose products are float32: the library's are bf16, fifty times slower on a processor
-    that has no instructions for it."""
+    """Muon whose products are float32: the library's are bf16, tens of times slower on a
+    processor that has no instructions for it."""
 
     @torch.no_grad()
     def step(self, closure=None):

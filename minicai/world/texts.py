@@ -106,7 +106,7 @@ class Texts:
         return {self.tok.encode(text)[0] for text in (" Yes", " No", " Nobody", " yes", " no")}
 
     @cached_property
-    def asked_not(self) -> set:
+    def sides_and_counts(self) -> set:
         """First ids of what follows "It should", the side of a principle; and of a count."""
         return {self.tok.encode(text)[0] for text in (" not", " less", " more",
                                                       *(f" {n}" for n in COUNTS[1:]))}
@@ -132,7 +132,7 @@ class Texts:
     def weigh(self, ids, thought: bool = False) -> list:
         """Weights of judged ids: the few on which everything hangs count more."""
         return [ASKED if i in self.answers or thought and i in self.notes
-                else 3.0 if i in self.asked_not else 1.0
+                else 3.0 if i in self.sides_and_counts else 1.0
                 for i in ids]
 
     def document(self):
