@@ -23,7 +23,7 @@ from minicai.world.principles import (
     third,
     unnamed,
 )
-from minicai.world.texts import JUDGED, READ, Texts
+from minicai.world.texts import COPIED, JUDGED, READ, Texts
 
 ROOT = Path(__file__).parent.parent
 GROUPS = ("reviewed", "read_about", "unseen", "benign", "lookalike")
@@ -643,18 +643,43 @@ def test_a_reason_lent_by_another_activity_is_copied_from_the_critique_and_never
     assert lent > 40
 
 
-def test_what_was_taken_out_stays_out_though_the_request_names_it(copies):
-    out, already = 0, 0
-    for text, *_ in copies:
+def test_one_name_is_taken_out_the_requests_or_another_and_all_others_stay(copies):
+    out, already, others = 0, 0, 0
+    for text, _, weights, _ in copies:
         if "Does it speak of" not in text or "It should not." not in text:
             continue
         noun = re.search(r"Does it speak of (\w+)\?", text)[1]
-        response = re.findall(r"Assistant: (.*?)<\|endoftext\|>\n\nCritiqueRequest", text, re.S)[-1]
-        assert mentions(re.findall(r"Human: (.*?)\n", text)[-1], noun)
-        assert not mentions(text.split("Revision: ")[1], noun)
+        response = text.split("<|endoftext|>\n\nCritiqueRequest")[0].split("Assistant: ")[-1]
+        revision = text.split("Revision: ")[1].strip()
+        assert not mentions(revision, noun)
+        # where it stood is "something", or the aside goes: all else is said again
+        told = ("something", "someone")
+        left = [w for w in re.findall(r"\w+", revision.lower()) if w not in told]
+        assert not Counter(left) - Counter(re.findall(r"\w+", response.lower()))
+        if not mentions(re.findall(r"Human: (.*?)\n", text)[-1], noun):
+            others += 1                                 # one that nothing but the principle names
+            named = text.split("Its words are ")[1].split(".")[0].split(", ")
+            assert all(mentions(revision, n) for n in named if n not in (noun, "none"))
         out += mentions(response, noun)
         if not mentions(response, noun):
             already += 1
             assert "No. It should not. So no change is needed." in text
-            assert text.split("Revision: ")[1].strip() == response.strip()
-    assert out > 15 and already > 10
+            assert revision == response.strip()
+    assert out > 15 and already > 10 and others > 15
+
+
+def test_a_word_that_nobody_knows_counts_where_it_is_said_again(world):
+    """Odd pieces of words come up too seldom for a small model to learn to copy them otherwise."""
+    tok = Tokenizer.load(ROOT / "data" / "base")
+    texts = Texts(world, tok, seed=0, avoid=heldout_words, part=2)
+    topic, r = said(world, "drown", "duck", "full", "First, push the duck under. "
+                    "I saw the zebrazz today.")
+    r.extra = ("zebrazz",)
+    p = texts.principles.verbal(Random(0), "thing", ("zebrazz",), True)
+    ids, targets, weights = texts.review_of(topic, [{"role": "user", "content": "How?"}], r, p, "")
+    pieces = tok.encode(" zebrazz")
+    at = [i for i in range(len(targets)) if targets[i:i + len(pieces)] == pieces]
+    counted = [[w for w in weights[i:i + len(pieces)]] for i in at]
+    # read in the response and the requests; said in the critique, twice, and in the revision
+    assert [c for c in counted if min(c) >= COPIED] == [c for c in counted if max(c) > READ]
+    assert sum(min(c) >= COPIED for c in counted) == 3

@@ -65,6 +65,9 @@ class Principles:
         self.persons, self.nouns = set(world.kinds["person"]), set(world.nouns)
         said = "".join(f.read_text(encoding="utf-8") for f in sorted(TABLES.glob("*.json")))
         self.known = {*re.findall(r"[a-z]+", said.lower()), *map(plural, world.nouns)}
+        listed = self.tables["unknown"]["read"]
+        self.spliced = [w for w in (*world.nouns, *listed["adjective"], *listed["thing"])
+                        if w.islower() and len(w) > 4]
         self.ambiguous = {"watch", "iron", "fan", "drill"}  # nouns that the town also uses as verbs
 
     # ---- drawing a principle ---------------------------------------------------------------------
@@ -163,14 +166,15 @@ class Principles:
 
     def strange(self, rng: Random, sort: str, exam: bool) -> str:
         """A word that is not the town's: an English one of the lists, or one made up on the spot,
-        of syllables or (never in the exam) of a noun's beginning and another's end: what begins
+        of syllables or (never in the exam) of one word's beginning and another's end: what begins
         like a known word must be copied to its own end all the same."""
         if rng.random() < 0.4:
             return rng.choice(self.tables["unknown"]["exam" if exam else "read"][sort])
         while not exam and rng.random() < 0.5:
-            a, b = rng.sample(self.world.nouns, 2)
-            word = a[:rng.randrange(1, 5)] + b[-rng.randrange(2, 6):] + \
-                (rng.choice(self.tables["syllables"]["adjective"]) if sort == "adjective" else "")
+            a, b = rng.sample(self.spliced, 2)
+            word = a[:rng.randrange(1, 6)] + b[-rng.randrange(2, 6):]
+            if sort == "adjective" and rng.random() < 0.5:
+                word += rng.choice(self.tables["syllables"]["adjective"])
             if for_exam(word) == exam and len(word) > 3 and word not in self.known:
                 return word
         s = self.tables["syllables"]
@@ -457,7 +461,8 @@ class Principles:
     def aside(self, rng: Random, noun: str, kind: str) -> str:
         """A sentence that speaks of a noun, or uses a word."""
         named = noun if kind == "word" or noun[0].isupper() else f"the {noun}"
-        said = rng.choice(self.tables["asides"][kind]).replace("{w}", named)
+        said = rng.choice(self.tables["asides"][kind])
+        said = said.replace(" a {w}", f" {article(named)} {named}").replace("{w}", named)
         return said[0].upper() + said[1:]
 
     def embroider(self, rng: Random, r: Response, kind: str = "", exam: bool = False) -> Response:

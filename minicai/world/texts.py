@@ -27,6 +27,7 @@ experiment proves (see data/README.md):
                                                               response has
     comparison  reviewed harmful, benign, look-alikes  base   multiple choice under a principle
 """
+import re
 from dataclasses import replace
 from difflib import SequenceMatcher
 from functools import cached_property
@@ -58,7 +59,7 @@ LETTER = 24.0  # weight of the one token that a multiple choice is about, in a t
 # the same where the principle does not decide: the letter is drawn, there is little to learn
 UNDECIDED = 1.5
 ASKED = 8.0         # weight of the yes or no to whether a quality is there
-COPIED = 3.0        # a fact that only the critique has, said again
+COPIED = 3.0        # a fact that only the critique has, or a word that nobody knows, said again
 TURN = 4.0          # where a revision leaves what it says again
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
@@ -71,12 +72,12 @@ def turns(before: list, after: list) -> set:
     return {b + n for _, b, n in blocks[:-1]} | {0} - {b for _, b, _ in blocks[:1]}
 
 
-def span(tok, text: str, part: str) -> tuple:
-    """(begin, end): the ids of " " + text that a part of it fills; empty where it is not in it."""
-    before, found, _ = text.partition(part)
-    if not found:
-        return 0, 0
-    return len(tok.encode((" " + before).rstrip())), len(tok.encode(" " + before + part))
+def places(tok, text: str, parts) -> set:
+    """The places of the ids of " " + text that some parts of it fill, wherever they stand in it."""
+    found = [m.span() for part in parts for m in re.finditer(re.escape(part), text)]
+    return {i for begin, end in found
+            for i in range(len(tok.encode((" " + text[:begin]).rstrip())),
+                           len(tok.encode(" " + text[:end])))}
 
 
 class Texts:
@@ -91,8 +92,8 @@ class Texts:
               "quiz": 15, "review": 20, "comparison": 13},
              {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4,
               "quiz": 7, "review": 25, "comparison": 20},
-             {"dialogue": 16, "plain": 17, "summary": 2, "echo": 8, "search": 5, "reading": 3,
-              "quiz": 5, "review": 16, "verbatim": 16, "comparison": 12})
+             {"dialogue": 16, "plain": 17, "summary": 2, "echo": 8, "search": 8, "reading": 3,
+              "quiz": 5, "review": 16, "verbatim": 20, "comparison": 12})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng = world, tok, Random(seed)
@@ -440,19 +441,21 @@ class Texts:
                                              self.weigh(said) + [1.0])]
         left = turns(tok.encode(" " + r.text), revision)
         # where one name goes, that the others stay is as much of the decision
-        decides = self.stand_ins | self.articles if self.stand_ins & {*revision} else set()
+        decides = self.stand_ins | self.articles if p.kind in MENTIONS and not p.there else set()
         leaves = [TURN if i in left or x in decides else 1.0 for i, x in enumerate(revision)]
         leaves.append(TURN if len(revision) in left else 1.0)
-        if not known:
-            begin, end = span(tok, critique, fact)
-            weights[begin:end] = [0.0] * (end - begin)
-            begin, end = span(tok, text, fact)
-            leaves[begin:end] = [max(COPIED, x) for x in leaves[begin:end]]
+        strange = [x for x in {*r.extra, *p.words} if x not in self.principles.known]
+        for i in places(tok, critique, strange):
+            weights[i] = max(COPIED, weights[i])
+        for i in places(tok, text, strange if known else [*strange, fact]):
+            leaves[i] = max(COPIED, leaves[i])
+        for i in () if known else places(tok, critique, [fact]):
+            weights[i] = 0.0
         return self._answered(ids, [(start, said, weights), (len(ids), revision, leaves)])
 
     def verbatim(self):
         """A review in which nothing but the text tells what the revision says."""
-        return self.silenced() if self.rng.random() < 0.52 else self.lent()
+        return self.silenced() if self.rng.random() < 0.6 else self.lent()
 
     def lent(self):
         """A review of help with harm, or of evasion, whose critique gives another activity's
@@ -467,22 +470,34 @@ class Texts:
                               self.judged_fact(self.borrowed(topic), p), known=False)
 
     def silenced(self):
-        """A review under a principle that a thing, or a person, is not to be spoken of, and the
-        request names it; the response does as well, or it does not any more."""
+        """A review under a principle that one or two of the things or people named in the response
+        are not to be spoken of: what the request names, or half of the time another one while
+        that stays; or it has gone before. Half of the things are words that nobody knows: which
+        one goes can then only be read, not remembered."""
         w, rng, judge = self.world, self.rng, self.principles
+        fits = lambda r, n: not for_exam(n) and n not in judge.ambiguous and not bare(r.text, n)
         while True:
             topic = self.judged_topic()
-            named = [(n, kind) for n, kind in ((topic.thing, "thing"), (topic.owner, "person"))
-                     if n and (n in judge.persons) == (kind == "person") and not for_exam(n)
-                     and n not in judge.ambiguous]
             how = rng.choice(("full", "full", "partial", "vague", "explained"))
-            if not named or how == "explained" and not topic.harmful:
+            if how == "explained" and not topic.harmful:
                 continue
-            r, (noun, kind) = w.response(rng, topic, how), rng.choice(named)
-            if not bare(r.text, noun):
-                p = judge.verbal(rng, kind, (noun,), False)
-                r = judge.silence(r, p) if rng.random() < 0.4 else r
-                return self.review_of(topic, w.conversation(rng, topic), r, p, "")
+            unknown = judge.strange(rng, "thing", False).lower() if rng.random() < 0.4 else None
+            topic = replace(topic, thing=unknown or topic.thing)
+            r = judge.embroider(rng, w.response(rng, topic, how),
+                                rng.choice(("thing", "thing", "person")))
+            r.extra = (*r.extra, *filter(None, [unknown]))
+            asked, about = rng.random() < 0.5, (topic.thing, topic.owner)
+            named = [n for n in judge.nouns_of(r) if fits(r, n)]
+            if not (goes := [n for n in named if (n in about) == asked]):
+                continue
+            noun = rng.choice(goes)
+            alike = [n for n in (*named, *rng.sample(w.nouns, 9)) if n != noun and fits(r, n)
+                     and (n in judge.persons) == (noun in judge.persons)]
+            words = [noun, *rng.sample(alike, int(rng.random() < 0.25 and len(alike) > 0))]
+            p = judge.verbal(rng, "person" if noun in judge.persons else "thing",
+                             tuple(rng.sample(words, len(words))), False)
+            r = judge.silence(r, p) if rng.random() < 0.4 else r
+            return self.review_of(topic, w.conversation(rng, topic), r, p, "")
 
     # ---- choosing --------------------------------------------------------------------------------
     def quiz_case(self) -> tuple:
