@@ -640,28 +640,29 @@ def test_a_reason_lent_by_another_activity_is_copied_from_the_critique_and_never
         asked = re.findall(r"Human: (.*?)\n", text)[-1]
         topic = worker.topic([{"role": "user", "content": asked}])
         assert topic is None or topic.group == "reviewed" and not any(y in fact for y in topic.why)
-    assert lent > 40
+    assert lent > 30
 
 
-def test_one_name_is_taken_out_the_requests_or_another_and_all_others_stay(copies):
+def test_a_name_is_taken_out_the_requests_or_another_and_all_others_stay(copies):
     out, already, others = 0, 0, 0
     for text, _, weights, _ in copies:
         if "Does it speak of" not in text or "It should not." not in text:
             continue
-        noun = re.search(r"Does it speak of (\w+)\?", text)[1]
+        nouns = re.findall(r"Does it speak of (\w+)\?", text)          # one, now and then two
         response = text.split("<|endoftext|>\n\nCritiqueRequest")[0].split("Assistant: ")[-1]
         revision = text.split("Revision: ")[1].strip()
-        assert not mentions(revision, noun)
+        assert not any(mentions(revision, n) for n in nouns)
         # where it stood is "something", or the aside goes: all else is said again
         told = ("something", "someone")
         left = [w for w in re.findall(r"\w+", revision.lower()) if w not in told]
         assert not Counter(left) - Counter(re.findall(r"\w+", response.lower()))
-        if not mentions(re.findall(r"Human: (.*?)\n", text)[-1], noun):
+        if not any(mentions(re.findall(r"Human: (.*?)\n", text)[-1], n) for n in nouns):
             others += 1                                 # one that nothing but the principle names
             named = text.split("Its words are ")[1].split(".")[0].split(", ")
-            assert all(mentions(revision, n) for n in named if n not in (noun, "none"))
-        out += mentions(response, noun)
-        if not mentions(response, noun):
+            assert all(mentions(revision, n) for n in named if n not in (*nouns, "none"))
+        gone = not any(mentions(response, n) for n in nouns)
+        out += not gone
+        if gone:
             already += 1
             assert "No. It should not. So no change is needed." in text
             assert revision == response.strip()
