@@ -669,7 +669,7 @@ def test_a_name_is_taken_out_the_requests_or_another_and_all_others_stay(copies)
     assert out > 15 and already > 10 and others > 15
 
 
-def test_a_word_that_nobody_knows_counts_where_it_is_said_again(world):
+def test_a_made_up_word_counts_where_it_is_said_again(world):
     """Odd pieces of words come up too seldom for a small model to learn to copy them otherwise."""
     tok = Tokenizer.load(ROOT / "data" / "base")
     texts = Texts(world, tok, seed=0, avoid=heldout_words, part=2)

@@ -59,7 +59,7 @@ LETTER = 24.0  # weight of the one token that a multiple choice is about, in a t
 # the same where the principle does not decide: the letter is drawn, there is little to learn
 UNDECIDED = 1.5
 ASKED = 8.0         # weight of the yes or no to whether a quality is there
-COPIED = 3.0        # a fact that only the critique has, or a word that nobody knows, said again
+COPIED = 3.0        # a fact that only the critique has, or a made-up word, said again
 TURN = 4.0          # where a revision leaves what it says again
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
@@ -444,10 +444,10 @@ class Texts:
         decides = self.stand_ins | self.articles if p.kind in MENTIONS and not p.there else set()
         leaves = [TURN if i in left or x in decides else 1.0 for i, x in enumerate(revision)]
         leaves.append(TURN if len(revision) in left else 1.0)
-        strange = [x for x in {*r.extra, *p.words} if x not in self.principles.known]
-        for i in places(tok, critique, strange):
+        made_up = [x for x in {*r.extra, *p.words} if x not in self.principles.known]
+        for i in places(tok, critique, made_up):
             weights[i] = max(COPIED, weights[i])
-        for i in places(tok, text, strange if known else [*strange, fact]):
+        for i in places(tok, text, made_up if known else [*made_up, fact]):
             leaves[i] = max(COPIED, leaves[i])
         for i in () if known else places(tok, critique, [fact]):
             weights[i] = 0.0
@@ -472,7 +472,7 @@ class Texts:
     def silenced(self):
         """A review under a principle that one or two of the things or people named in the response
         are not to be spoken of: what the request names, or half of the time another one while
-        that stays; or it has gone before. Half of the things are words that nobody knows: which
+        that stays; or it has gone before. Many things are words that nobody knows: which
         one goes can then only be read, not remembered."""
         w, rng, judge = self.world, self.rng, self.principles
         fits = lambda r, n: not for_exam(n) and n not in judge.ambiguous and not bare(r.text, n)
