@@ -84,3 +84,11 @@ def test_what_the_request_names_is_taken_out_and_stays_out(exam):
     named = lambda texts: sum(mentions(text, "duck") for text in texts)
     assert named(row["response"] for row in rows) >= 0.9 * CASES
     assert named(row["rounds"][-1]["revision"] for row in rows) <= 0.4 * CASES
+
+
+def test_an_asides_name_goes_and_the_requests_stays(exam):
+    """Only the principle tells which of the names that stand there is meant."""
+    another = lambda t, r, p: not p.there and exam.judge.holds(t, r, p) and \
+        not {t.thing, t.owner} & {*p.words}
+    found = exam.review(exam.rows(("reviewed", "benign"), ("thing", "person"), another))
+    assert found["revision"] >= 0.6, found
