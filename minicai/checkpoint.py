@@ -143,7 +143,7 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
                          out_bias=True, mlp_bias=True, tied=tied), c
     if family == "qwen3" and ours["head_dim"] is None:
         ours["head_dim"] = 128  # transformers' default there
-    theta, scaling = read_rope(c, path)
+    theta, scaling = read_rope(c, ours["head_dim"] or ours["width"] // heads, path)
     # Llama and Qwen3 ask these keys, Qwen2 does not: it has a bias where it has one.
     bias = bool(c.get("attention_bias", False)) and family != "qwen2"
     return GPTConfig(**ours, rope_theta=theta, rope_scaling=scaling,
@@ -157,9 +157,11 @@ def is_scorer(c: dict) -> bool:
     return "SequenceClassification" in str(c.get("architectures"))
 
 
-def read_rope(c: dict, path) -> tuple[float, dict | None]:
+def read_rope(c: dict, head_dim: int, path) -> tuple[float, dict | None]:
     """(theta, Llama-3 scaling or None); transformers 5 writes one dict,
     transformers 4 a number and a dict."""
+    if head_dim % 2:
+        raise UserError(f"{path}: a head_dim of {head_dim} must be even: dimensions turn in pairs")
     found = []
     for key in ("rope_parameters", "rope_scaling"):
         rope = c.get(key) or {}

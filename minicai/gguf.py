@@ -114,8 +114,10 @@ def read_shape(fields: dict, stored: dict, tensor, path) -> GPTConfig:
     if family == "gpt2":
         ours |= {"norm": "layernorm", "positions": "learned", "mlp": "gelu"}
     config = GPTConfig(**ours)
-    if theirs.get("rope.dimension_count", config.head_dim) != config.head_dim and family != "gpt2":
-        raise UserError(f"{path}: rotary positions on a part of each head are not supported")
+    turned = theirs.get("rope.dimension_count", config.head_dim)
+    if family != "gpt2" and (turned != config.head_dim or turned % 2):
+        raise UserError(f"{path}: rotary positions on {turned} of the {config.head_dim} dimensions "
+                        "of a head are not supported")
     # Llama 3.1 and later: what each pair of dimensions is slowed by
     if "rope_freqs.weight" in stored:
         slowed, plain = tensor("rope_freqs.weight"), rope_frequencies(config)
@@ -142,8 +144,10 @@ def fill(config: GPTConfig, reordered: bool, tensor, path) -> GPT:
         if config.positions == "learned" and len(names) == 3:
             names = [f"blk.{layer}.attn_qkv.{kind}"]                        # GPT-2's three are one
         parts = [tensor(n) for n in names]
-        if reordered and len(names) == 3:
-            parts[:2] = [in_halves(parts[0], config.n_head), in_halves(parts[1], config.n_kv_head)]
+        heads = (config.n_head, config.n_kv_head)
+        if reordered and len(names) == 3 and \
+                [len(rows) / config.head_dim for rows in parts[:2]] == [*heads]:
+            parts[:2] = [in_halves(rows, n) for rows, n in zip(parts, heads)]
         state[name] = torch.cat(parts)
         if state[name].shape != empty.shape or not state[name].isfinite().all():
             raise UserError(f"{path}: {names[0]} has shape {list(state[name].shape)}, "

@@ -108,7 +108,7 @@ def rope_frequencies(config: GPTConfig) -> torch.Tensor:
     """Angle a position turns each pair of dimensions by, [D/2]
     (RoFormer, arXiv 2104.09864, eq. 15)."""
     pair = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
-    freq = config.rope_theta ** -(pair / config.head_dim)
+    freq = 1 / config.rope_theta ** (pair / config.head_dim)    # rounded as transformers rounds
     scaling = config.rope_scaling
     if scaling is None:
         return freq

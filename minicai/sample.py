@@ -166,6 +166,8 @@ def stream(model: GPT, prompt: list[int], *, max_new_tokens: int, stop: set[int]
            forbidden: torch.Tensor | None = None, temperature: float = 1.0,
            generator: torch.Generator | None = None) -> Iterator[int]:
     """Yield the new ids of one prompt as they are sampled, a stop id included."""
+    if not prompt:
+        raise UserError("the prompt is empty: there is nothing to go on from")
     cache, ids = new_cache(model, 1, len(prompt) + max_new_tokens), prompt
     for chance in random_numbers(1, max_new_tokens, model.head.device, generator).T:
         hidden = model(torch.tensor([ids], device=model.head.device), cache=cache)[:, -1]

@@ -40,6 +40,8 @@ QWEN, LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" +
 
 # Chat format -> (the marker that shows it in a template, the token that ends a turn).
 CHATS = {"chatml": ("<|im_start|>", "<|im_end|>"), "llama3": ("<|start_header_id|>", "<|eot_id|>")}
+MARKERS = {"\n\nHuman:", "\n\nAssistant:", "<|endoftext|>", "<|end_header_id|>",
+           *(token for pair in CHATS.values() for token in pair)}
 # What a saved directory says of its format where its own template says something else,
 # or where it has none.
 TEMPLATES = {
@@ -112,15 +114,38 @@ def read_ranks(bpe: dict, special, path) -> dict[bytes, int]:
         if words[word] < words[last]:
             raise UserError(f"{path}: ids are not in merge order: {word!r} {words[word]} after "
                             f"{last!r} {words[last]}")
+    pairs = {tuple(bytes(alphabet[c] for c in part) for part in halves(merge))
+             for merge in bpe["merges"]}
+    for word in ranks:
+        if len(parts := merged_below(word, ranks)) == 2 and parts not in pairs:
+            raise UserError(f"{path}: no merge makes {word!r} of {parts[0]!r} and {parts[1]!r}; "
+                            "a vocabulary that was extended or cut is not supported")
     if bpe.get("unk_token") and lost_bytes(ranks):
         raise UserError(f"{path}: some bytes have no token but {bpe['unk_token']!r}; "
                         "minicai knows no unknown token")
     return ranks
 
 
+def halves(merge) -> list[str]:
+    """The two words that a merge joins; files spell merges in two ways."""
+    return merge.split(" ") if isinstance(merge, str) else merge
+
+
 def joined(merge) -> str:
-    """The word that a merge makes; files spell merges in two ways."""
-    return "".join(merge.split(" ") if isinstance(merge, str) else merge)
+    """The word that a merge makes."""
+    return "".join(halves(merge))
+
+
+def merged_below(word: bytes, ranks: dict[bytes, int]) -> tuple[bytes, ...]:
+    """The parts of a word before its own merge: any two neighbours that make a token of a lower
+    rank are joined, the lowest first, as tiktoken does (`tokenizers` joins listed pairs only)."""
+    parts, own = [word[i:i + 1] for i in range(len(word))], ranks[word]
+    while len(parts) > 2:
+        rank, i = min((ranks.get(a + b, own), i) for i, (a, b) in enumerate(zip(parts, parts[1:])))
+        if rank >= own:
+            break
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return tuple(parts)
 
 
 def lost_bytes(ranks: dict[bytes, int]) -> bytes:
@@ -150,6 +175,13 @@ class Tokenizer:
         self.special = {token["content"]: token["id"] for token in spec.get("added_tokens", [])
                         if (rows is None or token["id"] < rows)
                         and token["content"] not in ordinary}
+        for token in spec.get("added_tokens", []):
+            word, ordinary = token["content"], not token.get("special", True)
+            strips = any(map(token.get, ("lstrip", "rstrip", "single_word")))
+            if word in self.special and (strips and word in MARKERS or ordinary
+                                         and not re.fullmatch(r"<.*>|\[.*\]", word, re.S)):
+                raise UserError(f"{path}: the added token {word!r} stands for a word of texts, or "
+                                "takes the white space beside it, which is not supported")
         normalizer = (spec.get("normalizer") or {}).get("type")
         self.pattern = split_pattern(spec.get("pre_tokenizer"))
         if normalizer not in (None, "NFC") or self.pattern is None:
@@ -204,7 +236,8 @@ class Tokenizer:
                     else gpt2_spec(files))
             # Older directories name their special tokens in a file of their own;
             # the newer one counts.
-            config = json.loads(files.get("special_tokens_map.json", b"{}")) | {
+            older = "special_tokens_map.json" * ("added_tokens_decoder" not in config)
+            config = json.loads(files.get(older, b"{}")) | {
                 key: value for key, value in config.items() if value is not None}
             return cls(spec, config, files, chat, path, rows)
         except UserError:
@@ -262,7 +295,8 @@ class Tokenizer:
         found = (self.files.get("chat_template.jinja", b"").decode()
                  or self.config.get("chat_template") or "")
         if isinstance(found, list):                         # several, each with a name
-            found = {item["name"]: item["template"] for item in found}.get("default", "")
+            found = {item["name"]: item["template"] for item in found}.get("default") or \
+                "(several, none of them called default)"
         return re.sub(r"\{#.*?#\}", "", str(found), flags=re.S)     # without comments
 
     def choose_chat(self, chat: str | None) -> None:
@@ -279,7 +313,8 @@ class Tokenizer:
         if self.chat not in ("plain", *CHATS):
             raise UserError(f"{self.path}: unknown chat format {self.chat or template[:60]!r}; "
                             "give --chat plain, chatml or llama3")
-        ends = ("<|endoftext|>", "<|end_of_text|>", self.named("eos_token"))
+        turns_end, named = {end for _, end in CHATS.values()}, self.named("eos_token")
+        ends = (named,) * (named not in turns_end) + ("<|endoftext|>", "<|end_of_text|>", named)
         text_end = next((token for token in ends if token in self.special), None)
         needed = CHATS.get(self.chat, (text_end,))
         needed += ("<|end_header_id|>",) * (self.chat == "llama3")
@@ -288,7 +323,12 @@ class Tokenizer:
             raise UserError(f"{self.path}: the {self.chat} format needs {missing}, "
                             "which is not there")
         self.trims = self.chat != self.shown or bool(TRIMS.search(template))
-        self.end = self.special[CHATS.get(self.chat, (None, text_end))[1]]
+        end = CHATS.get(self.chat, (None, text_end))[1]
+        if template and not (chat or noted or end in template or
+                             named == end and "eos_token" in template):
+            raise UserError(f"{self.path}: its chat template does not end turns by {end}, which is "
+                            f"not {self.chat}; --chat {self.chat} goes on all the same")
+        self.end = self.special[end]
         self.stop = {self.end}
         # Qwen3 of 2025-04 thinks first, unless shown that it already has;
         # its later models have no such switch.
@@ -375,6 +415,7 @@ class Tokenizer:
         """
         parts = [(self.bos, 0)]
         newline = self.encode("\n") if self.chat == "chatml" else []
+        closes = self.special.get("<|end_header_id|>")
         for n, m in enumerate(messages, 1):
             role, text = m.get("role"), m.get("content")
             if role not in ("system", "user", "assistant") or not isinstance(text, str):
@@ -387,6 +428,8 @@ class Tokenizer:
             opening, space = self.header(role, last), " " if plain and role != "system" else ""
             if self.chat == "chatml" and not says:  # white space may join the line break before it
                 opening, text = opening[:1], f"{role}\n{text}"
+            elif self.chat == "llama3" and not says:
+                opening, text = opening[:opening.index(closes) + 1], f"\n\n{text}"
             closing = [self.end] if says or not plain else []
             parts += [(opening, 0), (self.encode(space + text) + closing, says), (newline, 0)]
         if generation:

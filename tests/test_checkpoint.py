@@ -177,6 +177,7 @@ def edit(folder, target, **changes):
     ({"num_hidden_layers": 3}, r"layers.2.input_layernorm.weight is missing"),
     ({"num_hidden_layers": 1}, "does not know: model.layers.1"),
     ({"intermediate_size": 65}, "has shape"),
+    ({"head_dim": 7}, "a head_dim of 7 must be even"),
     ({"use_mrope": True}, "unknown key 'use_mrope'"),
     ({"num_key_value_heads": 3}, "2 heads divide neither into 3 groups"),
     ({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, "mrope_section"),

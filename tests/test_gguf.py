@@ -157,7 +157,8 @@ def test_quantised_weights_are_unpacked(tmp_path):
     ({"split.count": 2}, "several parts"), ({"llama.block_count": 2}, "does not know: blk.2."),
     ({"llama.feed_forward_length": 81}, "has shape"),
     ({"tokenizer.ggml.pre": "tekken"}, "'tekken' is not supported"),
-    ({"llama.rope.dimension_count": 6}, "a part of each head")])
+    ({"llama.rope.dimension_count": 6}, "6 of the 12 dimensions"),
+    ({"llama.attention.head_count": 3, "llama.attention.key_length": 16}, "has shape")])
 def test_what_cannot_be_read_is_named(tmp_path, changes, says, capsys, monkeypatch):
     make_model("smollm2", tmp_path)
     if "tokenizer.ggml.pre" in changes:

@@ -3,7 +3,7 @@ and the cache that must change nothing."""
 import pytest
 import torch
 
-from minicai.gpt import GPT, GPTConfig, KVCache
+from minicai.gpt import GPT, GPTConfig, KVCache, rope_frequencies, rope_table
 from minicai.run import UserError
 
 SHAPES = {"llama": dict(), "grouped": dict(n_kv_head=1),
@@ -102,6 +102,23 @@ def test_rope_knows_distances_only():
     ids = random_ids(1, 10)
     assert close(model(ids), model(ids, torch.arange(10) + 500))
     assert not close(model(ids), model(ids, torch.arange(10) * 2))
+
+
+@pytest.mark.parametrize("theta, dim, longest", [(1e4, 64, 8192), (5e5, 128, 131072),
+                                                 (1e6, 128, 40960)])
+def test_rope_turns_as_in_transformers_even_far_out(theta, dim, longest):
+    """A last bit of a frequency is a thousandth of a turn behind 100,000 positions."""
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    from transformers import LlamaConfig
+    config = LlamaConfig(hidden_size=2 * dim, num_attention_heads=2, head_dim=dim,
+                         rope_parameters={"rope_type": "default", "rope_theta": theta})
+    theirs = llama.LlamaRotaryEmbedding(config)
+    at = torch.linspace(0, longest - 1, 50).long()
+    cos, sin = theirs(torch.zeros(1, 50, 1), at[None])
+    freq = rope_frequencies(GPTConfig(vocab_size=9, n_layer=1, n_head=2, width=2 * dim,
+                                      rope_theta=theta))
+    ours = rope_table(freq, at, torch.float32)
+    assert close(ours[0][:, 0], cos[0]) and close(ours[1][:, 0, dim // 2:], sin[0, :, dim // 2:])
 
 
 @torch.no_grad()

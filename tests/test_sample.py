@@ -61,6 +61,8 @@ def test_equal_prompts_and_no_prompts(model):
     row = prompts(1)[0]
     assert greedy(model, [row] * 5) == [slow_greedy(model, tuple(row), 24)] * 5
     assert greedy(model, []) == []
+    with pytest.raises(UserError, match="the prompt is empty"):
+        next(stream(model, [], max_new_tokens=4, stop={0}))
     with pytest.raises(UserError, match="prompt 1 is empty"):
         greedy(model, [row, []])
     with pytest.raises(UserError, match="120 tokens and 24 new ones.*at most 128"):

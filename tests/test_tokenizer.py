@@ -1,6 +1,7 @@
 """Ids as `tokenizers` makes them, conversations as chat templates write them,
 and no text that becomes a marker."""
 import json
+import re
 
 import pytest
 import torch
@@ -85,8 +86,11 @@ def same_chats(tok, theirs):
     talk = [*TALK[:2], {"role": "user", "content": "The 345!\nno"},
             {"role": "assistant", "content": "So."}]
     for system in ([], [{"role": "system", "content": "Be good."}]):
+        # white space in front joins the line break before it, where the template does not trim
+        spaced = [{"role": "user", "content": text} for text in ("\n", "\n\nA cat?", " \n no ")]
         for messages, generation in ((talk[:1], True), (talk[:3], True), (talk[:2], False),
-                                     (talk, False)):
+                                     (talk, False),
+                                     *(([m], True) for m in spaced if tok.chat != "plain")):
             want = theirs.apply_chat_template(system + messages, add_generation_prompt=generation,
                                               return_dict=False, enable_thinking=False)
             if not system and "vendor" in theirs.decode(want):
@@ -405,7 +409,27 @@ def swap_ids(spec):
     vocab[a], vocab[b] = vocab[b], vocab[a]
 
 
+def extend(spec, merges, *words):
+    """Words behind all others, as a vocabulary is fitted to another language, and their merges."""
+    vocab = spec["model"]["vocab"]
+    spec["model"]["merges"] += merges
+    free = 1 + max(*vocab.values(), *(t["id"] for t in spec["added_tokens"]))
+    vocab.update({word: free + i for i, word in enumerate(words)})
+
+
+def flag(spec, word, **flags):
+    next(t for t in spec["added_tokens"] if t["content"] == word).update(flags)
+
+
 @pytest.mark.parametrize("change, message", [
+    # `tokenizers` joins q + z first, tiktoken x + q: "xqz" would be another token
+    (lambda s: extend(s, [["q", "z"], ["x", "q"], ["xq", "z"]], "qz", "xq", "xqz"),
+     r"no merge makes b'xqz' of b'x' and b'qz'"),
+    (lambda s: extend(s, [], "qz") or s["model"].update(ignore_merges=True),
+     "no merge makes b'qz'"),
+    (lambda s: flag(s, "<|pad|>", content="minicai", special=False), "'minicai' stands for"),
+    (lambda s: flag(s, "<|endoftext|>", rstrip=True), "white space beside"),
+    (lambda s: flag(s, "\n\nHuman:", lstrip=True), "white space beside"),
     (lambda s: s["model"].update(unk_token="<|endoftext|>") or s["model"]["vocab"].pop("\u0100"),
      "no unknown token"),
     (lambda s: s["added_tokens"][0].update(id=3), "each given to one token"),
@@ -426,6 +450,54 @@ def test_tokenizers_that_would_be_misread_are_refused(tiny_tokenizer_dir, tmp_pa
     change(spec)
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
     with pytest.raises(UserError, match=message):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name, end, other", [("qwen2", "<|im_end|>", "<|endoftext|>"),
+                                              ("llama3", "<|eot_id|>", "<|end_of_text|>")])
+def test_a_template_whose_turns_end_otherwise_is_refused(tmp_path, name, end, other):
+    """Such a model never says the end that we would wait for."""
+    make_tokenizer(name, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    template = config["chat_template"]
+    write = lambda **change: (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(config | change), "utf-8")
+    write(chat_template=template.replace(end, other))
+    with pytest.raises(UserError, match=r"does not end turns by " + re.escape(end)):
+        Tokenizer.load(tmp_path)
+    chat = "llama3" if name == "llama3" else "chatml"
+    assert Tokenizer.load(tmp_path, chat).stop == {Tokenizer.load(tmp_path, chat).special[end]}
+    write(chat_template=template.replace(f"{end}", "' ~ eos_token ~ '"), eos_token=end)
+    assert Tokenizer.load(tmp_path).chat == chat                    # the same in other words
+
+
+def test_the_end_that_a_directory_names_counts_more_than_a_usual_one(tiny_tokenizer_dir, tmp_path):
+    spec = json.loads((tiny_tokenizer_dir / "tokenizer.json").read_text("utf-8"))
+    free = 1 + max(t["id"] for t in spec["added_tokens"])
+    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": free, "content": "</s>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
+    for named, end in (("</s>", "</s>"), ("<|endoftext|>", "<|endoftext|>"),
+                       ("<|im_end|>", "<|endoftext|>")):        # the end of a turn, not of a text
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
+        tok = Tokenizer.load(tmp_path)
+        assert tok.end == tok.special[end] != tok.pad
+
+
+def test_an_older_file_of_special_tokens_counts_only_where_the_newer_says_nothing(
+        tiny_tokenizer_dir, tmp_path):
+    """As in transformers: a bos that is null in the newer file is none."""
+    (tmp_path / "tokenizer.json").write_bytes((tiny_tokenizer_dir / "tokenizer.json").read_bytes())
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<|pad|>"}))
+    for newer, named in (({}, "<|pad|>"), ({"bos_token": None, "added_tokens_decoder": {}}, None)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(newer))
+        assert Tokenizer.load(tmp_path).named("bos_token") == named
+
+
+def test_templates_without_a_default_are_not_guessed(tiny_tokenizer_dir, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((tiny_tokenizer_dir / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+        {"chat_template": [{"name": "tools", "template": "{{ messages }}"}]}))
+    with pytest.raises(UserError, match="none of them called default"):
         Tokenizer.load(tmp_path)
 
 
