@@ -60,8 +60,8 @@ report: $(VENV)/installed
 	$(PY) -m minicai.lab.report_html --run $(OUT)
 
 quick: OUT := out/quick
-quick: export SFT_FLAGS := --red-team-limit 180 --helpful-limit 240 --helpful-samples 1 --rounds 1 --batch 8 --micro 8 --lr 3e-3 --epochs 6
-quick: export PM_FLAGS := --comparisons 240 --human-limit 480
+quick: export SFT_FLAGS := --red-team-limit 180 --helpful-limit 400 --helpful-samples 1 --rounds 1 --batch 8 --micro 8 --lr 1.5e-3 --epochs 6
+quick: export PM_FLAGS := --comparisons 200 --human-limit 800
 quick: export RL_FLAGS := --steps 8 --batch 32 --lr 3e-4
 quick: export EVALUATE_FLAGS := --limit 40
 quick: $(VENV)/installed
