@@ -40,6 +40,7 @@ QWEN, LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" +
 
 # Chat format -> (the marker that shows it in a template, the token that ends a turn).
 CHATS = {"chatml": ("<|im_start|>", "<|im_end|>"), "llama3": ("<|start_header_id|>", "<|eot_id|>")}
+# What stands between the pieces of a conversation.
 MARKERS = {"\n\nHuman:", "\n\nAssistant:", "<|endoftext|>", "<|end_header_id|>",
            *(token for pair in CHATS.values() for token in pair)}
 # What a saved directory says of its format where its own template says something else,
@@ -176,9 +177,9 @@ class Tokenizer:
                         if (rows is None or token["id"] < rows)
                         and token["content"] not in ordinary}
         for token in spec.get("added_tokens", []):
-            word, ordinary = token["content"], not token.get("special", True)
+            word, spoken = token["content"], not token.get("special", True)
             strips = any(map(token.get, ("lstrip", "rstrip", "single_word")))
-            if word in self.special and (strips and word in MARKERS or ordinary
+            if word in self.special and (strips and word in MARKERS or spoken
                                          and not re.fullmatch(r"<.*>|\[.*\]", word, re.S)):
                 raise UserError(f"{path}: the added token {word!r} stands for a word of texts, or "
                                 "takes the white space beside it, which is not supported")
