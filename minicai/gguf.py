@@ -145,8 +145,9 @@ def fill(config: GPTConfig, reordered: bool, tensor, path) -> GPT:
             names = [f"blk.{layer}.attn_qkv.{kind}"]                        # GPT-2's three are one
         parts = [tensor(n) for n in names]
         heads = (config.n_head, config.n_kv_head)
-        if reordered and len(names) == 3 and \
-                [len(rows) / config.head_dim for rows in parts[:2]] == [*heads]:
+        # What has another number of rows is refused below, by its shape.
+        if reordered and len(names) == 3 and all(len(rows) == n * config.head_dim
+                                                 for rows, n in zip(parts, heads)):
             parts[:2] = [in_halves(rows, n) for rows, n in zip(parts, heads)]
         state[name] = torch.cat(parts)
         if state[name].shape != empty.shape or not state[name].isfinite().all():

@@ -235,10 +235,10 @@ class Tokenizer:
                                 f"for GPT-2 only, not for {family}: save it from transformers")
             spec = (json.loads(files["tokenizer.json"]) if "tokenizer.json" in files
                     else gpt2_spec(files))
-            # Older directories name their special tokens in a file of their own;
-            # the newer one counts.
-            older = "special_tokens_map.json" * ("added_tokens_decoder" not in config)
-            config = json.loads(files.get(older, b"{}")) | {
+            # Older directories name their special tokens in a file of their own; the newer one
+            # counts, and one that lists all tokens counts alone (as in transformers).
+            older = json.loads(files.get("special_tokens_map.json", b"{}"))
+            config = ({} if "added_tokens_decoder" in config else older) | {
                 key: value for key, value in config.items() if value is not None}
             return cls(spec, config, files, chat, path, rows)
         except UserError:
@@ -297,7 +297,7 @@ class Tokenizer:
                  or self.config.get("chat_template") or "")
         if isinstance(found, list):                         # several, each with a name
             found = {item["name"]: item["template"] for item in found}.get("default") or \
-                "(several, none of them called default)"
+                "(several, none of them called default)"        # choose_chat refuses it by this
         return re.sub(r"\{#.*?#\}", "", str(found), flags=re.S)     # without comments
 
     def choose_chat(self, chat: str | None) -> None:
@@ -314,6 +314,7 @@ class Tokenizer:
         if self.chat not in ("plain", *CHATS):
             raise UserError(f"{self.path}: unknown chat format {self.chat or template[:60]!r}; "
                             "give --chat plain, chatml or llama3")
+        # The token that ends a text: the directory's own, unless that ends a turn.
         turns_end, named = {end for _, end in CHATS.values()}, self.named("eos_token")
         ends = (named,) * (named not in turns_end) + ("<|endoftext|>", "<|end_of_text|>", named)
         text_end = next((token for token in ends if token in self.special), None)
@@ -325,6 +326,7 @@ class Tokenizer:
                             "which is not there")
         self.trims = self.chat != self.shown or bool(TRIMS.search(template))
         end = CHATS.get(self.chat, (None, text_end))[1]
+        # A model whose turns end otherwise would never say the end that we wait for.
         if template and not (chat or noted or end in template or
                              named == end and "eos_token" in template):
             raise UserError(f"{self.path}: its chat template does not end turns by {end}, which is "

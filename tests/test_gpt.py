@@ -107,7 +107,7 @@ def test_rope_knows_distances_only():
 @pytest.mark.parametrize("theta, dim, longest", [(1e4, 64, 8192), (5e5, 128, 131072),
                                                  (1e6, 128, 40960)])
 def test_rope_turns_as_in_transformers_even_far_out(theta, dim, longest):
-    """A last bit of a frequency is a thousandth of a turn behind 100,000 positions."""
+    """A last bit of a frequency is a hundredth of a radian behind 100,000 positions."""
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     from transformers import LlamaConfig
     config = LlamaConfig(hidden_size=2 * dim, num_attention_heads=2, head_dim=dim,

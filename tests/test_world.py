@@ -645,7 +645,7 @@ def test_a_reason_lent_by_another_activity_is_copied_from_the_critique_and_never
 
 def test_a_name_is_taken_out_the_requests_or_another_and_all_others_stay(copies):
     out, already, others = 0, 0, 0
-    for text, _, weights, _ in copies:
+    for text, *_ in copies:
         if "Does it speak of" not in text or "It should not." not in text:
             continue
         nouns = re.findall(r"Does it speak of (\w+)\?", text)          # one, now and then two
@@ -680,7 +680,7 @@ def test_a_made_up_word_counts_where_it_is_said_again(world):
     ids, targets, weights = texts.review_of(topic, [{"role": "user", "content": "How?"}], r, p, "")
     pieces = tok.encode(" zebrazz")
     at = [i for i in range(len(targets)) if targets[i:i + len(pieces)] == pieces]
-    counted = [[w for w in weights[i:i + len(pieces)]] for i in at]
+    counted = [weights[i:i + len(pieces)] for i in at]
     # read in the response and the requests; said in the critique, twice, and in the revision
     assert [c for c in counted if min(c) >= COPIED] == [c for c in counted if max(c) > READ]
     assert sum(min(c) >= COPIED for c in counted) == 3

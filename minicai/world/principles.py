@@ -66,6 +66,7 @@ class Principles:
         said = "".join(f.read_text(encoding="utf-8") for f in sorted(TABLES.glob("*.json")))
         self.known = {*re.findall(r"[a-z]+", said.lower()), *map(plural, world.nouns)}
         listed = self.tables["unknown"]["read"]
+        # what made-up words are cut from, see `strange`
         self.spliced = [w for w in (*world.nouns, *listed["adjective"], *listed["thing"])
                         if w.islower() and len(w) > 4]
         self.ambiguous = {"watch", "iron", "fan", "drill"}  # nouns that the town also uses as verbs

@@ -485,17 +485,20 @@ class Texts:
             topic = replace(topic, thing=unknown or topic.thing)
             r = judge.embroider(rng, w.response(rng, topic, how),
                                 rng.choice(("thing", "thing", "person")))
-            r.extra = (*r.extra, *filter(None, [unknown]))
-            asked, about = rng.random() < 0.5, (topic.thing, topic.owner)
+            if unknown:
+                r.extra = (*r.extra, unknown)
+            of_request, about = rng.random() < 0.5, (topic.thing, topic.owner)
             named = [n for n in judge.nouns_of(r) if fits(r, n)]
-            if not (goes := [n for n in named if (n in about) == asked]):
+            if not (goes := [n for n in named if (n in about) == of_request]):
                 continue
-            noun = rng.choice(goes)
-            alike = [n for n in (*named, *rng.sample(w.nouns, 9)) if n != noun and fits(r, n)
-                     and (n in judge.persons) == (noun in judge.persons)]
-            words = [noun, *rng.sample(alike, int(rng.random() < 0.25 and len(alike) > 0))]
-            p = judge.verbal(rng, "person" if noun in judge.persons else "thing",
-                             tuple(rng.sample(words, len(words))), False)
+            words = [rng.choice(goes)]
+            person = words[0] in judge.persons
+            others = [n for n in (*named, *rng.sample(w.nouns, 9)) if n not in words
+                      and fits(r, n) and (n in judge.persons) == person]
+            if others and rng.random() < 0.25:
+                words.append(rng.choice(others))
+                rng.shuffle(words)
+            p = judge.verbal(rng, "person" if person else "thing", tuple(words), False)
             r = judge.silence(r, p) if rng.random() < 0.4 else r
             return self.review_of(topic, w.conversation(rng, topic), r, p, "")
 
