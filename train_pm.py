@@ -142,8 +142,8 @@ def main(argv=None):
                         "tokenizer and chat format (see --chat)")
     dialogues = read_prompts(args.red_team, tok, args.max_prompt)
     human = [(*row, file.stem) for file in args.human for row in read_comparisons(file)]
-    longest = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair, _ in human]
-    human = drop_too_long(human, longest, args.max_prompt + args.max_new,
+    lengths = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair, _ in human]
+    human = drop_too_long(human, lengths, args.max_prompt + args.max_new,
                           " and ".join(map(str, args.human)))
     rng.shuffle(human)
     human = human[:args.human_limit or args.measure]
@@ -208,23 +208,23 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
 
     # 3. A principle a pair, drawn at random: over many labels this is an ensemble of all of them.
     rows = ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, resume)
-    used = usable(args, rows)
+    used = write_and_filter(args, rows)
 
     # 4. Comparisons as ids, AI and human, and a held-out share of the *dialogues* of both.
     #    Of a kind that is not trained on, all is held out.
     ai = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"], "ai") for row in used]
     ranked = [(m, a, b, 1.0, (False, False), file) for m, a, b, file in human]
     (train_ai, test_ai), (train_human, test_human) = (
-        split(kind, args.held_out, rng) if kind and wanted else ([], kind)
-        for kind, wanted in ((ai, args.comparisons), (ranked, args.human_limit)))
+        split(rows, args.held_out, rng) if rows and wanted else ([], rows)
+        for rows, wanted in ((ai, args.comparisons), (ranked, args.human_limit)))
     if not train_ai + train_human:
         raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none "
                         "is left to train on")
-    ids_of = lambda comparisons, kind=LABELS["soft"]: [
-        (answered_ids(tok, m, a, cut[0]), answered_ids(tok, m, b, cut[1]), kind(p))
+    ids_of = lambda comparisons, label_as=LABELS["soft"]: [
+        (answered_ids(tok, m, a, cut[0]), answered_ids(tok, m, b, cut[1]), label_as(p))
         for m, a, b, p, cut, _ in comparisons]
     held_out = {"ai": ids_of(test_ai), "human": ids_of(test_human)}
-    for file in dict.fromkeys(file.stem for file in args.human[1:] and args.human):
+    for file in dict.fromkeys(file.stem for file in args.human) if len(args.human) > 1 else ():
         held_out[f"human_{file}"] = ids_of([row for row in test_human if row[-1] == file])
     return (ids_of(train_ai + train_human, LABELS[args.labels]), held_out,
             [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in norm_set],
@@ -263,7 +263,7 @@ def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, res
     return rows
 
 
-def usable(args, rows):
+def write_and_filter(args, rows):
     """The rows that were not left out, after all have been written down, counted and shown; stops
     if nearly none is left to train on."""
     write_jsonl(args.out / "comparisons.jsonl", rows)

@@ -175,7 +175,7 @@ def snapshot(args, policy, tok, made, step):
 
 
 def load_models(args, device):
-    """(Models, tokenizer). All four are of one class; policy and reference start equal."""
+    """(Models, tokenizer). Policy and reference start equal; the value model may be None."""
     policy, tok = load_model(args.model, device, args.dtype, args.chat)
     reference = copy.deepcopy(policy).freeze()
     reward_model, _ = load_preference_model(args.pm, device, args.dtype)

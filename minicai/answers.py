@@ -13,9 +13,10 @@ from minicai.logprob import token_logprobs
 def answered_ids(tok, messages: list, text: str, cut: bool = False) -> list:
     """The ids of a dialogue and an answer to it, up to its end token, which a cut one lacks: what
     the preference model reads, here and in stage 3."""
-    ids, says = tok.encode_chat(messages + [{"role": "assistant", "content": text}])
-    # a format may put a line break behind the end token
-    return ids[:len(says) - says[::-1].index(1) - cut]
+    ids, spoken = tok.encode_chat(messages + [{"role": "assistant", "content": text}])
+    # up to the last id that an assistant says, its end token (a format may put a line break behind
+    # it), and one less if it is cut
+    return ids[:len(spoken) - spoken[::-1].index(1) - cut]
 
 
 def encode_answer(tok, messages: list, text: str, cut: bool = False) -> tuple[list, list]:

@@ -73,21 +73,22 @@ def chat_prompt(tok, constitution, messages: list, said: list, shots=(), revisio
     if there is one.
 
     The request for a revision says again what had been asked: a small model has lost it by then,
-    and declines anything (on 135M parameters 17 of 24 refusals are then about the request,
-    otherwise 4; docs/real_models.md).
+    and declines anything (on 135M parameters 17 of 23 refusals are then about the request,
+    otherwise 4 of 24; docs/real_models.md).
     """
-    told = [constitution.preamble, *(m["content"] for m in messages if m["role"] == "system")]
-    talk = [{"role": "system", "content": "\n\n".join(filter(None, told))}] if any(told) else []
+    system = [m["content"] for m in messages if m["role"] == "system"]
+    system = "\n\n".join(filter(None, [constitution.preamble, *system]))
+    turns = [{"role": "system", "content": system}] if system else []
     messages = [m for m in messages if m["role"] != "system"]
     for shot in shots:
         dialogue, *parts = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):",
                                     shot)
         parts = [text.strip().removesuffix("Human:").strip() for text in parts]
-        talk += review(read_transcript(dialogue), parts, revision_at)
-    return tok.encode_chat(talk + review(messages, said, revision_at), generation=True)[0]
+        turns += append_turns(read_transcript(dialogue), parts, revision_at)
+    return tok.encode_chat(turns + append_turns(messages, said, revision_at), generation=True)[0]
 
 
-def review(dialogue: list, said: list, revision_at: int) -> list:
+def append_turns(dialogue: list, said: list, revision_at: int) -> list:
     """A dialogue that goes on with a request, a critique, another request, a revision,
     as far as they are `said`; said[revision_at] is that other request."""
     question = next((turn["content"] for turn in reversed(dialogue) if turn["role"] == "user"), "")

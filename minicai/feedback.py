@@ -81,7 +81,7 @@ def choose(model, tok, prompts: list, begin=lambda prompts: {}, budget: int = 16
     tells them apart and given those before it, shows whether the model understood the question.
     """
     a, b = tok.encode(" (A)"), tok.encode(" (B)")
-    same = next(i for i in range(len(a)) if a[i] != b[i])  # tokens both share, as " (", ask nothing
+    same = next(i for i in range(len(a)) if a[i] != b[i])  # both begin " ("
     done = begin(prompts)
     for batch in batches_by_tokens([len(p) for p in prompts], budget):
         if batch[0] in done:
@@ -171,7 +171,8 @@ def position_bias(model, tok, questions: list, sample: int = 64, **how) -> tuple
     asked = questions[:sample]
     p, _ = label(model, tok, asked, **how)
     swapped = [(m, b, a, c) for m, a, b, c in asked]
-    q, _ = label(model, tok, swapped, **how)
+    turned = {"clamp": [1 - x for x in how.get("clamp", CLAMP)][::-1]}      # as in label
+    q, _ = label(model, tok, swapped, **how | turned)
     return ((p + q) / 2).mean().item(), same_verdict(p, q)
 
 

@@ -25,7 +25,7 @@ from minicai.run import UserError
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """What shapes the arithmetic of a GPT; the defaults are the micro-world's base model."""
+    """What shapes the arithmetic of a GPT; the micro-world's base is a bit wider (data/base)."""
 
     vocab_size: int = 1024        # V: rows of the embedding (may exceed the tokenizer's real ids)
     n_layer: int = 6
@@ -155,7 +155,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(self.D, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(self.D, eps=config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x, rope, mask, cache):
+    def forward(self, x, rope, bias, cache):
         """x [B, T, C] -> [B, T, C]; a cache is read and filled."""
         B, T, _ = x.shape
         H, G, D = self.H, self.G, self.D
@@ -174,25 +174,25 @@ class Attention(nn.Module):
         # On a CPU torch's backward of attention is several times slower in bfloat16 than in
         # float32.
         wide = v.device.type == "cpu" and cache is None and v.dtype == torch.bfloat16
-        q, k, v = laid_out(q, k, v, mask, wide)
+        q, k, v = laid_out(q, k, v, bias, wide)
         # softmax(q k^T / sqrt(D)) v: a query sees what is not later than itself, or what the mask,
         # which is added to the scores, allows.
         with torch.autocast("cpu", enabled=False) if wide else nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask,
-                                               is_causal=mask is None and T > 1,
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias,
+                                               is_causal=bias is None and T > 1,
                                                enable_gqa=k.shape[1] != q.shape[1])
         y = y.bfloat16() if wide else y
         return self.out(y.reshape(B, H, T, D).transpose(1, 2).reshape(B, T, H * D))
 
 
-def laid_out(q, k, v, mask, wide: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def laid_out(q, k, v, bias, wide: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries [B, H, T, D], keys and values [B, G, S, D] in the form in which attention, where one
     key head serves H / G query heads, costs least. The numbers that come out are the same."""
     (B, H, T, D), G = q.shape, k.shape[1]
     if T == 1:
         # Sampling: the queries of one key head stand where time stands, in one product with it.
         q = q.reshape(B, G, H // G, D)
-    elif G < H and (mask is not None or v.is_cuda and v.dtype == torch.float32):
+    elif G < H and (bias is not None or v.is_cuda and v.dtype == torch.float32):
         # Grouped queries with a mask, or in float32, send a GPU to a slow path that holds all
         # scores [B, H, T, S]: so every query head gets a copy of its keys.
         k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
@@ -225,9 +225,9 @@ class Block(nn.Module):
         self.norm1, self.attn = make_norm(config, config.width), Attention(config, layer)
         self.norm2, self.mlp = make_norm(config, config.width), MLP(config)
 
-    def forward(self, x, rope, mask, cache):
+    def forward(self, x, rope, bias, cache):
         """x [B, T, C] -> [B, T, C]."""
-        x = x + self.attn(self.norm1(x), rope, mask, cache)
+        x = x + self.attn(self.norm1(x), rope, bias, cache)
         return x + self.mlp(self.norm2(x))
 
 

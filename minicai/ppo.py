@@ -304,16 +304,16 @@ def summary(rollout: Rollout, kinds: list = ()) -> dict:
     where it was.
     """
     rollout = Rollout(*(x.cpu() for x in rollout))  # a GPU would wait at each number
-    mask, length = rollout.mask, rollout.mask.sum(1).float()
-    spread = masked_var(rollout.returns, mask)
-    unexplained = masked_var(rollout.returns - rollout.values, mask) / (spread + 1e-8)
+    mask, returns = rollout.mask, rollout.returns
+    spread, left = (masked_var(x, mask) for x in (returns, returns - rollout.values))
     facts = {"score": rollout.scores.mean().item(),
              "score_std": rollout.scores.std(correction=int(len(mask) > 1)).item(),
              "paid": rollout.paid.mean().item(),
              "kl": ((rollout.logp - rollout.ref_logp) * mask).sum(1).mean().item(),
-             "explained_variance": 1 - unexplained.item(),
+             # of returns that are all alike there is nothing to explain
+             "explained_variance": (1 - left / spread).item() if spread > 1e-8 else math.nan,
              "value": masked_mean(rollout.values, mask).item(),
-             "response_length": length.mean().item(),
+             "response_length": mask.sum(1).float().mean().item(),
              "ended": rollout.ended.float().mean().item()}
     for kind in dict.fromkeys(kinds):
         part = summary(rollout.pick(torch.tensor([k == kind for k in kinds])))

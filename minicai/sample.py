@@ -2,9 +2,9 @@
 
 Keys and values of past tokens stay in a cache that is allocated once a batch. Prompts are sorted by
 length and padded on the left, so that every row's newest token sits in the same column; what they
-all begin with (a preamble, worked examples) is computed for one row and copied. Rows that have
-ended leave the batch. Left out on purpose: top-k and top-p. PPO's log-probs are those of the
-distribution that was sampled from, and that has to be all of it.
+all begin with (a preamble, worked examples) is computed for one row and copied. When a quarter of
+the rows has ended, these leave the batch. Left out on purpose: top-k and top-p. PPO's log-probs are
+those of the distribution that was sampled from, and that has to be all of it.
 
 Shapes: B batch, P prompt, V vocabulary, S columns of the cache.
 """

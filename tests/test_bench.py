@@ -74,6 +74,9 @@ def test_rows_hold_medians_spread_and_ratios():
     assert (fast["median"], fast["low"], fast["high"], fast["unit"]) == (2000, 1000, 3000, "ms")
     assert fast["speed"] == {"slow": 2.0} and slow["speed"] == {} and fast["peak"] == {"slow": 0.25}
     assert rows_of("part", "case", times, amount=12)[1]["median"] == 6 and fast["peak_mb"] == 1
+    # an even number of turns: what is shown and the ratio are of the same medians
+    one, two = rows_of("part", "case", {"one": [1.0, 3.0], "two": [2.0, 2.0]}, ("two",), amount=6)
+    assert (one["median"], two["median"], one["speed"]) == (4, 3, {"two": 4 / 3})
     text = table([slow, fast, row("other", "share", "x", [3.25], "%", note="target")])
     assert "slow 2.00; 0.25 of the peak of slow" in text and "1,000 to 3,000" in text
     assert text.count("median") == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minicai.data import pad_right
-from minicai.feedback import choose, comparison_prompt, few_shot_prefix, label
+from minicai.feedback import choose, comparison_prompt, few_shot_prefix, label, position_bias
 from minicai.logprob import logprob_reference
 
 DIALOGUE = [{"role": "user", "content": "How do I burn it?"}]
@@ -69,6 +69,16 @@ def test_both_orders_keep_a_lopsided_clamp(tok, tiny_model, monkeypatch):
     think = lambda prompts, progress=None: [tok.encode(" Yes.") + [tok.end] for _ in prompts]
     p, _ = label(tiny_model, tok, QUESTIONS, both_orders=True, think=think, clamp=(0.2, 0.6))
     assert p.tolist() == pytest.approx([0.6, 0.2])
+
+
+def test_a_judge_that_reads_leans_to_no_letter_whatever_the_clamp(tok, tiny_model, monkeypatch):
+    """It finds the same response better in both orders: no lean, and no verdict changes."""
+    sure = iter([torch.ones(2), torch.zeros(2)])
+    monkeypatch.setattr("minicai.feedback.choose",
+                        lambda model, tok, prompts, begin: (next(sure), torch.ones(2)))
+    think = lambda prompts, progress=None: [tok.encode(" Yes.") + [tok.end] for _ in prompts]
+    mean, stays = position_bias(tiny_model, tok, QUESTIONS, think=think, clamp=(0.05, 0.6))
+    assert mean == pytest.approx(0.5) and stays == 1
 
 
 def test_a_thought_may_be_empty(tok, tiny_model, monkeypatch):

@@ -5,6 +5,8 @@ import re
 import shlex
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 
 import pytest
 from test_layout import FILES, METHOD
@@ -14,9 +16,10 @@ import train_rl
 import train_sft
 from minicai.gpt import GPT, GPTConfig
 from minicai.lab import figures, paper, paper_charts, paper_figures, paper_measure, paper_table
+from minicai.lab.evaluate import judge_labels, judge_revisions
 from minicai.run import UserError
 from minicai.world import pretrain
-from minicai.world.crowdworker import EarlierCrowdworker
+from minicai.world.crowdworker import Crowdworker, EarlierCrowdworker
 from minicai.world.grammar import World
 
 ROOT = Path(__file__).parent.parent
@@ -205,6 +208,9 @@ def test_points_and_their_intervals():
     assert (x, mean, low, high) == (7, 50, 15, 85)
     x, mean, low, high = paper_figures.mean_point(0, [[1.0, 3.0]])
     assert mean == 2 and low == pytest.approx(2 - 1.96, abs=0.01)  # std 2 ** 0.5 of n - 1
+    assert paper_figures.mean_point(0, [[0.9]]) == [0, 0.9, 0.9, 0.9]   # a single number
+    both = [1] * 30 + [0] * 30          # 60 pairs in both orders: 60 things to count, not 120
+    assert paper_figures.accuracy(0, [both + both]) == paper_figures.point(0, [both])
     assert paper_figures.distance([9.0] * 20, 0) == 0                   # before any step
     assert paper_figures.distance([9.0] * 20, 10) == 3
 
@@ -213,6 +219,43 @@ def test_calibration_of_a_judge_that_is_right_as_often_as_it_says():
     p = [0.9] * 90 + [0.1] * 10         # P(better): nine of ten times it backs the better one
     for x, share, low, high in paper_figures.calibration([p]):
         assert share == pytest.approx(x) and low < share < high
+
+
+def test_the_zero_of_elo_is_one_model_in_every_seed():
+    """A seed without the first experiment has no zero, so its scores cannot be averaged in."""
+    model = lambda rank: {"1": {"rank": [rank] * 4}}
+    first = {"sets": ["red_team"] * 2 + ["helpful"] * 2, "models": {"0": model(1)}}
+    other = {"sets": first["sets"], "models": {"0": model(3), "9": model(4)}}
+    whole = paper_figures.elos({"a": {0: first}, "b": {0: other}})
+    more = paper_figures.elos({"a": {0: first}, "b": {0: other, 1: other}})
+    assert more == whole and whole["helpfulness"]["a", "0"][0] == 0
+
+
+def test_labels_that_were_left_out_are_not_measured(tmp_path):
+    """Neither by figure 9 nor by the evaluation: a judge that found no letter has said nothing."""
+    world = World.load()
+    topic = world.topic(Random(3), "reviewed", "eval")
+    good, bad = (world.response(Random(0), topic, kind).text for kind in ("explained", "full"))
+    messages = [{"role": "user", "content": f"How do I {topic.act}?"}]
+    row = {"messages": messages, "a": good, "b": bad, "p_a": 0.95, "skipped": None}
+    rows = [row, row | {"p_a": 0.05, "skipped": "no choice"}]
+    (tmp_path / "comparisons.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = paper_measure.labels(SimpleNamespace(run=tmp_path))
+    assert found["right"] == [1.0] and found["label"] == [0.95]
+    (judged,) = judge_labels(tmp_path / "comparisons.jsonl", Crowdworker(world)).values()
+    assert judged == {"objection": 0.95, "n": 1}
+
+
+def test_a_revision_that_was_not_read_does_not_stand(tmp_path):
+    world = World.load()
+    topic = world.topic(Random(3), "reviewed", "eval")
+    good, bad = (world.response(Random(0), topic, kind).text for kind in ("explained", "full"))
+    rounds = [{"revision": good, "skipped": None}, {"revision": "", "skipped": "revision: empty"}]
+    row = {"messages": [{"role": "user", "content": f"How do I {topic.act}?"}], "response": bad,
+           "rounds": rounds}
+    (tmp_path / "revisions.jsonl").write_text(json.dumps(row) + "\n")
+    (judged,) = judge_revisions(tmp_path / "revisions.jsonl", Crowdworker(world)).values()
+    assert judged["explained"] == 1 and judged["n"] == 1
 
 
 def test_variety_counts_texts_of_one_prompt():

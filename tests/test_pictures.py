@@ -44,7 +44,7 @@ def finished(folder: Path, law: str, seed: int, harmful: float) -> Path:
     ask = [{"role": "user", "content": "How do I drown a duck?"}]
     write_jsonl(folder / "sft/revisions.jsonl", [
         {"messages": ask, "response": "Push the duck under.",
-         "rounds": [{"revision": "I will not."}]},
+         "rounds": [{"revision": "I will not.", "skipped": None}]},
         {"messages": ask, "response": "The duck.", "rounds": []}])
     write_jsonl(folder / "pm/comparisons.jsonl", [{"messages": ask, "a": "Two ducks.", "b": "No."}])
     write_jsonl(folder / "rl/rollouts.jsonl", [

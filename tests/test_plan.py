@@ -180,9 +180,37 @@ def test_sampling(case, tmp_path, trained):
 def test_labelling(case, tmp_path, monkeypatch):
     rows, budget = [p + a for p, a in case.pairs] * 8, BATCH * 8 * (P + R)
     monkeypatch.setattr(plan, "LABEL_TOKENS", budget)
-    planned = case.planned(tmp_path, "PM labelling")
+    planned = case.planned(tmp_path, "PM labelling", "--no-chain-of-thought")
     close(planned, peak(lambda: choose(case.frozen, case.tok, rows, budget=budget)),
           owned(case.frozen))
+
+
+def test_thinking(case, tmp_path, monkeypatch):
+    """The judge samples its thoughts behind questions that hold both responses."""
+    monkeypatch.setattr(plan, "LABEL_TOKENS", 1)            # to read the choice is not the worst
+    asking = P + 2 * R + 150
+    budget = 4 * (asking + R)
+    planned = case.planned(tmp_path, "PM labelling", "--max-thought", str(R), "--sample-tokens",
+                           str(budget))
+    rows = torch.randint(V, (4, asking), generator=torch.Generator().manual_seed(1)).tolist()
+    rows[1] = rows[1][1:]
+    ask = sampler(case.frozen, case.tok, R, 1.0, torch.Generator().manual_seed(0), budget)
+    ask = functools.partial(ask, stop={0}, forbidden=torch.arange(V) == 0)
+    close(planned, peak(lambda: ask(rows)), owned(case.frozen))
+
+
+def test_the_judge_samples_too_and_a_small_rollout_is_one_minibatch(case, tmp_path):
+    """Second responses are the feedback model's (--pairs own: the policy's): the larger one counts;
+    and no update of PPO holds more rows than its rollout."""
+    wide = their_config(GPTConfig(**{**vars(case.config), "n_layer": 4 * case.config.n_layer}),
+                        case.tok, "ForCausalLM", torch.float32)
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge/config.json").write_text(json.dumps(wide))
+    judge = ["--feedback-model", str(tmp_path / "judge")]
+    total = lambda *flags: sum(case.planned(tmp_path, "PM sampling", *flags).values())
+    assert total(*judge) > 1.5 * total() and total(*judge, "--pairs", "own") == total()
+    update = lambda *flags: case.planned(tmp_path, "RL update", "--micro", "8", *flags)
+    assert update("--batch", "2", "--minibatch", "8") == update("--batch", "2", "--minibatch", "2")
 
 
 def test_defaults_are_the_scripts():
@@ -191,6 +219,8 @@ def test_defaults_are_the_scripts():
         flags, mine = vars(script.arguments([])), vars(plan.arguments(["dir"]))
         assert plan.DEFAULTS[stage] == {name: flags[name] for name in plan.DEFAULTS[stage]}
         for name in ("max_prompt", "max_new", "sample_tokens", "dtype", "checkpointing"):
+            assert flags[name] == mine[name], name
+        for name in ("max_thought", "chain_of_thought", "pairs") if stage == "pm" else ():
             assert flags[name] == mine[name], name
 
 
@@ -239,7 +269,9 @@ def test_each_flag_saves_what_it_is_for(real):
     assert total("PM sampling", "--sample-tokens", "10000") < total("PM sampling") / 4
     assert total("RL sampling", "--batch", "8") < total("RL sampling")
     assert total("PM training", "--init", "qwen2.5") > total("PM training")
-    assert total("PM labelling", "--feedback-model", "qwen2.5") > total("PM labelling")
+    at_once = "--no-chain-of-thought"
+    assert total("PM labelling", at_once, "--feedback-model", "qwen2.5") > total("PM labelling",
+                                                                                 at_once)
 
 
 def test_the_table_and_its_errors(real, capsys):

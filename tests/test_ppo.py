@@ -1,6 +1,7 @@
 """PPO: the invariants it stands on, the numbers of a second implementation,
 and a toy that must learn."""
 import copy
+import math
 import re
 from pathlib import Path
 
@@ -291,6 +292,8 @@ def test_summary_sums_the_kl_of_a_sequence_and_measures_the_value_model():
     assert facts["response_length"] == 1.5
     blind = summary(rollout._replace(values=torch.full((2, 3), float(masked_mean(returns, mask)))))
     assert blind["explained_variance"] == pytest.approx(0)
+    alike = summary(rollout._replace(returns=torch.ones(2, 3)))
+    assert math.isnan(alike["explained_variance"])          # nothing there to explain
 
 
 # ---- the places to change ------------------------------------------------------------------------

@@ -18,6 +18,13 @@ def row(p, **changes):
             "mass": 0.9, "cut": [False, False], "skipped": None, **changes}
 
 
+@pytest.mark.parametrize("decided", [0.6, 0.66, 0.67, 0.68, 0.93])
+def test_the_threshold_is_the_same_on_both_sides(decided):
+    """1 - 0.07 is 0.9299... as a float: which response stood at (A) must not decide."""
+    rows = [(1, row(decided)), (2, row(round(1 - decided, 2)))]
+    assert [r["p"] for r in export_preferences.export(rows, decided)] == [decided, decided]
+
+
 def test_exported_rows(tmp_path, capsys):
     rows = [row(0.9), row(0.2), row(0.55), row(0.5), row(0.9, cut=[True, False]),
             row(None, skipped="empty")]

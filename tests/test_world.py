@@ -590,6 +590,26 @@ def test_revisions_do_what_the_principle_asks_and_nothing_else(world, worker):
                 assert new.text == r.text
 
 
+def test_broken_revisions_are_not_right(world, worker):
+    """What was to go is gone, and so is everything else: no revision of the exam may be that."""
+    from minicai.world.exam import Exam
+    exam, seen = Exam(None, None, world, 60, 0), set()
+    for kind in ("steps", "no", "courtesy", "brevity"):
+        for topic, r, messages, p in exam.rows(group=("reviewed", "benign"), kind=kind):
+            if not (fault := exam.judge.fault(topic, r, p)):
+                continue
+            seen.add((kind, p.there, fault))
+            right = exam.judge.revision(exam.rng, topic, r, p, world.fact(exam.rng, topic)).text
+            broken = ["", "asdf.", f"{right} qq qq", f"{right} the the"]
+            if kind == "no" and p.there:
+                broken.append(f"{right} {world.response(exam.rng, topic, 'full').text}")
+            if kind in ("courtesy", "brevity", "steps"):
+                broken.append(f"{right} The moon is made of stone.")
+            for text in broken:
+                assert not exam.revised(topic, r, p, messages, text), (kind, p, r.text, text)
+    assert len(seen) >= 7
+
+
 def test_choices_are_a_fair_order(world):
     """Swapping the two mirrors the preference; nobody is better than himself;
     refusing well beats complying."""

@@ -1,4 +1,4 @@
-"""The form of a constitution and its control; writes both where they can be used."""
+"""The form of a constitution and its control (install.py writes both where they can be used)."""
 
 import json
 import re

@@ -55,7 +55,7 @@ def arguments(argv=None):
 
 @friendly_main
 def main(argv=None):
-    """Read comparisons, look up the reference's log-probs once, train, save."""
+    """Read comparisons, train on log-probs beside the reference's, save."""
     args, started = arguments(argv), time.time()
     args.out = str(Path(args.run) / "dpo")
     own = HERE / f"{args.file}.py"

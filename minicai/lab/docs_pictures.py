@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from minicai.critique import standing
 from minicai.lab import pictures
 from minicai.lab.docs_tables import exam_tables, filled, mention_table, tables
 from minicai.lab.report import GROUPS, ILL_FORMED, NAMES, SETS, load_results, value
@@ -59,16 +60,17 @@ EXAM = {
 def mentions(run: Path) -> dict:
     """{thing: {who: [answers to requests that name it, those that say it too]}}, on CAI's prompts.
 
-    Who: the base's answers and its last revisions in stage 1, SL-CAI's answers in stage 2, and
-    those of the second half of PPO in stage 3.
+    Who: the base's answers and its last revisions in stage 1, the pairs of stage 2 (one answer of
+    SL-CAI's and one of the base's, and no row says whose is whose), and RL-CAI in the second half
+    of PPO.
     """
-    said = {who: [] for who in ("base", "revisions", "sl_cai", "rl_cai")}  # pairs: request, answer
+    said = {who: [] for who in ("base", "revisions", "pairs", "rl_cai")}  # pairs: request, answer
     for row in rows_of(run / "sft/revisions.jsonl"):
         if row.get("rounds"):
             said["base"].append((row["messages"][-1]["content"], row["response"]))
-            said["revisions"].append((said["base"][-1][0], row["rounds"][-1]["revision"]))
+            said["revisions"].append((said["base"][-1][0], standing(row)))
     for row in rows_of(run / "pm/comparisons.jsonl"):
-        said["sl_cai"] += [(row["messages"][-1]["content"], row[x]) for x in "ab"]
+        said["pairs"] += [(row["messages"][-1]["content"], row[x]) for x in "ab"]
     rollouts = rows_of(run / "rl/rollouts.jsonl")
     half = max((row["step"] for row in rollouts), default=0) / 2
     for row in rollouts:

@@ -79,7 +79,7 @@ def mention_table(laws: dict, things: list) -> str:
             )
             if any(asked for _, asked in of.values()):
                 rows.append([law, thing, *(f"{said} of {asked}" for said, asked in of.values())])
-    named = ["the base", "last revisions", "SL-CAI", "RL-CAI, second half of PPO"]
+    named = ["the base", "last revisions", "stage 2's pairs", "RL-CAI, second half of PPO"]
     return table(["constitution", "thing", *named], rows)
 
 

@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 from minicai.checkpoint import load_model
-from minicai.critique import respond, sampler
+from minicai.critique import respond, sampler, standing
 from minicai.data import read_prompt, read_prompts
 from minicai.lab.elo import elo
 from minicai.lab.report import (
@@ -42,6 +42,7 @@ from minicai.lab.report import (
     SECOND,
     compare,
     examples,
+    load_results,
     results_table,
     seeds_table,
 )
@@ -156,13 +157,44 @@ def judge(name, folder, prompts, worker, args, device, resume) -> list:
                       progress=f"{name}: second requests")
     prompts += [{**prompt, "response": answer["response"]}
                 for prompt, answer in zip(seconds, answers)]
-    rows = []
-    for prompt in tqdm(prompts, desc=f"{name}: verdicts"):
-        verdict = worker.verdict(prompt["messages"], prompt["response"])
-        red_team = prompt["set"].endswith("red_team")
-        rows.append({**prompt, "model": name, "outcome": outcome(verdict, red_team),
-                     "rank": rank(verdict, red_team), "verdict": verdict.asdict()})
-    return rows
+    return [judged_row({**prompt, "model": name}, worker)
+            for prompt in tqdm(prompts, desc=f"{name}: verdicts")]
+
+
+def judged_row(row: dict, worker) -> dict:
+    """A row of transcripts.jsonl, with what the crowdworker says of its response."""
+    verdict, red_team = worker.verdict(row["messages"], row["response"]), \
+        row["set"].endswith("red_team")
+    return {**row, "outcome": outcome(verdict, red_team), "rank": rank(verdict, red_team),
+            "verdict": verdict.asdict()}
+
+
+def judge_again(out: Path) -> None:
+    """Judge the transcripts of a finished evaluation again, as after a change of the crowdworker;
+    what is not counted from verdicts stays as it was, the commit among it."""
+    worker, judged, before = Crowdworker(World.load()), {}, load_results(out)
+    for number, row in read_jsonl(out / "transcripts.jsonl"):
+        try:
+            judged.setdefault(row["model"], []).append(judged_row(row, worker))
+        except ILL_FORMED as error:
+            raise UserError(f"{out / 'transcripts.jsonl'}:{number}: not a row of the evaluation "
+                            f"({type(error).__name__}: {error})") from None
+    results = counted(judged, out, worker, before["seed"])
+    moved = sum(a["outcome"] != b["outcome"] for a, (_, b) in zip(
+        (row for rows in judged.values() for row in rows), read_jsonl(out / "transcripts.jsonl")))
+    write_jsonl(out / "transcripts.jsonl", [row for rows in judged.values() for row in rows])
+    write_text(out / "results.json", json.dumps(before | results, indent=1) + "\n")
+    print(f"{out}: {moved} of {sum(map(len, judged.values()))} answers are judged otherwise")
+
+
+def counted(judged: dict, out: Path, worker, seed: int) -> dict:
+    """What results.json holds of verdicts: on answers {model: rows}, and on what stages 1 and 2 of
+    the same run have written."""
+    results = {name: model_results(rows) for name, rows in judged.items()}
+    add_elo(results, judged, seed)
+    return {"models": results,
+            "revisions": {"by_category": judge_revisions(out / "sft/revisions.jsonl", worker)},
+            "labels": {"by_category": judge_labels(out / "pm/comparisons.jsonl", worker)}}
 
 
 def check_prompts_fit(folder, prompts: list, max_new: int) -> None:
@@ -219,10 +251,9 @@ def rows_by_category(path: Path, worker, read) -> dict:
 
 
 def judge_revisions(path: Path, worker) -> dict:
-    """{category: shares of outcomes} of the last revisions in revisions.jsonl."""
+    """{category: shares of outcomes} of the last revisions in revisions.jsonl that stand."""
     def read(row):
-        return worker.verdict(row["messages"], row["rounds"][-1]["revision"] + "") \
-            if row.get("rounds") else None
+        return worker.verdict(row["messages"], standing(row) + "") if row.get("rounds") else None
     found = {}
     for category, verdicts in rows_by_category(path, worker, read).items():
         if judged := [{"outcome": outcome(v, True), "verdict": v.asdict()} for v in verdicts if v]:
@@ -231,11 +262,13 @@ def judge_revisions(path: Path, worker) -> dict:
 
 
 def judge_labels(path: Path, worker) -> dict:
-    """{category: mean AI label of the response that objects, n} of pairs in comparisons.jsonl
-    of which one does."""
+    """{category: mean AI label of the response that objects, n} of the pairs in
+    comparisons.jsonl that are trained on and of which one does."""
     def read(row):
         a, b = (worker.verdict(row["messages"], row[x] + "").declines for x in "ab")
-        return None if a == b or row["p_a"] is None else row["p_a"] + 0.0 if a else 1.0 - row["p_a"]
+        if a == b or row["p_a"] is None or row["skipped"]:
+            return None
+        return row["p_a"] + 0.0 if a else 1.0 - row["p_a"]
     found = {}
     for category, labels in rows_by_category(path, worker, read).items():
         if labels := [label for label in labels if label is not None]:
@@ -324,9 +357,12 @@ def arguments(argv=None):
     a("--mention", nargs="+", metavar=("WORD", "DIR"),
       help="measure nothing: how many answers to requests that name a word "
       "say it too, by model, in each directory's transcripts.jsonl")
+    a("--judge-again", nargs="+", type=path, metavar="DIR",
+      help="sample nothing: judge the transcripts of finished evaluations again, with today's "
+      "crowdworker")
     args = p.parse_args(argv)
-    if sum(map(bool, (args.mention, args.table, args.compare))) > 1:
-        raise UserError("--mention, --table, --compare: one at a time")
+    if sum(map(bool, (args.mention, args.table, args.compare, args.judge_again))) > 1:
+        raise UserError("--mention, --table, --compare, --judge-again: one at a time")
     return args
 
 
@@ -336,6 +372,10 @@ def main(argv=None):
     args, started = arguments(argv), time.time()
     if args.mention:
         print(mention_table(*args.mention))
+        return
+    if args.judge_again:
+        for out in args.judge_again:
+            judge_again(out)
         return
     if args.table or args.compare:
         print(seeds_table(args.table) if args.table else compare(args.compare))
@@ -352,8 +392,8 @@ def main(argv=None):
                             "train_pm.py and train_rl.py first, or name others with --models")
     # So is what the stages have left.
     runs, worker = stages(out), Crowdworker(world)
-    revisions = judge_revisions(out / "sft/revisions.jsonl", worker)
-    labels = judge_labels(out / "pm/comparisons.jsonl", worker)
+    judge_revisions(out / "sft/revisions.jsonl", worker)
+    judge_labels(out / "pm/comparisons.jsonl", worker)
     for folder in models.values():
         check_prompts_fit(folder, prompts, args.max_new)
     mixed = [stage for stage in ("sft", "pm", "rl") if unfinished(out / stage)]
@@ -369,10 +409,7 @@ def main(argv=None):
     judged = {name: judge(name, folder, prompts, worker, args, device, resume)
               for name, folder in models.items()}
     # 2. Count.
-    results = {name: model_results(rows) for name, rows in judged.items()}
-    add_elo(results, judged, args.seed)
-    report = {"models": results, "revisions": {"by_category": revisions},
-              "labels": {"by_category": labels}, "unfinished_stages": mixed,
+    report = {**counted(judged, out, worker, args.seed), "unfinished_stages": mixed,
               "seconds": {stage: run.get("seconds") for stage, run in runs.items()},
               "seed": args.seed,
               "stage_seeds": {stage: run["args"].get("seed") for stage, run in runs.items()},

@@ -29,10 +29,11 @@ def export(rows: list, decided: float = 0.6, cut: bool = False) -> list:
             continue
         p, texts = row["p_a"], (row["a"], row["b"])
         better, worse = texts if p > 0.5 else texts[::-1]
-        if max(p, 1 - p) >= decided and p != 0.5:
+        sure = max(p, round(1 - p, 5))  # as the file has it: 1 - 0.07 is a little less than 0.93
+        if sure >= decided and p != 0.5:
             out.append({"prompt": row["messages"],
                         "chosen": [{"role": "assistant", "content": better}],
-                        "rejected": [{"role": "assistant", "content": worse}], "p": max(p, 1 - p)})
+                        "rejected": [{"role": "assistant", "content": worse}], "p": sure})
     return out
 
 

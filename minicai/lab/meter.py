@@ -92,17 +92,20 @@ def rows_of(section: str, case: str, times: dict, against=(), amount=None, peaks
             notes=()) -> list:
     """Rows of times {variant: [seconds]}: milliseconds, or `amount` tokens a second.
 
-    against: variants whose median time is divided by this one's, and by whose peak this one's is
-    divided. peaks {variant: bytes}, notes {variant: text}.
+    against: variants beside which the median, as it is shown, says how many times as fast this one
+    is, and by whose peak this one's is divided. peaks {variant: bytes}, notes {variant: text}.
     """
-    middle, rows = {name: statistics.median(seconds) for name, seconds in times.items()}, []
-    for name, seconds in times.items():
+    values = {name: [amount / s if amount else 1000 * s for s in seconds]
+              for name, seconds in times.items()}
+    middle, rows = {name: statistics.median(row) for name, row in values.items()}, []
+    faster = lambda a, b: middle[a] / middle[b] if amount else middle[b] / middle[a]
+    for name in times:
         others = [base for base in against if base in middle and base != name]
         peak = {base: peaks[name] / peaks[base]
                 for base in others if name in peaks and base in peaks}
-        rows.append(row(section, case, name, [amount / s if amount else 1000 * s for s in seconds],
+        rows.append(row(section, case, name, values[name],
                         "tokens/s" if amount else "ms", note=dict(notes).get(name, ""), peak=peak,
-                        speed={base: middle[base] / middle[name] for base in others},
+                        speed={base: faster(name, base) for base in others},
                         peak_mb=peaks[name] / 1e6 if name in peaks else None))
     return rows
 

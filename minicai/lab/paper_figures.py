@@ -28,23 +28,29 @@ HARMFUL_X, STEP = "of harmful requests, %", "step of PPO"
 
 
 # ---- points --------------------------------------------------------------------------------------
-def point(x, per_seed: list) -> list:
-    """[x, mean, low, high] in per cent of one list of truth values (0 to 1) a seed."""
+def point(x, per_seed: list, repeats: int = 1) -> list:
+    """[x, mean, low, high] in per cent of one list of truth values (0 to 1) a seed.
+
+    repeats: how many values each prompt has. They are not independent, so one seed's interval
+    counts a prompt once.
+    """
     shares = [100 * sum(values) / len(values) for values in per_seed if values]
     if not shares:
         return [x, math.nan, math.nan, math.nan]
     low, high = min(shares), max(shares)
     if len(shares) == 1:
         values = next(values for values in per_seed if values)
-        low, high = (100 * bound for bound in wilson(sum(values), len(values)))
+        low, high = (100 * bound for bound in
+                     wilson(sum(values) / repeats, len(values) / repeats))
     return [x, *rounded(sum(shares) / len(shares), low, high)]
 
 
 def mean_point(x, per_seed: list) -> list:
-    """[x, mean, low, high] of one list of numbers a seed; one seed: twice the standard error."""
+    """[x, mean, low, high] of one list of numbers a seed; one seed: twice the standard error,
+    nothing for a single number."""
     means = [sum(values) / len(values) for values in per_seed]
     low, high = min(means), max(means)
-    if len(means) == 1:
+    if len(means) == 1 < len(per_seed[0]):
         values = np.array(per_seed[0], dtype=float)
         error = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
         low, high = low - error, high + error
@@ -84,9 +90,12 @@ def steps(results: dict) -> list:
 
 # ---- Elo -----------------------------------------------------------------------------------------
 def elos(found: dict, sizes: bool = False) -> dict:
-    """{quality: {(experiment, model): [mean, low, high]}}; all models of a seed meet all others."""
+    """{quality: {(experiment, model): [mean, low, high]}}; all models of a seed meet all others.
+
+    The first model of the first experiment is 0, so a seed that lacks it is left out.
+    """
     together = {quality: {} for quality in SPLIT}
-    seeds = sorted(set().union(*(results for results in found.values())))
+    seeds = sorted(next(iter(found.values()), {}))
     for seed in seeds:
         here = {name: results[seed] for name, results in found.items() if seed in results}
         sets = next(iter(here.values()))["sets"]
@@ -175,8 +184,8 @@ def rows_of(results: dict, manner: str, pair=None) -> list:
 
 
 def accuracy(x, per_seed: list) -> list:
-    """The share of cases in which the better response is the likelier one."""
-    return point(x, [[int(p > 0.5) for p in seed] for seed in per_seed])
+    """The share of cases, asked in both orders, in which the better response is the likelier."""
+    return point(x, [[int(p > 0.5) for p in seed] for seed in per_seed], repeats=2)
 
 
 def calibration(per_seed: list, bins: int = 5) -> list:
@@ -191,7 +200,8 @@ def calibration(per_seed: list, bins: int = 5) -> list:
                  for seed in per_seed]
         if any(len(seed) >= 10 for seed in truth):
             said = [q for seed in per_seed for p in seed for q in (p, 1 - p) if inside(q)]
-            points.append(point(round(100 * sum(said) / len(said), 1), truth))
+            sides = 2 if n == bins // 2 and bins % 2 else 1     # there both sides of a case may lie
+            points.append(point(round(100 * sum(said) / len(said), 1), truth, repeats=2 * sides))
     return points
 
 
@@ -225,7 +235,8 @@ def rounds_of(results: dict, read) -> list:
 
 def outcome_by_round(results: dict, name: str) -> list:
     """Shares of one outcome, round by round."""
-    return rounds_of(results, lambda n, rounds: point(n, [is_(name, r) for r in rounds]))
+    repeats = next(iter(results.values())).get("samples", 1)
+    return rounds_of(results, lambda n, rounds: point(n, [is_(name, r) for r in rounds], repeats))
 
 
 def revision_rounds(found: dict) -> dict:
@@ -259,9 +270,9 @@ def principles(found: dict) -> dict:
     number = lambda key: {"last round": [
         mean_point(place, [[r["rounds"][-1][key]] for r in results.values()])
         for place, results in enumerate(found.values())]}
-    last = {"last round": [point(place, [is_("harmful", r["rounds"][-1]) for r in results.values()])
-                           for place, results in enumerate(found.values())]}
     harmful = {name(n): outcome_by_round(results, "harmful") for n, results in found.items()}
+    last = {"last round": [[place, *by_round[-1][1:]]
+                           for place, by_round in enumerate(harmful.values())]}
     how = {"ticks": [str(n) for n in found], "lines": True}
     below = "principles to draw from"
     return picture("The number of principles, and how varied revisions are", [
@@ -416,9 +427,11 @@ def collect(cache, number: int, seeds: list) -> dict:
         found[name] = {seed: result for seed, result in results.items() if result}
         commands |= {name: cache.read(name, seed)["command"] for seed in found[name]}
     told = sorted({seed for results in found.values() for seed in results})
+    single = any(len(results) == 1 for results in found.values())
     if not told:
         raise UserError(f"figure {number}: nothing of it has been measured yet")
-    spread = ("Mean of seeds " + ", ".join(map(str, told)) + "; bars: the least and the greatest."
+    spread = ("Mean of seeds " + ", ".join(map(str, told)) + "; bars: the least and the greatest"
+              + (" (95 % over its prompts where one seed was run)." if single else ".")
               if len(told) > 1 else f"Seed {told[0]}; bars: 95 % intervals over its prompts.")
     note = [f"In the paper: {FIGURES[number][0]}. {spread}"]
     if missing := [name for name, results in found.items() if not results]:

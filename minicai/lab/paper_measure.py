@@ -140,7 +140,7 @@ def revisions(args) -> dict:
         rounds.append(judged(worker, prompts, texts) | variety(texts, args.samples))
         for name, folder in named(args.pm).items():
             rounds[-1][f"score_{name}"] = scores(folder, prompts, texts)
-    return {"groups": [p["group"] for p in prompts], "rounds": rounds}
+    return {"groups": [p["group"] for p in prompts], "samples": args.samples, "rounds": rounds}
 
 
 def variety(texts: list, samples: int) -> dict:
@@ -215,7 +215,7 @@ def labels(args) -> dict:
     for number, row in read_jsonl(file):
         messages = read_prompt(row, f"{file}:{number}")
         a, b = (rank(worker.verdict(messages, row[x]), True) for x in "ab")
-        if row["p_a"] is None:
+        if row["p_a"] is None or row["skipped"]:        # not trained on
             continue
         if a == b:
             undecided += 1

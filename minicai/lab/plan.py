@@ -178,17 +178,17 @@ def plus(moments: list[dict], **bytes_) -> list[dict]:
             for moment in moments]
 
 
-def sampled_rows(args, device: str, P: int, wanted: int | None = None) -> int:
-    """Rows that sample.generate takes together for prompts of P tokens."""
+def sampled_rows(args, device: str, P: int, R: int, wanted: int | None = None) -> int:
+    """Rows that sample.generate takes together for prompts of P tokens and R new ones."""
     budget = args.sample_tokens or (2**14 if device == "cpu" else 2**17)
-    return min(wanted or budget, max(1, budget // (P + args.max_new)))
+    return min(wanted or budget, max(1, budget // (P + R)))
 
 
 def sizes(args, stage: str) -> tuple:
     """(--batch, rows an optimizer step, --micro) of a script."""
     names = ("batch", "minibatch", "micro")
     batch, minibatch, micro = (getattr(args, name) or DEFAULTS[stage].get(name) for name in names)
-    step = minibatch if stage == "rl" else batch
+    step = min(minibatch, batch) if stage == "rl" else batch
     return batch, step, min(micro, step)
 
 
@@ -196,7 +196,7 @@ def plan_sft(args, trunk) -> dict:
     """Phases of train_sft.py; a revision's context also holds response,
     critique and some 150 tokens of requests."""
     P, T = args.shots + args.max_prompt + 2 * args.max_new + 150, args.max_prompt + args.max_new
-    rows, (batch, _, micro) = sampled_rows(args, trunk.device, P), sizes(args, "sft")
+    rows, (batch, _, micro) = sampled_rows(args, trunk.device, P, args.max_new), sizes(args, "sft")
     sampling = trunk.sampling(rows, P, args.max_new, args.shots)
     return {"SFT sampling": plus(sampling, weights=trunk.weights + trunk.copies),
             "SFT training": training([trunk], micro, T, trunk.logprobs(micro * args.max_new),
@@ -204,14 +204,19 @@ def plan_sft(args, trunk) -> dict:
 
 
 def plan_pm(args, trunk, judge, scorer) -> dict:
-    """Phases of train_pm.py: both responses of a comparison go through one forward."""
-    T = args.max_prompt + args.max_new
-    rows, (batch, _, micro) = sampled_rows(args, trunk.device, args.max_prompt), sizes(args, "pm")
+    """Phases of train_pm.py: both responses of a comparison go through one forward. The policy
+    samples, then the feedback model does; a question holds both responses and some 150 tokens."""
+    P, T, (batch, _, micro) = args.max_prompt, args.max_prompt + args.max_new, sizes(args, "pm")
+    rows, asking = sampled_rows(args, trunk.device, P, args.max_new), T + args.max_new + 150
+    thoughts = sampled_rows(args, trunk.device, asking, args.max_thought)
     asked = {"activations": LABEL_TOKENS * judge.passing(),
              "scratch": judge.logprobs(LABEL_TOKENS // T)[0]}
-    return {"PM sampling": plus(trunk.sampling(rows, args.max_prompt, args.max_new),
-                                weights=trunk.frozen),
-            "PM labelling": plus([asked], weights=judge.frozen),
+    thinking = judge.sampling(thoughts, asking, args.max_thought) if args.chain_of_thought else []
+    sampling = plus(trunk.sampling(rows, P, args.max_new), weights=trunk.frozen)
+    if args.pairs == "mixed":
+        sampling += plus(judge.sampling(rows, P, args.max_new), weights=judge.frozen)
+    return {"PM sampling": sampling,
+            "PM labelling": plus([asked, *thinking], weights=judge.frozen),
             "PM training": training([scorer], 2 * micro, T, (0, 0), micro < batch)}
 
 
@@ -219,7 +224,7 @@ def plan_rl(args, trunk, scorer) -> dict:
     """Phases of train_rl.py, from its second step on: policy, reference, reward model and value
     model are all there (with --shared-value the last is a row of numbers on the policy's trunk)."""
     T, (batch, minibatch, micro) = args.max_prompt + args.max_new, sizes(args, "rl")
-    rows = sampled_rows(args, trunk.device, args.max_prompt, batch)
+    rows = sampled_rows(args, trunk.device, args.max_prompt, args.max_new, batch)
     trained = [trunk] if args.shared_value else [trunk, scorer]
     there = {"weights": sum(t.weights for t in trained) + trunk.frozen + scorer.frozen,
              "optimizer": sum(t.optimizer for t in trained)}
@@ -251,6 +256,10 @@ def arguments(argv=None):
     a("--micro", type=whole(1), help="as in the scripts; default: theirs")
     a("--max-prompt", type=whole(1), default=256, help="longest prompt in tokens")
     a("--max-new", type=whole(1), default=96, help="longest response in tokens")
+    a("--max-thought", type=whole(1), default=160, help="as in train_pm.py")
+    a("--no-chain-of-thought", dest="chain_of_thought", action="store_false",
+      help="as in train_pm.py")
+    a("--pairs", choices=["mixed", "own"], default="mixed", help="as in train_pm.py")
     a("--shots", type=whole(0), default=0,
       help="tokens of the constitution's worked critiques, which open every context")
     a("--sample-tokens", type=whole(1),

@@ -24,7 +24,8 @@ INTRO = """# The prompts, written out
 
 `python -m minicai.lab.prompts` writes this page from the ids that the stages send to a model. Role
 markers and end tokens are ids of their own; whatever a person or a model wrote is ordinary text and
-can never become one. A model goes on where a block ends.
+can never become one. A model goes on where a block ends (line breaks at its edges are left out;
+a choice is given ` (` as well, and is the letter behind it).
 """
 
 

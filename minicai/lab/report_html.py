@@ -337,7 +337,7 @@ def ppo_curves(rows: list) -> str:
 
 
 def rollout_samples(rows: list, count: int = 3) -> str:
-    """The best and the worst responses of each rollout that was kept, by what they were paid."""
+    """The best and the worst responses of each rollout that was kept, by their score."""
     articles, steps = [], sorted({row["step"] for row in rows}, reverse=True)
     for step in steps:
         found = sorted((row for row in rows if row["step"] == step), key=lambda row: -row["score"])

@@ -26,6 +26,7 @@ from minicai.world.grammar import TABLES, World
 
 TEMPERATURE = 0.7                       # stage 1 samples at it
 WORD = re.compile(r"[a-z]+")
+PROBLEM = "So there is a problem"       # how a critique ends that finds one: principles.verdict
 ANSWERS = {"helps with harm": ("reviewed", "full", {}),
            "objects and says why": ("reviewed", "explained", {}), "helps": ("benign", "full", {}),
            "helps, kind words": ("benign", "full", {"courtesy": 1.0}),
@@ -93,9 +94,9 @@ def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
     for n, principle in enumerate(constitution.critiques):
         mine = [(row[2], row[3], c, r) for row, c, r in zip(rows, said, revised) if row[0] == n]
         of = lambda sort: [(c, t != r) for s, t, c, r in mine if s == sort]
-        example = next(((t, c, r) for s, t, c, r in mine if t != r and "problem" in c), mine[0][1:])
+        example = next(((t, c, r) for s, t, c, r in mine if t != r and PROBLEM in c), mine[0][1:])
         found.append({"principle": principle, "example": example,
-                      "finds": {s: sum("problem" in c for c, _ in of(s)) / cases for s in ANSWERS},
+                      "finds": {s: sum(PROBLEM in c for c, _ in of(s)) / cases for s in ANSWERS},
                       "changes": {s: sum(x for _, x in of(s)) / cases for s in ANSWERS}})
     return found
 
