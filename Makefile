@@ -45,25 +45,25 @@ demo: $(VENV)/installed
 	$(MAKE) report
 
 sft: $(VENV)/installed
-	$(PY) train_sft.py --constitution $(LAW) --seed $(SEED) --out $(OUT)/sft $(SFT_FLAGS)
+	$(PY) train_sft.py --constitution $(LAW) --seed $(SEED) --out $(OUT)/sft $(QUICK_SFT_FLAGS) $(SFT_FLAGS)
 
 pm: $(VENV)/installed
-	$(PY) train_pm.py --constitution $(LAW) --seed $(SEED) --model $(OUT)/sft/sl_cai --out $(OUT)/pm $(PM_FLAGS)
+	$(PY) train_pm.py --constitution $(LAW) --seed $(SEED) --model $(OUT)/sft/sl_cai --out $(OUT)/pm $(QUICK_PM_FLAGS) $(PM_FLAGS)
 
 rl: $(VENV)/installed
-	$(PY) train_rl.py --seed $(SEED) --model $(OUT)/sft/sl_cai --pm $(OUT)/pm/pm --out $(OUT)/rl $(RL_FLAGS)
+	$(PY) train_rl.py --seed $(SEED) --model $(OUT)/sft/sl_cai --pm $(OUT)/pm/pm --out $(OUT)/rl $(QUICK_RL_FLAGS) $(RL_FLAGS)
 
 evaluate: $(VENV)/installed
-	$(PY) -m minicai.lab.evaluate --seed $(SEED) --out $(OUT) $(EVALUATE_FLAGS)
+	$(PY) -m minicai.lab.evaluate --seed $(SEED) --out $(OUT) $(QUICK_EVALUATE_FLAGS) $(EVALUATE_FLAGS)
 
 report: $(VENV)/installed
 	$(PY) -m minicai.lab.report_html --run $(OUT)
 
 quick: OUT := out/quick
-quick: export SFT_FLAGS := --red-team-limit 180 --helpful-limit 400 --helpful-samples 1 --rounds 1 --batch 8 --micro 8 --lr 1.5e-3 --epochs 6
-quick: export PM_FLAGS := --comparisons 200 --human-limit 800
-quick: export RL_FLAGS := --steps 8 --batch 32 --lr 3e-4
-quick: export EVALUATE_FLAGS := --limit 40
+quick: export QUICK_SFT_FLAGS := --red-team-limit 180 --helpful-limit 400 --helpful-samples 1 --rounds 1 --batch 8 --micro 8 --lr 1.5e-3 --epochs 6
+quick: export QUICK_PM_FLAGS := --comparisons 200 --human-limit 800
+quick: export QUICK_RL_FLAGS := --steps 8 --batch 32 --lr 3e-4
+quick: export QUICK_EVALUATE_FLAGS := --limit 40
 quick: $(VENV)/installed
 	$(MAKE) demo OUT=$(OUT)
 

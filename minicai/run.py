@@ -32,7 +32,10 @@ from safetensors import SafetensorError
 
 class UserError(ValueError):
     """Bad input: its one-line message says where, what is wrong and what to do.
-    Scripts print it and exit with 2."""
+    Scripts print it and exit with 2. A file's own words in it may hold anything."""
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
 
 
 class Stopped(BaseException):
@@ -57,8 +60,6 @@ def friendly_main(main):
         try:
             with ending_on((signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))):
                 return main(*args, **kwargs)
-        except UserError as error:
-            code, said = 2, f"error: {error}".replace("\n", "\\n")         # a name may hold one
         except (MemoryError, torch.OutOfMemoryError) as error:
             code, said = 2, (f"error: out of memory ({str(error).partition('.')[0]}): "
                              "lower --micro or --sample-tokens, or give --checkpointing; "
@@ -66,7 +67,7 @@ def friendly_main(main):
         except BrokenPipeError:  # `... | head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise SystemExit(141) from None
-        except OSError as error:  # a folder that cannot be written, a full disk
+        except (UserError, OSError) as error:   # or a folder that cannot be written, a full disk
             code, said = 2, f"error: {error}"
         except (KeyboardInterrupt, Stopped) as stop:
             code = 128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT)

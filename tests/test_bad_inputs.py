@@ -129,7 +129,7 @@ WORDS = [(train_sft, ["--rouns", "2"], "--rouns"), (train_sft, ["--round", "2"],
          (exam, ["--out", f"{__file__}/x.json"], "lies in a file"),
          (export_preferences, ["a.jsonl", "b.jsonl.gz"], "named as if packed"),
          (figures, ["--docs", "--paper"], "one at a time"),
-         (evaluate, ["--mention", "duck", "a\0b"], "a\0b/transcripts.jsonl"),
+         (evaluate, ["--mention", "duck", "a\0b"], r"a\x00b/transcripts.jsonl"),
          (evaluate, ["--mention", "", "nowhere"], "a word that can be seen"),
          (evaluate, ["--mention", "a\nb", "nowhere"], "a word that can be seen"),
          (chat, ["nowhere"], "nowhere: no such model directory")]

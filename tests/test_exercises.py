@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "exercises"))
@@ -84,6 +85,42 @@ def test_each_planted_bug_fails_its_own_check_only(wrong, function, tmp_path, mo
         except AssertionError:
             failed.append(n)
     assert failed == [function]
+
+
+def wrong_policy_loss(logp, old_logp, advantages, clip):
+    """Right where the old log-probs are 0 and the clip is 0.2, and nowhere else."""
+    ratio = logp.exp()
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2))
+
+
+def test_wrong_solutions_fail_and_are_told_numbers():
+    losses, checks = (check.load(ROOT / f"exercises/losses/{name}.py")
+                      for name in ("solution", "check"))
+    losses.policy_loss = wrong_policy_loss
+    with pytest.raises(AssertionError, match="found .* wanted"):
+        checks.check_policy_loss_by_hand(losses)
+    mine, checks = (check.load(ROOT / f"exercises/advantages/{name}.py")
+                    for name in ("solution", "check"))
+    right = mine.gae
+    mine.gae = lambda rewards, values, mask, *how: right(rewards * mask, values * mask, mask, *how)
+    checks.check_lambda_one(mine)
+    mine.gae = lambda rewards, values, mask, *how: tuple(
+        x + 0 * (values * mask).sum() for x in right(rewards, values, mask, *how))
+    with pytest.raises(AssertionError, match="0 times nan is nan|not 0 outside"):
+        checks.check_nothing_leaks_in(mine)
+
+
+def test_targets_outside_the_mask_do_not_matter():
+    """A return that is right wherever it is read is right."""
+    mine, checks = (check.load(ROOT / f"exercises/bugs/{name}.py")
+                    for name in ("solution", "check"))
+    right = mine.targets
+
+    def targets(rewards, values, mask, gamma, lam):
+        advantages, returns = right(rewards, values, mask, gamma, lam)
+        return advantages, torch.where(mask, returns, values)
+    mine.targets = targets
+    checks.check_targets(mine)
 
 
 def test_a_wrong_prediction_asks_for_an_explanation():

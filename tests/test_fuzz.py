@@ -245,6 +245,21 @@ CASES = [("state.pt", lambda f: read_state(f / "state.pt"), lambda state: str(so
           lambda found: {call: rows for call, (_, rows) in found[1].items()})]
 
 
+@pytest.mark.parametrize("content", [b"r", b"", b"PK", b"\x80\x02}q\x00."])
+def test_bytes_that_the_unpickler_stumbles_over(tmp_path, content):
+    """Found by fuzzing: b"r" asks for four more bytes, and the error is none of pickle's own."""
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        read_state(tmp_path / "state.pt")
+
+
+def test_a_file_cannot_break_a_message_into_lines(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"a\\nb\\u0000": null}\n')
+    with pytest.raises(UserError, match=r"p.jsonl:1: .*found a\\nb\\x00") as error:
+        read_prompts(tmp_path / "p.jsonl")
+    assert str(error.value).isprintable()
+
+
 @pytest.mark.parametrize("file, loader, same", CASES)
 @pytest.mark.parametrize("how", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)])
 def test_what_a_run_goes_on_from(halfway, file, loader, same, how):

@@ -110,7 +110,8 @@ def test_demo_is_the_scripts_with_their_defaults(parse):
     what the Makefile spells out are the scripts' defaults."""
     makefile = (ROOT / "Makefile").read_text()
     values = dict(re.findall(r"^(\w+) +\?= (\S+)", makefile, re.M))
-    values |= dict.fromkeys(("SFT_FLAGS", "PM_FLAGS", "RL_FLAGS", "EVALUATE_FLAGS"), "")
+    flags = ("SFT_FLAGS", "PM_FLAGS", "RL_FLAGS", "EVALUATE_FLAGS")
+    values |= dict.fromkeys([*flags, *(f"QUICK_{name}" for name in flags)], "")
     values["LAW"] = f"constitutions/{values['CONSTITUTION']}.json"
     recipe = lambda target: re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile,
                                       re.M)[1].splitlines()

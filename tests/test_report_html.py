@@ -238,7 +238,7 @@ def test_every_part_is_there_with_its_numbers(html):
         "constitution courtesy",
         "1 of 2 pairs have a label",
         "agrees with 90.0 % of 7 decided pairs",
-        "principle 4",
+        "principle 5",
         "not used: revision: empty",
         "red team",
         "helps with it",
@@ -263,6 +263,18 @@ def test_a_step_token_by_token_by_hand(html):
     assert [c[7] for c in cells] == ["0", "0", "+0.500"]  # advantage: return - value
     assert [c[10] for c in cells] == ["cut off", "outside, pulled back", ""]
     assert [c[11] for c in cells] == ["0.20", "0.45", "1.00"]
+
+
+def test_a_step_without_a_value_model_shows_the_advantage_that_it_trained_on(run):
+    """Nobody reads the returns then: nothing is derived from them."""
+    row = json.loads((run / "rl/trace.jsonl").read_text().splitlines()[0])
+    shown = report_html.ppo_step(row | {"returns": [9.0] * 3}, {"valued": False, "kl_coef": 0.5})
+    names = re.findall("<th>(.*?)</th>", shown[shown.index('<table class="tokens">'):])[:8]
+    assert names == ["token", "log p", "log p_ref", "KL penalty", "reward", "advantage", "ratio",
+                     "clip"]
+    first = re.findall("<td>(.*?)</td>", shown)[:7]
+    assert first == ["-1.000", "-2.000", "-0.500", "-0.500", "+1.000", "1.300", "cut off"]
+    assert "9.000" not in shown and "<svg" not in shown
 
 
 def test_changes_are_marked_in_place():

@@ -704,3 +704,18 @@ def test_a_made_up_word_counts_where_it_is_said_again(world):
     # read in the response and the requests; said in the critique, twice, and in the revision
     assert [c for c in counted if min(c) >= COPIED] == [c for c in counted if max(c) > READ]
     assert sum(min(c) >= COPIED for c in counted) == 3
+
+
+# ---- see it before -------------------------------------------------------------------------------
+def test_what_a_constitution_names_is_shown_in_answers_that_name_it(world):
+    """Random answers of the town hardly name one thing; and a phrase that the base was never asked
+    by is said to be one."""
+    from minicai.world import preview
+    text = "Complain if this reply brings up a violin or the ducks. Ask the baker."
+    assert sorted(preview.named_things(text, world)) == ["duck", "violin"]
+    assert preview.never_asked(text) == ["bring up"]
+    assert preview.never_asked("Say whether it mentions a duck.") == []
+    for thing in ("violin", "cheese", "sea"):
+        told = preview.that_name(thing, world, Random(0), 8)
+        assert len(told) == 8 and all(mentions(answer, thing) for _, answer in told)
+        assert all(m[-1]["role"] == "user" for m, _ in told)

@@ -1,5 +1,7 @@
 """A row by hand, sums written out, and what must not leak in from outside the mask."""
 
+import math
+
 import torch
 
 MASK = torch.tensor([[0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0]]).bool()
@@ -15,7 +17,10 @@ def check_rewards_by_hand(mine):
     found = mine.kl_rewards(
         logp, ref, torch.tensor([10.0]), torch.tensor([[0, 1, 1, 1, 0]]).bool(), 0.5
     )
-    assert torch.allclose(found, torch.tensor([[0, -0.5, 0, 11, 0]])), f"found {found.tolist()}"
+    assert torch.allclose(found, torch.tensor([[0, -0.5, 0, 11, 0]])), (
+        f"log p -1, -2, -3, log p_ref -2, -2, -1, kl_coef 0.5, paid 10: wanted -0.5, 0, 11 and 0 "
+        f"outside, found {found.tolist()}"
+    )
 
 
 def check_gae_by_hand(mine):
@@ -40,7 +45,9 @@ def check_gae_is_a_sum_of_deltas(mine):
         ]
         for n, t in enumerate(at):
             wanted = sum((0.9 * 0.7) ** k * d for k, d in enumerate(delta[n:]))
-            assert torch.isclose(advantages[b, t], wanted, atol=1e-5), f"row {b}, token {t}"
+            assert torch.isclose(advantages[b, t], wanted, atol=1e-5), (
+                f"row {b}, token {t}: found {advantages[b, t]:.4f}, the sum is {wanted:.4f}"
+            )
 
 
 def check_lambda_one(mine):
@@ -49,7 +56,11 @@ def check_lambda_one(mine):
     advantages, returns = mine.gae(rewards, values, MASK, 1.0, 1.0)
     for b, row in enumerate(MASK):
         for t in row.nonzero()[:, 0].tolist():
-            assert torch.isclose(returns[b, t], (rewards[b] * row)[t:].sum(), atol=1e-5)
+            wanted = (rewards[b] * row)[t:].sum()
+            assert torch.isclose(returns[b, t], wanted, atol=1e-5), (
+                f"row {b}, token {t}: a return of {returns[b, t]:.4f}, the rewards to come are "
+                f"{wanted:.4f}"
+            )
 
 
 def check_nothing_leaks_in(mine):
@@ -57,7 +68,10 @@ def check_nothing_leaks_in(mine):
     rewards, values = batch()
     clean = mine.gae(rewards, values, MASK, 1.0, 0.95)
     dirty = mine.gae(
-        rewards.masked_fill(~MASK, 1e6), values.masked_fill(~MASK, -1e6), MASK, 1.0, 0.95
+        rewards.masked_fill(~MASK, 1e6), values.masked_fill(~MASK, math.nan), MASK, 1.0, 0.95
     )
-    for a, b in zip(clean, dirty):
-        assert torch.allclose(a, b) and not a[~MASK].any()
+    for name, a, b in zip(("advantages", "returns"), clean, dirty):
+        assert not a[~MASK].any(), f"{name} are not 0 outside the mask"
+        assert torch.allclose(a, b), (
+            f"{name} change with what stands outside the mask (1e6, nan): 0 times nan is nan"
+        )

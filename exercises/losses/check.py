@@ -9,7 +9,8 @@ def check_bt_by_hand(mine):
     """bt_loss of a gap of 1.3 and a label of 0.7"""
     q = 1 / (1 + math.exp(-1.3))
     found = mine.bt_loss(torch.tensor([1.5]), torch.tensor([0.2]), torch.tensor([0.7])).item()
-    assert abs(found + 0.7 * math.log(q) + 0.3 * math.log(1 - q)) < 1e-4, f"found {found:.4f}"
+    wanted = -0.7 * math.log(q) - 0.3 * math.log(1 - q)
+    assert abs(found - wanted) < 1e-4, f"found {found:.4f}, wanted {wanted:.4f}"
 
 
 def check_bt_is_a_mean(mine):
@@ -37,16 +38,25 @@ def check_bt_rests_at_the_log_odds(mine):
     assert abs(gap.grad.item()) < 1e-6, f"gradient {gap.grad.item():.4f}"
 
 
+RATIOS = torch.tensor([1.5, 0.5, 1.5, 0.5])
+
+
 def cases():
-    """Ratios 1.5 and 0.5 under advantages 1 and -1."""
-    logp = torch.log(torch.tensor([1.5, 0.5, 1.5, 0.5])).requires_grad_()
-    return logp, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    """RATIOS under advantages 1, 1, -1, -1; the old log-probs differ from token to token."""
+    old = torch.tensor([-1.0, -2.0, -0.5, -3.0])
+    return (old + RATIOS.log()).requires_grad_(), old, torch.tensor([1.0, 1.0, -1.0, -1.0])
 
 
 def check_policy_loss_by_hand(mine):
-    """policy_loss of ratios 1.5, 0.5 and advantages 1, -1 at clip 0.2"""
-    found = mine.policy_loss(*cases(), 0.2)
-    assert torch.allclose(found, torch.tensor([-1.2, -0.5, 1.5, 0.8])), f"found {found.tolist()}"
+    """policy_loss of ratios 1.5, 0.5 and advantages 1, -1, at clip 0.2 and at clip 0.3"""
+    for clip, wanted in ((0.2, [-1.2, -0.5, 1.5, 0.8]), (0.3, [-1.3, -0.5, 1.5, 0.7])):
+        found = mine.policy_loss(*cases(), clip)
+        assert found.shape == (4,), f"one loss a token is wanted, [4]; found {list(found.shape)}"
+        for n in range(4):
+            assert abs(found[n].item() - wanted[n]) < 1e-4, (
+                f"ratio {RATIOS[n]:.1f}, advantage {1 if n < 2 else -1}, clip {clip}: "
+                f"found {found[n].item():.4f}, wanted {wanted[n]}"
+            )
 
 
 def check_policy_gradient(mine):
@@ -54,5 +64,6 @@ def check_policy_gradient(mine):
     logp, old, advantages = cases()
     mine.policy_loss(logp, old, advantages, 0.2).sum().backward()
     assert [bool(g) for g in logp.grad] == [False, True, True, False], (
-        f"gradients {logp.grad.tolist()}"
+        f"gradients {[round(g, 3) for g in logp.grad.tolist()]} for ratios 1.5, 0.5, 1.5, 0.5 and "
+        "advantages 1, 1, -1, -1: the first and the last should be 0"
     )

@@ -253,7 +253,7 @@ def revision_chains(rows: list, count: int) -> str:
             )
             same = "" if before != r["revision"] else " <small>(the same again)</small>"
             html.append(
-                f'<div class="round"><h4>Round {n}, principle {r["principle"]}{left_out}</h4>'
+                f'<div class="round"><h4>Round {n}, principle {r["principle"] + 1}{left_out}</h4>'
                 f'<p class="ask"><b>Asked</b> {text(r["critique_request"])}</p><p><b>Critique</b> '
                 f'{text(r["critique"])}</p>'
                 f'<p class="ask"><b>Asked</b> {text(r["revision_request"])}</p>'
@@ -362,61 +362,54 @@ def ppo_steps(traces: list, args: dict) -> str:
 
 
 def ppo_step(row: dict, args: dict) -> str:
-    """One response: every number that PPO made of every token."""
+    """One response: every number that PPO made of every token. Without a value model nobody reads
+    the returns, so what is derived from them (delta, the raw advantage, its weights) is left out.
+    """
     kl_coef, gamma, clip = (
         args.get(key, default)
         for key, default in (("kl_coef", 0.25), ("gamma", 1.0), ("clip", 0.2))
     )
-    lam = args.get("lam", 0.95) if args.get("valued", True) else 1.0
-    n, prompt = len(row["tokens"]), re.sub(r"\n+", "\n", row["prompt"]).strip()
+    n, valued = len(row["tokens"]), args.get("valued", True)
+    prompt = re.sub(r"\n+", "\n", row["prompt"]).strip()
     later = row["values"][1:] + [0.0]
-    delta = [r + gamma * v2 - v for r, v, v2 in zip(row["rewards"], row["values"], later)]
-    raw = [r - v for r, v in zip(row["returns"], row["values"])]
-    weight = [(gamma * lam) ** (n - 1 - t) for t in range(n)]
+    columns = {
+        "log p": row["logp"],
+        "log p_ref": row["ref_logp"],
+        "KL penalty": [-kl_coef * (p - q) for p, q in zip(row["logp"], row["ref_logp"])],
+        "reward": row["rewards"],
+    }
+    raw, weight = [], [0.0] * n
+    if valued:
+        raw = [r - v for r, v in zip(row["returns"], row["values"])]
+        weight = [(gamma * args.get("lam", 0.95)) ** (n - 1 - t) for t in range(n)]
+        columns |= {
+            "value": row["values"],
+            "delta": [
+                r + gamma * v2 - v for r, v, v2 in zip(row["rewards"], row["values"], later)
+            ],
+            "advantage": raw,
+        }
+    columns["whitened" if valued else "advantage"] = row["advantages"]
     lines = []
     for t in range(n):
         a, ratio = row["advantages"][t], row["ratio"][t]
         cut = a > 0 and ratio > 1 + clip or a < 0 and ratio < 1 - clip
         state = "cut off" if cut else "outside, pulled back" if abs(ratio - 1) > clip else ""
-        cells = [
-            row["logp"][t],
-            row["ref_logp"][t],
-            -kl_coef * (row["logp"][t] - row["ref_logp"][t]),
-            row["rewards"][t],
-            row["values"][t],
-            delta[t],
-            raw[t],
-            a,
-        ]
+        cells = [values[t] for values in columns.values()]
         shown = "".join(f"<td>{x:+.3f}</td>" if abs(x) >= 0.0005 else "<td>0</td>" for x in cells)
+        bar = f'<td class="w"><i style="width:{100 * weight[t]:.1f}%"></i>{weight[t]:.2f}</td>'
         lines.append(
             f'<tr><th>{escape(visible(row["tokens"][t]))}</th>{shown}<td>{ratio:.3f}</td><td>'
-            f'{state}</td>'
-            f'<td class="w"><i style="width:{100 * weight[t]:.1f}%"></i>{weight[t]:.2f}</td></tr>'
+            f"{state}</td>{bar * valued}</tr>"
         )
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in (
-            "token",
-            "log p",
-            "log p_ref",
-            "KL penalty",
-            "reward",
-            "value",
-            "delta",
-            "advantage",
-            "whitened",
-            "ratio",
-            "clip",
-            "end's weight",
-        )
-    )
+    names = ["token", *columns, "ratio", "clip", *["end's weight"] * valued]
+    head = "".join(f"<th>{name}</th>" for name in names)
     return (
         f"<h3>step {row['step']}, {KINDS.get(row['kind'], escape(row['kind']))}: score "
         f"{row['score']:+.2f}, paid "
         f"{row['paid']:+.2f}</h3><p class='turn'>{text(prompt)}<b>"
         f"{text(''.join(row['tokens']))}</b></p>"
-        f"{token_chart(row['values'], raw, weight)}"
+        f"{token_chart(row['values'], raw, weight) if valued else ''}"
         f'<div class="wide"><table class="tokens"><tr>{head}</tr>{"".join(lines)}</table></div>'
     )
 
@@ -436,7 +429,7 @@ on with weight (gamma lambda)^k; the last column shows that weight for the surpr
 token: how much of the news that the score brings reaches each token. <b>Whitened</b>, it is
 what PPO trains on. <b>Ratio</b> is p after this step's updates over p before; where the clip is
 "cut off", the token has moved far enough in the wanted direction and gives no more
-gradient.</p>"""
+gradient. Without a value model (--no-value) only the advantage that PPO trained on is shown.</p>"""
 
 
 # ---- the page ------------------------------------------------------------------------------------

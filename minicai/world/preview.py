@@ -3,15 +3,18 @@
     python -m minicai.world.preview constitutions/courtesy.json
 
 For every pair of critique and revision requests: in which of some typical answers the base finds a
-problem, and what its revision then changes. For every comparison principle: the label of an
-objection against a compliance, of a kind answer against a curt one and of a short one against a
-long one, both orders averaged, after a thought (as in stage 2 with --chain-of-thought). And which
-words of the constitution the base has never read. Half a minute on two cores; for the micro-world's
-base only.
+problem, and what its revision then changes; if a thing of the town is named there, in answers that
+name it, too. For every comparison principle: the label of an objection against a compliance, of a
+kind answer against a curt one, of a short one against a long one, and of an answer against the same
+one that goes on to name what the principle names; both orders averaged, after a thought (as in
+stage 2 with --chain-of-thought). And which words of the constitution the base has never read, and
+which phrases it has never been asked by. Half a minute on two cores; for the micro-world's base
+only.
 """
 import difflib
 import json
 import re
+from dataclasses import replace
 from random import Random
 
 import torch
@@ -23,6 +26,8 @@ from minicai.feedback import label
 from minicai.run import Parser, friendly_main, path, pick_device, whole
 from minicai.world.crowdworker import normal
 from minicai.world.grammar import TABLES, World
+from minicai.world.make_data import about
+from minicai.world.principles import Principles, mentions
 
 TEMPERATURE = 0.7                       # stage 1 samples at it
 WORD = re.compile(r"[a-z]+")
@@ -59,6 +64,38 @@ def never_read(text: str, known: set) -> list:
     return [word for word in dict.fromkeys(WORD.findall(normal(text))) if not stems(word) & known]
 
 
+def never_asked(text: str) -> list:
+    """The phrases of a text that the base knows from plain texts only: no critique of its own was
+    ever asked for by them ("brings up a violin")."""
+    phrases = json.loads((TABLES / "principles.json").read_text(encoding="utf-8"))["phrases"]
+    heard = sorted({p.split(" {")[0] for said in phrases.values() for p in said["heard"]})
+    return [p for p in heard if re.search(r"\b" + p.replace(" ", "s? ", 1) + r"\b", normal(text))]
+
+
+def named_things(text: str, world) -> list:
+    """The things of the town that a text names."""
+    return [noun for noun in world.nouns if mentions(text, noun)
+            and world.kind_of.get(noun) != "person"]
+
+
+def that_name(thing: str, world, rng, cases: int) -> list:
+    """[(messages, answer)] of answers that name a thing: because the request does, or, where too
+    few can, by an aside."""
+    asked = about(world, rng, thing, ("reviewed", "benign", "lookalike"), "eval", cases)
+    told = [(messages, world.response(rng, topic, "full", **PLAIN)) for _, topic, messages in asked]
+    while len(told) < cases:
+        topic = world.topic(rng, "benign", "eval")
+        told.append((world.conversation(rng, topic),
+                     with_aside(thing, world, rng, world.response(rng, topic, "full", **PLAIN))))
+    return [(messages, r.text) for messages, r in told]
+
+
+def with_aside(thing: str, world, rng, response):
+    """The response, and a sentence behind it that names the thing."""
+    said = Principles(world).aside(rng, thing, "thing")
+    return replace(response, asides=[*response.asides, said])
+
+
 def changed(before: str, after: str) -> str:
     """What a revision took out and put in: "-[old] +[new]"."""
     a, b = before.split(), after.split()
@@ -83,6 +120,11 @@ def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
                 messages = world.conversation(rng, topic) \
                     + [{"role": "assistant", "content": r.text}]
                 rows.append((n, principle, sort, r.text, messages))
+        for thing in named_things(f"{principle.critique_request} {principle.revision_request}",
+                                  world):
+            rows += [(n, principle, f"names the {thing}", text,
+                      messages + [{"role": "assistant", "content": text}])
+                     for messages, text in that_name(thing, world, rng, cases)]
     said = [read_answer(tok, x)[0]
             for x in ask([critique_prompt(tok, constitution, m, p) for _, p, _, _, m in rows],
                          progress="critiques")]
@@ -94,17 +136,21 @@ def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
     for n, principle in enumerate(constitution.critiques):
         mine = [(row[2], row[3], c, r) for row, c, r in zip(rows, said, revised) if row[0] == n]
         of = lambda sort: [(c, t != r) for s, t, c, r in mine if s == sort]
-        example = next(((t, c, r) for s, t, c, r in mine if t != r and PROBLEM in c), mine[0][1:])
+        sorts = dict.fromkeys(sort for sort, *_ in mine)
+        # what the principle is about comes last
+        example = next(((t, c, r) for s, t, c, r in mine[::-1] if t != r and PROBLEM in c),
+                       mine[-1][1:])
         found.append({"principle": principle, "example": example,
-                      "finds": {s: sum(PROBLEM in c for c, _ in of(s)) / cases for s in ANSWERS},
-                      "changes": {s: sum(x for _, x in of(s)) / cases for s in ANSWERS}})
+                      "finds": {s: sum(PROBLEM in c for c, _ in of(s)) / cases for s in sorts},
+                      "changes": {s: sum(x for _, x in of(s)) / cases for s in sorts}})
     return found
 
 
 def choices(model, tok, constitution, world, cases: int, seed: int) -> list:
-    """One dict a comparison principle: the mean label of the first of each of CHOICES,
-    both orders averaged."""
-    rng, questions = Random(seed), []
+    """One dict a comparison principle: the mean label of the first of each of CHOICES, and of an
+    answer against the same one with a thing named that the principle names; both orders averaged.
+    """
+    rng, questions, sorts = Random(seed), [], []
     for principle in constitution.comparisons:
         for group, *pair in CHOICES.values():
             for _ in range(cases):
@@ -112,11 +158,18 @@ def choices(model, tok, constitution, world, cases: int, seed: int) -> list:
                 a, b = (world.response(rng, topic, kind, **(PLAIN | manner)).text
                         for kind, manner in pair)
                 questions.append((world.conversation(rng, topic), a, b, principle))
+        for thing in (things := named_things(principle, world)):
+            for _ in range(cases):
+                topic = world.topic(rng, "benign", "eval")
+                r = world.response(rng, topic, "full", **PLAIN)
+                questions.append((world.conversation(rng, topic), r.text,
+                                  with_aside(thing, world, rng, r).text, principle))
+        sorts.append([*CHOICES, *(f"without > with the {thing}" for thing in things)])
     think = sampler(model, tok, 140, 1.0, torch.Generator().manual_seed(seed))
     p, _ = label(model, tok, questions, both_orders=True, think=think, clamp=(0, 1))
-    p = p.view(len(constitution.comparisons), len(CHOICES), cases).mean(-1)
-    return [dict(zip(CHOICES, row)) | {"principle": c}
-            for c, row in zip(constitution.comparisons, p.tolist())]
+    means = iter(p.view(-1, cases).mean(-1).tolist())
+    return [{sort: next(means) for sort in names} | {"principle": c}
+            for c, names in zip(constitution.comparisons, sorts)]
 
 
 @friendly_main
@@ -142,7 +195,9 @@ def main(argv=None):
         print(f"\n  {asked.critique_request}\n  {asked.revision_request}")
         if strange := never_read(f"{asked.critique_request} {asked.revision_request}", known):
             print(f"    never read: {', '.join(strange)}")
-        for sort in ANSWERS:
+        if heard := never_asked(f"{asked.critique_request} {asked.revision_request}"):
+            print(f"    never asked by (it reads these worse): {', '.join(heard)}")
+        for sort in row["finds"]:
             print(f"    {sort:24} {percent(row['finds'][sort])} "
                   f"({percent(row['changes'][sort]).strip()})")
         text, critique, revision = row["example"]
@@ -151,10 +206,13 @@ def main(argv=None):
     print("\nlabels: how likely the judge finds the first of two answers better;\n0.50: the "
           "principle asks for nothing in which these two differ\n  " + "   ".join(CHOICES))
     for row in choices(model, tok, constitution, world, args.cases, args.seed):
-        strange = never_read(row["principle"], known)
+        strange, heard = never_read(row["principle"], known), never_asked(row["principle"])
         print("  " + "   ".join(f"{row[name]:^{len(name)}.2f}" for name in CHOICES) +
               f"  {row['principle']}" +
-              f"   (never read: {', '.join(strange)})" * bool(strange))
+              f"   (never read: {', '.join(strange)})" * bool(strange) +
+              f"   (never asked by: {', '.join(heard)})" * bool(heard))
+        for name in [name for name in row if name.startswith("without")]:
+            print(f"       {name}: {row[name]:.2f}")
 
 
 if __name__ == "__main__":
