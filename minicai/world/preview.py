@@ -83,17 +83,17 @@ def that_name(thing: str, world, rng, cases: int) -> list:
     few can, by an aside."""
     asked = about(world, rng, thing, ("reviewed", "benign", "lookalike"), "eval", cases)
     told = [(messages, world.response(rng, topic, "full", **PLAIN)) for _, topic, messages in asked]
+    judge = Principles(world)
     while len(told) < cases:
         topic = world.topic(rng, "benign", "eval")
         told.append((world.conversation(rng, topic),
-                     with_aside(thing, world, rng, world.response(rng, topic, "full", **PLAIN))))
+                     with_aside(thing, judge, rng, world.response(rng, topic, "full", **PLAIN))))
     return [(messages, r.text) for messages, r in told]
 
 
-def with_aside(thing: str, world, rng, response):
+def with_aside(thing: str, judge, rng, response):
     """The response, and a sentence behind it that names the thing."""
-    said = Principles(world).aside(rng, thing, "thing")
-    return replace(response, asides=[*response.asides, said])
+    return replace(response, asides=[*response.asides, judge.aside(rng, thing, "thing")])
 
 
 def changed(before: str, after: str) -> str:
@@ -150,7 +150,7 @@ def choices(model, tok, constitution, world, cases: int, seed: int) -> list:
     """One dict a comparison principle: the mean label of the first of each of CHOICES, and of an
     answer against the same one with a thing named that the principle names; both orders averaged.
     """
-    rng, questions, sorts = Random(seed), [], []
+    rng, questions, sorts, judge = Random(seed), [], [], Principles(world)
     for principle in constitution.comparisons:
         for group, *pair in CHOICES.values():
             for _ in range(cases):
@@ -163,7 +163,7 @@ def choices(model, tok, constitution, world, cases: int, seed: int) -> list:
                 topic = world.topic(rng, "benign", "eval")
                 r = world.response(rng, topic, "full", **PLAIN)
                 questions.append((world.conversation(rng, topic), r.text,
-                                  with_aside(thing, world, rng, r).text, principle))
+                                  with_aside(thing, judge, rng, r).text, principle))
         sorts.append([*CHOICES, *(f"without > with the {thing}" for thing in things)])
     think = sampler(model, tok, 140, 1.0, torch.Generator().manual_seed(seed))
     p, _ = label(model, tok, questions, both_orders=True, think=think, clamp=(0, 1))
