@@ -215,8 +215,8 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     ai = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"], "ai") for row in used]
     ranked = [(m, a, b, 1.0, (False, False), file) for m, a, b, file in human]
     (train_ai, test_ai), (train_human, test_human) = (
-        split(rows, args.held_out, rng) if rows and wanted else ([], rows)
-        for rows, wanted in ((ai, args.comparisons), (ranked, args.human_limit)))
+        split(found, args.held_out, rng) if found and wanted else ([], found)
+        for found, wanted in ((ai, args.comparisons), (ranked, args.human_limit)))
     if not train_ai + train_human:
         raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none "
                         "is left to train on")

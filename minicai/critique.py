@@ -76,9 +76,8 @@ def chat_prompt(tok, constitution, messages: list, said: list, shots=(), revisio
     and declines anything (on 135M parameters 17 of 23 refusals are then about the request,
     otherwise 4 of 24; docs/real_models.md).
     """
-    system = [m["content"] for m in messages if m["role"] == "system"]
-    system = "\n\n".join(filter(None, [constitution.preamble, *system]))
-    turns = [{"role": "system", "content": system}] if system else []
+    told = [constitution.preamble, *(m["content"] for m in messages if m["role"] == "system")]
+    turns = [{"role": "system", "content": "\n\n".join(filter(None, told))}] if any(told) else []
     messages = [m for m in messages if m["role"] != "system"]
     for shot in shots:
         dialogue, *parts = re.split(r"\n\n(?:CritiqueRequest|Critique|RevisionRequest|Revision):",

@@ -96,6 +96,11 @@ def choose(model, tok, prompts: list, begin=lambda prompts: {}, budget: int = 16
     return torch.tensor([done[i] for i in range(len(prompts))]).reshape(-1, 2).unbind(1)
 
 
+def turned(clamp) -> tuple:
+    """The bounds of a label of the other response: of 1 - P(A)."""
+    return 1 - clamp[1], 1 - clamp[0]
+
+
 def label(model, tok, questions: list, both_orders: bool = False, prefix=(), think=None,
           clamp=CLAMP, begin=lambda prompts: {}, thoughts: list | None = None):
     """P(first response is better) [N] and mass [N] of questions
@@ -110,8 +115,7 @@ def label(model, tok, questions: list, both_orders: bool = False, prefix=(), thi
         how = dict(prefix=prefix, think=think, clamp=clamp, begin=begin)
         p, mass = label(model, tok, questions, thoughts=thoughts, **how)
         swapped = [(m, b, a, c) for m, a, b, c in questions]
-        # a label of the other response: its bounds are turned round
-        q, mass_q = label(model, tok, swapped, **how | {"clamp": (1 - clamp[1], 1 - clamp[0])})
+        q, mass_q = label(model, tok, swapped, **how | {"clamp": turned(clamp)})
         return (p + 1 - q) / 2, torch.minimum(mass, mass_q)
     if think is None:
         prompts = [comparison_prompt(tok, m, a, b, c, prefix) for m, a, b, c in questions]
@@ -171,8 +175,7 @@ def position_bias(model, tok, questions: list, sample: int = 64, **how) -> tuple
     asked = questions[:sample]
     p, _ = label(model, tok, asked, **how)
     swapped = [(m, b, a, c) for m, a, b, c in asked]
-    turned = {"clamp": [1 - x for x in how.get("clamp", CLAMP)][::-1]}      # as in label
-    q, _ = label(model, tok, swapped, **how | turned)
+    q, _ = label(model, tok, swapped, **how | {"clamp": turned(how.get("clamp", CLAMP))})
     return ((p + q) / 2).mean().item(), same_verdict(p, q)
 
 

@@ -175,8 +175,8 @@ class Attention(nn.Module):
         # float32.
         wide = v.device.type == "cpu" and cache is None and v.dtype == torch.bfloat16
         q, k, v = laid_out(q, k, v, bias, wide)
-        # softmax(q k^T / sqrt(D)) v: a query sees what is not later than itself, or what the mask,
-        # which is added to the scores, allows.
+        # softmax(q k^T / sqrt(D) + bias) v: without a bias a query sees what is not later than
+        # itself.
         with torch.autocast("cpu", enabled=False) if wide else nullcontext():
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias,
                                                is_causal=bias is None and T > 1,

@@ -509,9 +509,9 @@ def read_state(path: Path) -> dict | None:
         if found.pop("seal") != seal(found) or not {"run", "step", "logs"} <= set(found):
             raise ValueError("checksum")
         return found
+    except MemoryError:
+        raise
     except Exception as error:          # of broken bytes the unpickler makes nearly any of them
-        if isinstance(error, MemoryError):
-            raise
         raise UserError(f"{path}: damaged ({type(error).__name__}): delete it; what was sampled is "
                         "kept, training starts again") from None
 

@@ -218,7 +218,7 @@ MISTAKES = {
         ("ids_of([row for row in test_human if row[-1] == file])", "ids_of(test_human)"),
         ("human = human[:args.human_limit or args.measure]", "human = human[:args.human_limit]"),
         ("count = args.comparisons or args.measure", "count = args.comparisons"),
-        ("if rows and wanted else", "if rows else"),
+        ("if found and wanted else", "if found else"),
         ("skipped=None if m >= args.min_mass else \"no choice\"", "skipped=None"),
         ("pm.normalise(pm.score_rows(reference))", "pass"),
         ("norm_set = first[:n] + respond(", "norm_set = respond("),

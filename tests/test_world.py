@@ -20,6 +20,7 @@ from minicai.world.principles import (
     for_exam,
     join_or,
     mentions,
+    steps_in,
     third,
     unnamed,
 )
@@ -605,6 +606,8 @@ def test_broken_revisions_are_not_right(world, worker):
                 broken.append(f"{right} {world.response(exam.rng, topic, 'full').text}")
             if kind in ("courtesy", "brevity", "steps"):
                 broken.append(f"{right} The moon is made of stone.")
+            if kind in ("courtesy", "brevity") and len(steps := steps_in(right)) > 1:
+                broken.append(right.replace(steps[-1], "eat the moon"))
             for text in broken:
                 assert not exam.revised(topic, r, p, messages, text), (kind, p, r.text, text)
     assert len(seen) >= 7
@@ -716,6 +719,6 @@ def test_what_a_constitution_names_is_shown_in_answers_that_name_it(world):
     assert preview.never_asked(text) == ["bring up"]
     assert preview.never_asked("Say whether it mentions a duck.") == []
     for thing in ("violin", "cheese", "sea"):
-        told = preview.that_name(thing, world, Random(0), 8)
+        told = preview.that_name(thing, Principles(world), Random(0), 8)
         assert len(told) == 8 and all(mentions(answer, thing) for _, answer in told)
         assert all(m[-1]["role"] == "user" for m, _ in told)

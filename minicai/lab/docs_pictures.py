@@ -64,7 +64,7 @@ def mentions(run: Path) -> dict:
     SL-CAI's and one of the base's, and no row says whose is whose), and RL-CAI in the second half
     of PPO.
     """
-    said = {who: [] for who in ("base", "revisions", "pairs", "rl_cai")}  # pairs: request, answer
+    said = {who: [] for who in ("base", "revisions", "pairs", "rl_cai")}  # (request, answer)
     for row in rows_of(run / "sft/revisions.jsonl"):
         if row.get("rounds"):
             said["base"].append((row["messages"][-1]["content"], row["response"]))

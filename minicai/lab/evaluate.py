@@ -172,28 +172,31 @@ def judged_row(row: dict, worker) -> dict:
 def judge_again(out: Path) -> None:
     """Judge the transcripts of a finished evaluation again, as after a change of the crowdworker;
     what is not counted from verdicts stays as it was, the commit among it."""
-    worker, judged, before = Crowdworker(World.load()), {}, load_results(out)
+    worker, before, rows, moved = Crowdworker(World.load()), load_results(out), [], 0
     for number, row in read_jsonl(out / "transcripts.jsonl"):
         try:
-            judged.setdefault(row["model"], []).append(judged_row(row, worker))
+            rows.append(judged_row(row, worker))
+            moved += rows[-1]["outcome"] != row["outcome"]
         except ILL_FORMED as error:
             raise UserError(f"{out / 'transcripts.jsonl'}:{number}: not a row of the evaluation "
                             f"({type(error).__name__}: {error})") from None
-    results = counted(judged, out, worker, before["seed"])
-    moved = sum(a["outcome"] != b["outcome"] for a, (_, b) in zip(
-        (row for rows in judged.values() for row in rows), read_jsonl(out / "transcripts.jsonl")))
-    write_jsonl(out / "transcripts.jsonl", [row for rows in judged.values() for row in rows])
-    write_text(out / "results.json", json.dumps(before | results, indent=1) + "\n")
-    print(f"{out}: {moved} of {sum(map(len, judged.values()))} answers are judged otherwise")
+    judged = {name: [row for row in rows if row["model"] == name] for name in before["models"]}
+    results = before | judge_stages(out, worker) | {"models": all_results(judged, before["seed"])}
+    write_jsonl(out / "transcripts.jsonl", rows)
+    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    print(f"{out}: {moved} of {len(rows)} answers are judged otherwise")
 
 
-def counted(judged: dict, out: Path, worker, seed: int) -> dict:
-    """What results.json holds of verdicts: on answers {model: rows}, and on what stages 1 and 2 of
-    the same run have written."""
+def all_results(judged: dict, seed: int) -> dict:
+    """What results.json holds of {model: judged rows}: {model: its entry}."""
     results = {name: model_results(rows) for name, rows in judged.items()}
     add_elo(results, judged, seed)
-    return {"models": results,
-            "revisions": {"by_category": judge_revisions(out / "sft/revisions.jsonl", worker)},
+    return results
+
+
+def judge_stages(out: Path, worker) -> dict:
+    """What results.json holds of the files that stages 1 and 2 of the same run have left."""
+    return {"revisions": {"by_category": judge_revisions(out / "sft/revisions.jsonl", worker)},
             "labels": {"by_category": judge_labels(out / "pm/comparisons.jsonl", worker)}}
 
 
@@ -392,8 +395,7 @@ def main(argv=None):
                             "train_pm.py and train_rl.py first, or name others with --models")
     # So is what the stages have left.
     runs, worker = stages(out), Crowdworker(world)
-    judge_revisions(out / "sft/revisions.jsonl", worker)
-    judge_labels(out / "pm/comparisons.jsonl", worker)
+    left = judge_stages(out, worker)
     for folder in models.values():
         check_prompts_fit(folder, prompts, args.max_new)
     mixed = [stage for stage in ("sft", "pm", "rl") if unfinished(out / stage)]
@@ -409,7 +411,8 @@ def main(argv=None):
     judged = {name: judge(name, folder, prompts, worker, args, device, resume)
               for name, folder in models.items()}
     # 2. Count.
-    report = {**counted(judged, out, worker, args.seed), "unfinished_stages": mixed,
+    results = all_results(judged, args.seed)
+    report = {"models": results, **left, "unfinished_stages": mixed,
               "seconds": {stage: run.get("seconds") for stage, run in runs.items()},
               "seed": args.seed,
               "stage_seeds": {stage: run["args"].get("seed") for stage, run in runs.items()},

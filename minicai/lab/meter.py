@@ -97,7 +97,7 @@ def rows_of(section: str, case: str, times: dict, against=(), amount=None, peaks
     """
     values = {name: [amount / s if amount else 1000 * s for s in seconds]
               for name, seconds in times.items()}
-    middle, rows = {name: statistics.median(row) for name, row in values.items()}, []
+    middle, rows = {name: statistics.median(found) for name, found in values.items()}, []
     faster = lambda a, b: middle[a] / middle[b] if amount else middle[b] / middle[a]
     for name in times:
         others = [base for base in against if base in middle and base != name]

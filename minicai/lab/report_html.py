@@ -378,7 +378,6 @@ def ppo_step(row: dict, args: dict) -> str:
         "KL penalty": [-kl_coef * (p - q) for p, q in zip(row["logp"], row["ref_logp"])],
         "reward": row["rewards"],
     }
-    raw, weight = [], [0.0] * n
     if valued:
         raw = [r - v for r, v in zip(row["returns"], row["values"])]
         weight = [(gamma * args.get("lam", 0.95)) ** (n - 1 - t) for t in range(n)]
@@ -397,10 +396,13 @@ def ppo_step(row: dict, args: dict) -> str:
         state = "cut off" if cut else "outside, pulled back" if abs(ratio - 1) > clip else ""
         cells = [values[t] for values in columns.values()]
         shown = "".join(f"<td>{x:+.3f}</td>" if abs(x) >= 0.0005 else "<td>0</td>" for x in cells)
-        bar = f'<td class="w"><i style="width:{100 * weight[t]:.1f}%"></i>{weight[t]:.2f}</td>'
+        last = ""
+        if valued:
+            bar = f'<i style="width:{100 * weight[t]:.1f}%"></i>{weight[t]:.2f}'
+            last = f'<td class="w">{bar}</td>'
         lines.append(
             f'<tr><th>{escape(visible(row["tokens"][t]))}</th>{shown}<td>{ratio:.3f}</td><td>'
-            f"{state}</td>{bar * valued}</tr>"
+            f"{state}</td>{last}</tr>"
         )
     names = ["token", *columns, "ratio", "clip", *["end's weight"] * valued]
     head = "".join(f"<th>{name}</th>" for name in names)

@@ -157,17 +157,19 @@ class Exam:
             words = self.world.words
             may_change = [*words["courtesy"]["opener"], *words["courtesy"]["closer"]] \
                 if p.kind == "courtesy" else words["filler"]
-            return others(text, may_change) == others(r.text, may_change) and \
+            return sentences(text, may_change) == sentences(r.text, may_change) and \
                 there == (p.less == (p.kind == "courtesy"))
         # one answer is right: just that is left out
         if not p.there and p.kind not in ("begin", "steps", "end"):
             return text == self.judge.revision(Random(0), topic, r, p, "").text
         if p.kind == "steps":
             answers = self.world.words["answers"]
+            # a lead or a vague answer (two sentences, some of them) may come or go with the steps
             may_change = " ".join(answers["vague"] + answers["lead"]).format(act=topic.act)
+            rest = lambda text: [s for s in sentences(text, may_change) if not steps_in(s)]
             return not self.judge.fault(topic, new, p) and \
                 set(steps_in(text)) < set(steps_in(r.text)) and \
-                others(text, may_change) == others(r.text, may_change)
+                rest(text) == rest(r.text)
         return not self.judge.fault(topic, new, p) and (r.body if p.there else r.text) in text
 
     def reviews(self) -> dict:
@@ -291,9 +293,9 @@ class Exam:
         return row
 
 
-def others(text: str, but="") -> list:
-    """The sentences of a text that give no steps and are not among some that may change."""
-    return [s for s in re.split(r"(?<=[.!?]) ", text) if s not in but and not steps_in(s)]
+def sentences(text: str, but) -> list:
+    """The sentences of a text that are not among others, a list or a text of them."""
+    return [s for s in re.split(r"(?<=[.!?]) ", text) if s not in but]
 
 
 def facts(world, topic) -> set:

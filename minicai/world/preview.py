@@ -27,11 +27,11 @@ from minicai.run import Parser, friendly_main, path, pick_device, whole
 from minicai.world.crowdworker import normal
 from minicai.world.grammar import TABLES, World
 from minicai.world.make_data import about
-from minicai.world.principles import Principles, mentions
+from minicai.world.principles import Principles, mentions, verdict
 
 TEMPERATURE = 0.7                       # stage 1 samples at it
 WORD = re.compile(r"[a-z]+")
-PROBLEM = "So there is a problem"       # how a critique ends that finds one: principles.verdict
+PROBLEM = verdict("it").partition(":")[0]       # how a critique ends that finds something
 ANSWERS = {"helps with harm": ("reviewed", "full", {}),
            "objects and says why": ("reviewed", "explained", {}), "helps": ("benign", "full", {}),
            "helps, kind words": ("benign", "full", {"courtesy": 1.0}),
@@ -78,12 +78,12 @@ def named_things(text: str, world) -> list:
             and world.kind_of.get(noun) != "person"]
 
 
-def that_name(thing: str, world, rng, cases: int) -> list:
+def that_name(thing: str, judge, rng, cases: int) -> list:
     """[(messages, answer)] of answers that name a thing: because the request does, or, where too
     few can, by an aside."""
+    world = judge.world
     asked = about(world, rng, thing, ("reviewed", "benign", "lookalike"), "eval", cases)
     told = [(messages, world.response(rng, topic, "full", **PLAIN)) for _, topic, messages in asked]
-    judge = Principles(world)
     while len(told) < cases:
         topic = world.topic(rng, "benign", "eval")
         told.append((world.conversation(rng, topic),
@@ -109,7 +109,7 @@ def changed(before: str, after: str) -> str:
 def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
     """One dict a pair of requests: shares of answers with a problem and with a changed text,
     by sort, and an example."""
-    rng, rows = Random(seed), []
+    rng, rows, judge = Random(seed), [], Principles(world)
     generator = torch.Generator().manual_seed(seed)
     ask = sampler(model, tok, 140, TEMPERATURE, generator)
     for n, principle in enumerate(constitution.critiques):
@@ -124,7 +124,7 @@ def critiques(model, tok, constitution, world, cases: int, seed: int) -> list:
                                   world):
             rows += [(n, principle, f"names the {thing}", text,
                       messages + [{"role": "assistant", "content": text}])
-                     for messages, text in that_name(thing, world, rng, cases)]
+                     for messages, text in that_name(thing, judge, rng, cases)]
     said = [read_answer(tok, x)[0]
             for x in ask([critique_prompt(tok, constitution, m, p) for _, p, _, _, m in rows],
                          progress="critiques")]
