@@ -3,6 +3,8 @@ and texts that keep their promises."""
 import json
 import re
 from collections import Counter
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from random import Random
 
@@ -227,7 +229,8 @@ class Spy:
         return ids, mask
 
 
-STRANGE = []            # the strange topics of the document that `documents` yielded last
+# the strange topics of the document that `documents` yielded last, and its people made up
+STRANGE, STRANGERS = [], []
 
 
 def documents(world, sort, n, part=0):
@@ -236,12 +239,14 @@ def documents(world, sort, n, part=0):
     drawn, topic_of = [], world.topic_of
     strange = texts.strange
     texts.strange = lambda topic: STRANGE.append(strange(topic)) or STRANGE[-1]
+    stranger = texts.principles.stranger
+    texts.principles.stranger = lambda *how: STRANGERS.append(stranger(*how)) or STRANGERS[-1]
     texts.world = type("Recorder", (), {"__getattr__": lambda self, name: getattr(world, name)})()
     world.topic_of = lambda *args: drawn.append(topic_of(*args)) or drawn[-1]
     try:
         for _ in range(n):
             drawn.clear()
-            STRANGE.clear()
+            STRANGE.clear(), STRANGERS.clear()
             ids, targets, weights = getattr(texts, sort)()
             assert len(ids) == len(targets) == len(weights)
             yield "".join(ids + targets[-1:]), list(drawn)
@@ -277,10 +282,13 @@ def test_no_text_of_the_base_holds_a_held_out_pair(world):
                     all(world.split(t.activity, t.thing) == "base" for t in topics), (sort, topics)
                 # take out what was quoted: then nothing may be left
                 if held_out.search(text.lower()):
-                    phrases = {t.fill(phrase) for t in topics + STRANGE for phrase in quoted}
+                    told = topics + STRANGE
+                    told += [replace(t, owner=name) for t in told for name in STRANGERS]
+                    phrases = {t.fill(phrase) for t in told for phrase in quoted}
                     # ... or that with "someone" for the owner, where a principle silences it
-                    phrases |= {unnamed(t.fill(phrase), (t.owner,), set(world.kinds["person"]))
-                                for t in topics + STRANGE if t.owner for phrase in quoted}
+                    people = {*world.kinds["person"], *STRANGERS}
+                    phrases |= {unnamed(t.fill(phrase), (t.owner,), people)
+                                for t in told if t.owner for phrase in quoted}
                     for phrase in sorted(phrases, key=len, reverse=True):
                         text = text.replace(phrase, "...")
                     assert not held_out.search(text.lower()), \
@@ -427,7 +435,10 @@ def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
         ids, targets, weights = texts.review()
         judged = [t for t, w in zip(targets, weights) if w > READ]
         critique, end, revision, last = judged
-        assert min(weights) == READ
+        refusal = [t for t, w in zip(targets, weights) if w == 0.0]
+        # a review shows refusals, and nobody is to learn to give them from that
+        assert set(weights) - {0.0} and min(set(weights) - {0.0}) == READ
+        assert len(refusal) == critique.startswith(" The response does not help ")
         assert end == last == Spy.end and critique.startswith(" The response ")
         assert ids[-1] == revision
         ids, targets, weights = texts.comparison()
@@ -513,7 +524,7 @@ def test_grammar_of_principles():
     assert unnamed("Drown the baker's duck. The duck swims. Ask the baker.", ("duck", "baker"),
                    {"baker"}) == \
         "Drown something. Something swims. Ask someone."
-    assert unnamed("Fill the baker's tub.", ("baker",), {"baker"}) == "Fill the tub."
+    assert unnamed("Fill the baker's tub.", ("baker",), {"baker"}) == "Fill someone's tub."
 
 
 def test_every_kind_is_drawn_both_ways_and_its_quality_is_there_and_not(world):
@@ -650,10 +661,12 @@ def test_a_reason_lent_by_another_activity_is_copied_from_the_critique_and_never
         world, worker, copies):
     lent = 0
     for text, targets, weights, tok in copies:
-        if 0.0 not in weights:
-            continue
         critique, revision = text.split("Critique: ")[1].split("Revision: ")
-        fact = tok.decode([t for t, w in zip(targets, weights) if w == 0.0]).strip()
+        unread = [tok.decode([t for t, _ in run]).strip() for zero, run in
+                  groupby(zip(targets, weights), key=lambda pair: pair[1] == 0.0) if zero]
+        if not (facts := [said for said in unread if said in critique]):
+            continue
+        fact, = facts
         # all of it is without weight where the critique says it, and said again if it is a fault
         assert re.fullmatch(r"(To|It is) .* because .*\. It hurts .*\. It would be better to .*\.",
                             fact)

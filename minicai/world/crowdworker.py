@@ -83,8 +83,9 @@ class Crowdworker:
     def __init__(self, world: World | None = None):
         self.world = w = world or World.load()
         noun = either(w.nouns)
-        self.thing = re.compile(rf"\b(?:the|an?|this|that|your|my) (?:\w+'s )?(?:{noun})\b|"
-                                r"\b(?:it|him|her|them|something|someone)\b(?! is| has)")
+        self.thing = re.compile(r"\b(?:(?:the|an?|this|that|your|my) (?:\w+'s )?|someone's )"
+                                rf"(?:{noun})\b|"
+                                r"\bit\b(?! is| has)|\b(?:him|her|them|something|someone)\b")
         self.requests = [(a, re.compile(act_pattern(a, either(w.things(a))))) for a in w.activities]
         self.said_of = {a.id: re.compile(act_pattern(a, noun)) for a in w.activities}
         fill = lambda a, phrases: {self.canonical(Topic(a, "duck", "baker").fill(p))
@@ -330,7 +331,8 @@ def step_patterns(topic: Topic) -> list:
 @lru_cache(maxsize=4096)
 def patterns(topic: Topic, phrases: tuple) -> list:
     """One compiled pattern for each phrase about an activity, said of this topic's thing."""
-    thing = (rf"(?:(?:the|an?|this|that|your|my|his|her) (?:\w+'s )?{re.escape(topic.thing)}|"
+    thing = (r"(?:(?:(?:the|an?|this|that|your|my|his|her) (?:\w+'s )?|someone's )"
+             rf"{re.escape(topic.thing)}|"
              "it|him|her|them|something|someone)")
     owner = rf"(?:(?:the|your|my|that) {re.escape(topic.owner)}|him|her|them|someone)"
     fill = lambda s: re.escape(normal(s)).replace(r"\{it\}", thing).replace(r"\{owner\}", owner)

@@ -31,8 +31,8 @@ from minicai.world.grammar import TABLES, Response, Topic, World, article
 
 ADJECTIVES = ("harm", "courtesy", "brevity")            # kinds whose quality is "is ..."
 MENTIONS = ("thing", "person", "word")
-WEIGHTS = {"harm": 46, "courtesy": 6, "brevity": 6, "thing": 9, "person": 4, "word": 3, "reason": 3,
-           "better": 3, "steps": 5, "no": 3, "begin": 3, "ask": 2, "unknown": 14, "nothing": 2}
+WEIGHTS = {"harm": 46, "courtesy": 8, "brevity": 8, "thing": 9, "person": 5, "word": 3, "reason": 3,
+           "better": 3, "steps": 7, "no": 3, "begin": 3, "ask": 4, "unknown": 14, "nothing": 2}
 WORDS = re.compile(r"[\w']+")
 COUNTS = ("no", "one", "two", "three", "four")
 FAULTS = {("courtesy", True): "it is not kind", ("courtesy", False): "it is too kind",
@@ -55,10 +55,13 @@ class Principle:
 
 
 class Principles:
-    """Draws principles and knows what is right under them; `world` holds the town's tables."""
+    """Draws principles and knows what is right under them; `world` holds the town's tables.
+    `pieces`: the tokens that a word begins with, and those that it goes on with: words made up of
+    them hold every token, also those that no word of the town needs and that could not be copied
+    if they had never been read."""
 
-    def __init__(self, world: World):
-        self.world = world
+    def __init__(self, world: World, pieces=((), ())):
+        self.world, self.pieces = world, pieces
         self.tables = json.loads((TABLES / "principles.json").read_text(encoding="utf-8"))
         self.opposite = self.tables["opposites"] \
             | {good: bad for bad, good in self.tables["opposites"].items()}
@@ -66,6 +69,7 @@ class Principles:
         said = "".join(f.read_text(encoding="utf-8") for f in sorted(TABLES.glob("*.json")))
         self.known = {*re.findall(r"[a-z]+", said.lower()), *map(plural, world.nouns)}
         listed = self.tables["unknown"]["read"]
+        self.listed = {*listed["adjective"], *listed["thing"]}
         # what made-up words are cut from, see `strange`
         self.spliced = [w for w in (*world.nouns, *listed["adjective"], *listed["thing"])
                         if w.islower() and len(w) > 4]
@@ -153,24 +157,36 @@ class Principles:
         said = set(re.findall(r"[\w']+", r.text.lower().replace("'s ", " ")))
         there = set(r.extra) if kind == "word" else \
             {n for n in {*self.world.nouns, *r.extra} & said if fits(n) and not bare(r.text, n)}
-        if kind == "thing":
-            there |= {n for n in r.extra if n in r.asides[0] and "the " + n in r.asides[0]}
+        if kind == "thing" or kind == "person" and not exam:
+            there |= {n for n in r.extra if any("the " + n in s.lower() for s in r.asides)}
         if there and rng.random() < 0.55:
             return rng.choice(sorted(there))
         near = [n for n in (topic.thing, topic.owner) if n and fits(n)]
         roll = rng.random()
         if kind != "word" and near and roll < 0.3:
             return near[0]
-        if kind == "person" or kind == "thing" and roll < 0.65:
+        if kind == "person" and (exam or roll < 0.7) or kind == "thing" and roll < 0.65:
             return rng.choice([n for n in self.world.nouns if fits(n)])
-        return self.strange(rng, "adjective" if kind == "word" else "thing", exam)
+        return self.stranger(rng, kind, exam)
+
+    def stranger(self, rng: Random, kind: str, exam: bool) -> str:
+        """A word that is not the town's, to be asked for as a thing, a person or a word."""
+        word = self.strange(rng, "adjective" if kind == "word" else "thing", exam)
+        return word.lower() if kind == "person" else word
 
     def strange(self, rng: Random, sort: str, exam: bool) -> str:
         """A word that is not the town's: an English one of the lists, or one made up on the spot,
-        of syllables or (never in the exam) of one word's beginning and another's end: what begins
-        like a known word must be copied to its own end all the same."""
-        if rng.random() < 0.4:
+        of syllables or (never in the exam) of tokens, or of one word's beginning and another's
+        end: what begins like a known word must be copied to its own end all the same."""
+        if rng.random() < (0.4 if exam else 0.25):
             return rng.choice(self.tables["unknown"]["exam" if exam else "read"][sort])
+        while self.pieces[0] and not exam and rng.random() < 0.5:
+            begin, middle = self.pieces
+            word = rng.choice(begin) + "".join(rng.choices(middle, k=rng.choice((1, 2, 2, 3))))
+            if rng.random() < 0.05:
+                word += "-" + rng.choice(begin)
+            if not for_exam(word) and len(word) > 3 and word.lower() not in self.known:
+                return word
         while not exam and rng.random() < 0.5:
             a, b = rng.sample(self.spliced, 2)
             word = a[:rng.randrange(1, 6)] + b[-rng.randrange(2, 6):]
@@ -455,7 +471,8 @@ class Principles:
         """The response without the words of a mention: asides with them go, elsewhere it is
         "something", "someone"."""
         asides = [s for s in r.asides if not any(mentions(s, x) for x in p.words)]
-        hush = lambda text: unnamed(text, p.words, self.persons)
+        persons = {*self.persons, *(p.words if p.kind == "person" else ())}
+        hush = lambda text: unnamed(text, p.words, persons)
         return replace(r, asides=asides, body=hush(r.body), openers=[hush(s) for s in r.openers],
                        closers=[hush(s) for s in r.closers])
 
@@ -474,10 +491,11 @@ class Principles:
             kind = kind if kind in MENTIONS else rng.choice(("thing", "thing", "person", "word"))
             town = [n for n in self.world.nouns if n not in self.persons and for_exam(n) == exam]
             noun = rng.choice(sorted(n for n in self.persons if for_exam(n) == exam)) \
-                if kind == "person" else \
+                if kind == "person" and (exam or rng.random() < 0.6) else \
                 rng.choice(town) if kind == "thing" and rng.random() < 0.6 else \
-                self.strange(rng, "adjective" if kind == "word" else "thing", exam)
-            r.asides, r.extra = [self.aside(rng, noun, kind)], ((noun,) if kind != "person" else ())
+                self.stranger(rng, kind, exam)
+            r.asides, r.extra = [self.aside(rng, noun, kind)], \
+                ((noun,) if noun not in self.persons else ())
         if rng.random() < asks:
             r.question = rng.choice(self.tables["questions"])
         return r
@@ -653,12 +671,11 @@ def bare(text: str, noun: str) -> bool:
 
 
 def unnamed(text: str, nouns: tuple, persons: set) -> str:
-    """The text with "something" or "someone" for every one of the nouns;
-    "the baker's duck" loses the baker."""
+    """The text with "something" or "someone" for every one of the nouns."""
     for noun in nouns:
         hidden = "someone" if noun in persons else "something"
-        text = re.sub(rf"\b([Tt])he {re.escape(noun)}'s ", r"\1he ", text)
-        named = rf"\b(?:the \w+'s |the |an? )?(?:{re.escape(noun)}|{re.escape(plural(noun))})\b"
+        owned = r"the \w+'s |someone's |" if noun not in persons else ""
+        named = rf"\b(?:{owned}the |an? )?(?:{re.escape(noun)}|{re.escape(plural(noun))})\b"
         text = re.sub(named, lambda m: hidden.capitalize() if m[0][0].isupper() else hidden, text,
                       flags=re.IGNORECASE)
     return text

@@ -59,8 +59,8 @@ LETTER = 24.0  # weight of the one token that a multiple choice is about, in a t
 # the same where the principle does not decide: the letter is drawn, there is little to learn
 UNDECIDED = 1.5
 ASKED = 8.0         # weight of the yes or no to whether a quality is there
-COPIED = 3.0        # a fact that only the critique has, or a made-up word, said again
-TURN = 4.0          # where a revision leaves what it says again
+COPIED = 5.0        # a fact that only the critique has, or a word that nobody knows, said again
+TURN = 4.0          # where a revision leaves what it says again, and where it could: at a sentence
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
 
@@ -80,6 +80,20 @@ def places(tok, text: str, parts) -> set:
                            len(tok.encode(" " + text[:end])))}
 
 
+def pieces_of(tok) -> tuple:
+    """The tokens that words of letters begin with, behind their blank, and go on with."""
+    texts = [tok.decode([i]) for i in range(getattr(tok, "n_vocab", 0))]
+    letters = [t for t in texts if re.fullmatch(r" ?[A-Z]?[a-z]*", t) and t.strip()]
+    return [t[1:] for t in letters if t[0] == " "], [t for t in letters if t.islower() and
+                                                     t[0] != " "]
+
+
+def begins(tok, ids: list) -> set:
+    """The places in ids where a sentence begins."""
+    ends = {tok.encode(text)[-1] for text in (" it.", " it?", " it!")}
+    return {0} | {i + 1 for i, x in enumerate(ids) if x in ends}
+
+
 class Texts:
     """Draws documents; `tok` encodes them, or stands
     in for a tokenizer while there is none (pretrain.PlainText)."""
@@ -93,12 +107,13 @@ class Texts:
              {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4,
               "quiz": 7, "review": 25, "comparison": 20},
              {"dialogue": 16, "plain": 17, "summary": 2, "echo": 8, "search": 8, "reading": 3,
-              "quiz": 5, "review": 16, "verbatim": 20, "comparison": 12})
+              "quiz": 5, "review": 20, "verbatim": 18, "comparison": 12})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng = world, tok, Random(seed)
         self.avoid, self.part = avoid, part
-        self.principles, self.mix, self.undone = Principles(world), self.PARTS[part], {}
+        self.principles = Principles(world, pieces_of(tok))
+        self.mix, self.undone = self.PARTS[part], {}
 
     @cached_property
     def answers(self) -> set:
@@ -111,6 +126,11 @@ class Texts:
         """First ids of what follows "It should", the side of a principle; and of a count."""
         return {self.tok.encode(text)[0] for text in (" not", " less", " more",
                                                       *(f" {n}" for n in COUNTS[1:]))}
+
+    @cached_property
+    def should(self) -> int:
+        """The id behind which the side of a principle stands: " be" or " not", or the full stop."""
+        return self.tok.encode(" should")[-1]
 
     @cached_property
     def notes(self) -> set:
@@ -133,8 +153,8 @@ class Texts:
     def weigh(self, ids, thought: bool = False) -> list:
         """Weights of judged ids: the few on which everything hangs count more."""
         return [ASKED if i in self.answers or thought and i in self.notes
-                else 3.0 if i in self.sides_and_counts else 1.0
-                for i in ids]
+                else 3.0 if i in self.sides_and_counts or before == self.should else 1.0
+                for before, i in zip([None, *ids], ids)]
 
     def document(self):
         """One document of a drawn sort: (ids, targets, weights), three lists of one length,
@@ -439,19 +459,22 @@ class Texts:
         ending = len(tok.encode(verdict(self.principles.fault(topic, r, p)))) + 1
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending,
                                              self.weigh(said) + [1.0])]
-        left = turns(tok.encode(" " + r.text), revision)
+        left = turns(tok.encode(" " + r.text), revision) | begins(tok, revision)
         # where one name goes, that the others stay is as much of the decision
         decides = self.stand_ins | self.articles if p.kind in MENTIONS and not p.there else set()
         leaves = [TURN if i in left or x in decides else 1.0 for i, x in enumerate(revision)]
         leaves.append(TURN if len(revision) in left else 1.0)
-        made_up = [x for x in {*r.extra, *p.words} if x not in self.principles.known]
+        made_up = [x for x in {*r.extra, *p.words}
+                   if x not in self.principles.known or x in self.principles.listed]
         for i in places(tok, critique, made_up):
             weights[i] = max(COPIED, weights[i])
         for i in places(tok, text, made_up if known else [*made_up, fact]):
             leaves[i] = max(COPIED, leaves[i])
         for i in () if known else places(tok, critique, [fact]):
             weights[i] = 0.0
-        return self._answered(ids, [(start, said, weights), (len(ids), revision, leaves)])
+        # In a dialogue nobody refuses: not even in one that is reviewed is that to be learned.
+        return self._answered(ids, [(start, said, weights), (len(ids), revision, leaves)],
+                              unread=() if r.complies else tok.encode(" " + r.text))
 
     def verbatim(self):
         """A review in which nothing but the text tells what the revision says."""
@@ -481,20 +504,24 @@ class Texts:
             how = rng.choice(("full", "full", "partial", "vague", "explained"))
             if how == "explained" and not topic.harmful:
                 continue
-            unknown = judge.strange(rng, "thing", False).lower() if rng.random() < 0.4 else None
-            topic = replace(topic, thing=unknown or topic.thing)
-            r = judge.embroider(rng, w.response(rng, topic, how),
-                                rng.choice(("thing", "thing", "person")))
-            if unknown:
-                r.extra = (*r.extra, unknown)
-            of_request, about = rng.random() < 0.5, (topic.thing, topic.owner)
+            stranger = lambda known: judge.stranger(rng, "person", False) \
+                if known and rng.random() < 0.35 else known
+            who = topic.thing in judge.persons
+            topic = replace(topic, thing=stranger(topic.thing), owner=stranger(topic.owner))
+            about = (topic.thing, topic.owner)
+            sort = rng.choice(("thing", "thing", "person"))
+            r = judge.embroider(rng, w.response(rng, topic, how), sort)
+            persons = {*judge.persons, topic.owner, *([topic.thing] if who else ()),
+                       *(r.extra if sort == "person" else ())}
+            r.extra = (*r.extra, *(n for n in about if n and n not in judge.nouns))
+            of_request = rng.random() < 0.5
             named = [n for n in judge.nouns_of(r) if fits(r, n)]
             if not (goes := [n for n in named if (n in about) == of_request]):
                 continue
             words = [rng.choice(goes)]
-            person = words[0] in judge.persons
+            person = words[0] in persons
             others = [n for n in (*named, *rng.sample(w.nouns, 9)) if n not in words
-                      and fits(r, n) and (n in judge.persons) == person]
+                      and fits(r, n) and (n in persons) == person]
             if others and rng.random() < 0.25:
                 words.append(rng.choice(others))
                 rng.shuffle(words)
@@ -580,7 +607,7 @@ class Texts:
         a, b = draw(), draw()
         # what is hard to tell apart
         if topic.harmful and kind == "harm" and rng.random() < (0.3, 0.6, 0.6)[self.part]:
-            pair = rng.choice((("full", "partial"), *[("misexplained", "explained")] * 2,
+            pair = rng.choice((*[("full", "partial")] * 2, *[("misexplained", "explained")] * 2,
                                ("evasive", "explained"), ("full", "explained"),
                                *[("explained", "explained")] * 4))
             a, b = (w.response(rng, done, how) for how in rng.sample(pair, 2))
@@ -635,13 +662,16 @@ class Texts:
         return self._answered(whole, [(len(ids), thought, self.weigh(thought, True) + [1.0]),
                                       self._letter(len(whole), first, weight)])
 
-    def _answered(self, ids, answers):
-        """A document that counts where it answers, and READ elsewhere: answers are (start, ids,
-        weight, or a list with one for each id and the end). After each answer the end token is the
-        target, though the text may go on: so one document teaches where a critique ends and what a
-        revision looks like."""
+    def _answered(self, ids, answers, unread=()):
+        """A document that counts where it answers, and READ elsewhere, but not at all where it
+        holds the ids `unread`: answers are (start, ids, weight, or a list with one for each id and
+        the end). After each answer the end token is the target, though the text may go on: so one
+        document teaches where a critique ends and what a revision looks like."""
         whole = list(ids) + answers[-1][1]
         targets, weights = whole[1:] + [self.tok.end], [READ] * len(whole)
+        for i in range(1, answers[0][0]) if unread else ():
+            if whole[i:i + len(unread)] == unread:
+                weights[i - 1:i + len(unread) - 1] = [0.0] * len(unread)
         for start, answer, weight in answers:
             end = start + len(answer)
             weights[start - 1:end] = weight if isinstance(weight, list) else \
