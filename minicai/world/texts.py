@@ -217,7 +217,9 @@ class Texts:
             messages += w.conversation(rng, topic)
             messages.append({"role": "assistant", "content": w.base_response(rng, topic).text})
         ids, mask = self.tok.encode_chat(messages)
-        return ids[:-1], ids[1:], [1.0 if m else READ for m in mask[1:]]
+        starts = {i + 1 for i in begins(self.tok, ids[1:])}     # where it could have refused
+        return ids[:-1], ids[1:], [(TURN if i in starts or not mask[i - 1] else 1.0) if m else READ
+                                   for i, m in enumerate(mask[1:], 1)]
 
     def plain_text(self) -> str:
         """A few sentences about what people do and what the town thinks of it."""
@@ -358,6 +360,12 @@ class Texts:
         """A kind of principle."""
         return self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
 
+    def some_words(self, few: int, many: int) -> list:
+        """From `few` to `many` - 1 words in a row; now and then all are people."""
+        people = self.rng.random() < 0.25
+        return [self.rng.choice(self.world.kinds["person"]) if people else self.some_word()
+                for _ in range(self.rng.randrange(few, many))]
+
     def some_word(self) -> str:
         """A word of the town, or a strange one."""
         if self.rng.random() < 0.5:
@@ -367,10 +375,19 @@ class Texts:
 
     def echo(self):
         """Words in a row, or what the town says of something, said twice: copying is learned as an
-        operation, of whatever letters."""
+        operation, of whatever letters. Or the second time without one of the words."""
         rng, tok = self.rng, self.tok
-        words = [self.some_word() for _ in range(rng.randrange(4, 12))]
+        words = self.some_words(4, 12)
         text = rng.choice((" ", ", ")).join(words) + "."
+        if self.part == 2 and rng.random() < 0.4:
+            gone, people = rng.choice(words), self.principles.persons
+            hidden = "someone" if gone in people else "something"
+            left = [hidden if w == gone else f"the {w}" for w in words]
+            said = tok.encode(f" {', '.join(left)}.")
+            text = ", ".join(f"the {w}" for w in words)
+            ids = tok.bos + tok.encode(f"Say this without {gone}: {text}.\n\nSaid:")
+            weights = [TURN if i in self.stand_ins else 1.0 for i in said]
+            return self._answered(ids, [(len(ids), said, [*weights, 1.0])])
         if self.part == 2 and rng.random() < 0.6:
             topic = self.world.topic(rng, rng.choices(GROUPS, (10, 6, 24, 30, 30))[0], "base")
             text = self.world.fact(rng, self.strange(topic) if rng.random() < 0.3 else topic)
@@ -384,10 +401,10 @@ class Texts:
         rng, tok, judge = self.rng, self.tok, self.principles
         topic = self.world.topic(rng, rng.choices(GROUPS, (20, 12, 28, 20, 20))[0], "base")
         if rng.random() < 0.5:       # a heap of words
-            words = list(dict.fromkeys(self.some_word() for _ in range(rng.randrange(2, 8))))
+            words = list(dict.fromkeys(self.some_words(2, 8)))
             text, asked = f"Its words are {', '.join(words)}.", []
-            for _ in range(8):
-                n = rng.choice(words) if rng.random() < 0.5 else self.some_word()
+            for n in self.some_words(8, 9):
+                n = rng.choice(words) if rng.random() < 0.5 else n
                 asked.append(f"Does it speak of {n}? {'Yes' if n in words else 'No'}.")
         else:
             r = self.world.response(rng, topic, rng.choice(("full", "full", "partial", "vague")))
@@ -478,7 +495,7 @@ class Texts:
 
     def verbatim(self):
         """A review in which nothing but the text tells what the revision says."""
-        return self.silenced() if self.rng.random() < 0.6 else self.lent()
+        return self.silenced() if self.rng.random() < 0.7 else self.lent()
 
     def lent(self):
         """A review of help with harm, or of evasion, whose critique gives another activity's
