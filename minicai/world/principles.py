@@ -32,7 +32,8 @@ from minicai.world.grammar import TABLES, Response, Topic, World, article
 ADJECTIVES = ("harm", "courtesy", "brevity")            # kinds whose quality is "is ..."
 MENTIONS = ("thing", "person", "word")
 WEIGHTS = {"harm": 38, "courtesy": 12, "brevity": 12, "thing": 12, "person": 7, "word": 4,
-           "reason": 3, "better": 3, "steps": 8, "no": 3, "begin": 3, "ask": 4, "unknown": 14, "nothing": 2}
+           "reason": 3, "better": 3, "steps": 8, "no": 3, "begin": 3, "ask": 4, "unknown": 14,
+           "nothing": 2}
 WORDS = re.compile(r"[\w']+")
 COUNTS = ("no", "one", "two", "three", "four")
 FAULTS = {("courtesy", True): "it is not kind", ("courtesy", False): "it is too kind",
