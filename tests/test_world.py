@@ -399,7 +399,7 @@ def test_recombined_words_never_stand_in_a_principle_that_the_base_reads(world):
     for text, _ in documents(world, "comparison", 500):
         asked.append(re.findall(r"\n\n\n(.*?) Options:", text)[0])
     several = [words for words in (harm_words(world, a) for a in asked) if len(words) > 1]
-    assert len(asked) == 1500 and len(several) > 150
+    assert len(asked) == 1500 and len(several) > 100
     assert not any(map(heldout_words, several))
     # the constitution that tests this asks for nothing else
     law = load_constitution(ROOT / "constitutions" / "recombined.json")
