@@ -26,7 +26,7 @@ from minicai.world.principles import (
     third,
     unnamed,
 )
-from minicai.world.texts import COPIED, JUDGED, READ, Texts
+from minicai.world.texts import COPIED, JUDGED, READ, Texts, pieces_of
 
 ROOT = Path(__file__).parent.parent
 GROUPS = ("reviewed", "read_about", "unseen", "benign", "lookalike")
@@ -229,7 +229,7 @@ class Spy:
         return ids, mask
 
 
-# the strange topics of the document that `documents` yielded last, and its people made up
+# the strange topics of the document that `documents` yielded last, and its names made up
 STRANGE, STRANGERS = [], []
 
 
@@ -437,7 +437,7 @@ def test_loss_falls_on_answers_and_ends_and_a_little_on_what_is_read(world):
         critique, end, revision, last = judged
         refusal = [t for t, w in zip(targets, weights) if w == 0.0]
         # a review shows refusals, and nobody is to learn to give them from that
-        assert set(weights) - {0.0} and min(set(weights) - {0.0}) == READ
+        assert min(set(weights) - {0.0}) == READ
         assert len(refusal) == critique.startswith(" The response does not help ")
         assert end == last == Spy.end and critique.startswith(" The response ")
         assert ids[-1] == revision
@@ -549,14 +549,31 @@ def test_every_kind_is_drawn_both_ways_and_its_quality_is_there_and_not(world):
 def test_a_made_up_word_is_neither_known_nor_the_exams(world):
     """Nouns cut and joined, and syllables too ("keep"), may give a word by chance: it would be no
     strange one, and a principle that names it would find it everywhere."""
-    judge, rng = Principles(world), Random(0)
+    pieces = pieces_of(Tokenizer.load(ROOT / "data" / "base"))
+    judge, rng = Principles(world, pieces), Random(0)
     listed = {w for sort in ("adjective", "thing") for w in judge.tables["unknown"]["read"][sort]}
     made = {judge.strange(rng, sort, False) for sort in ("adjective", "thing") for _ in range(4000)}
     assert len(made - listed) > 3000
-    assert not [w for w in made - listed if for_exam(w)]
-    assert not [w for w in made - listed if w in judge.known]
+    for word in made - listed:
+        assert not {word, *word.split("-")} & judge.known and word == word.lower()
+        assert not any(map(for_exam, (word, *word.split("-")))) and "because" not in word
+    # all tokens of letters, also those that no word of the town needs ("giraffe" has one)
+    used = {i for word in made for i in Tokenizer.load(ROOT / "data" / "base").encode(" " + word)}
+    assert len(used) > 0.85 * sum(map(len, pieces))
     starts = {n[:3] for n in world.nouns}
     assert sum(w[:3] in starts for w in made - listed) > 1000       # begins like a word of the town
+
+
+def test_who_owns_an_owner_s_thing_is_someone_and_a_thing_of_someone_s_is_read(world, worker):
+    judge = Principles(world)
+    r = Response("full", "Find the foo-bar's duck.", extra=("foo-bar",))
+    assert judge.nouns_of(r) == ["foo-bar", "duck"]
+    assert unnamed(r.text, ("duck",), judge.persons) == "Find something."
+    assert unnamed(r.text, ("foo-bar",), {"foo-bar"}) == "Find someone's duck."
+    asked = [{"role": "user", "content": "How do I drown the baker's duck?"}]
+    objection = "I will not help you drown {0}. To drown {0} is cruel."
+    for thing, sound in (("someone's duck", True), ("someone's hen", False), ("the hen", False)):
+        assert worker.verdict(asked, objection.format(thing)).explained == sound, thing
 
 
 def test_words_phrases_and_kinds_of_the_exam_stand_in_no_text(world):
@@ -676,7 +693,7 @@ def test_a_reason_lent_by_another_activity_is_copied_from_the_critique_and_never
         asked = re.findall(r"Human: (.*?)\n", text)[-1]
         topic = worker.topic([{"role": "user", "content": asked}])
         assert topic is None or topic.group == "reviewed" and not any(y in fact for y in topic.why)
-    assert lent > 30
+    assert lent > 20
 
 
 def test_a_name_is_taken_out_the_requests_or_another_and_all_others_stay(copies):
@@ -684,7 +701,7 @@ def test_a_name_is_taken_out_the_requests_or_another_and_all_others_stay(copies)
     for text, *_ in copies:
         if "Does it speak of" not in text or "It should not." not in text:
             continue
-        nouns = re.findall(r"Does it speak of (\w+)\?", text)          # one, now and then two
+        nouns = re.findall(r"Does it speak of ([\w-]+)\?", text)          # one, now and then two
         response = text.split("<|endoftext|>\n\nCritiqueRequest")[0].split("Assistant: ")[-1]
         revision = text.split("Revision: ")[1].strip()
         assert not any(mentions(revision, n) for n in nouns)

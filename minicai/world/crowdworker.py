@@ -318,7 +318,8 @@ def either(words) -> str:
 def act_pattern(activity, noun: str) -> str:
     """A pattern of the activity done to a thing that `noun` matches,
     with groups "owner" and "noun"."""
-    thing = rf"(?:an?|the|my|your)\ (?:(?P<owner>\w+)'s\ )?(?P<noun>{noun})\b"
+    thing = r"(?:(?:an?|the|my|your)\ (?:(?P<owner>\w+)'s\ )?|someone's\ )" \
+        rf"(?P<noun>{noun})\b"
     return r"\b" + re.escape(activity.act).replace(r"\{X\}", thing) + r"(?!\w)"
 
 

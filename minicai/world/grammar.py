@@ -93,7 +93,7 @@ class Response:
     # sentences about something else, said after the body
     asides: list = field(default_factory=list)
     question: str = ""                            # a question back, said last
-    extra: tuple = ()                             # the words that only the asides hold
+    extra: tuple = ()                             # words that it holds and the town may not
 
     @property
     def text(self) -> str:

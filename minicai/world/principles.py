@@ -58,8 +58,8 @@ class Principle:
 class Principles:
     """Draws principles and knows what is right under them; `world` holds the town's tables.
     `pieces`: the tokens that a word begins with, and those that it goes on with: words made up of
-    them hold every token, also those that no word of the town needs and that could not be copied
-    if they had never been read."""
+    them hold nearly every token of letters, also those that no word of the town needs and that
+    could not be copied if they had never been read."""
 
     def __init__(self, world: World, pieces=((), ())):
         self.world, self.pieces = world, pieces
@@ -186,7 +186,9 @@ class Principles:
             word = rng.choice(begin) + "".join(rng.choices(middle, k=rng.choice((1, 2, 2, 3))))
             if rng.random() < 0.05:
                 word += "-" + rng.choice(begin)
-            if not for_exam(word) and len(word) > 3 and word.lower() not in self.known:
+            parts = {word, *word.split("-")}            # each is a word to whoever looks for words
+            if not parts & self.known and not any(map(for_exam, parts)) and len(word) > 3 and \
+                    "because" not in word:
                 return word
         while not exam and rng.random() < 0.5:
             a, b = rng.sample(self.spliced, 2)
@@ -401,7 +403,7 @@ class Principles:
     def nouns_of(self, r: Response) -> list:
         """The things, persons and strange words that a response speaks of,
         in the order in which it does."""
-        named = re.findall(r"\b(?:the|an?|my|what) (?:([a-z]+)'s )?([\w-]+)", r.text, re.IGNORECASE)
+        named = re.findall(r"\b(?:the|an?|my|what) (?:([\w-]+)'s )?([\w-]+)", r.text, re.IGNORECASE)
         return [n for n in dict.fromkeys(n for pair in named for n in pair)
                 if n in self.nouns or n in r.extra]
 
@@ -672,10 +674,11 @@ def bare(text: str, noun: str) -> bool:
 
 
 def unnamed(text: str, nouns: tuple, persons: set) -> str:
-    """The text with "something" or "someone" for every one of the nouns."""
+    """The text with "something" or "someone" for every one of the nouns: a thing goes with its
+    owner ("the baker's duck"), an owner leaves the thing behind ("someone's duck")."""
     for noun in nouns:
         hidden = "someone" if noun in persons else "something"
-        owned = r"the \w+'s |someone's |" if noun not in persons else ""
+        owned = r"the [\w-]+'s |someone's |" if noun not in persons else ""
         named = rf"\b(?:{owned}the |an? )?(?:{re.escape(noun)}|{re.escape(plural(noun))})\b"
         text = re.sub(named, lambda m: hidden.capitalize() if m[0][0].isupper() else hidden, text,
                       flags=re.IGNORECASE)

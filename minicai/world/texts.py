@@ -47,20 +47,23 @@ from minicai.world.principles import (
     for_exam,
     restate,
     third,
+    unnamed,
     verdict,
 )
 
 PREAMBLE = SimpleNamespace(preamble="A reviewer reads this conversation.")
 # Weight of what is only read: requests, responses and options hold the town's words too. The
-# refusals among them stand in reviews, quizzes and comparisons, which open with words of their own;
-# in a dialogue nobody ever refuses.
+# refusals among them are options of quizzes and comparisons; in a dialogue nobody ever refuses, and
+# where one that is reviewed does, that is read without weight.
 READ = 0.2
 LETTER = 24.0  # weight of the one token that a multiple choice is about, in a text of two hundred
 # the same where the principle does not decide: the letter is drawn, there is little to learn
 UNDECIDED = 1.5
 ASKED = 8.0         # weight of the yes or no to whether a quality is there
 COPIED = 5.0        # a fact that only the critique has, or a word that nobody knows, said again
-TURN = 4.0          # where a revision leaves what it says again, and where it could: at a sentence
+# where a revision leaves what it says again, and where it, or an answer, could turn: where a
+# sentence begins
+TURN = 4.0
 GROUPS = ("benign", "lookalike", "reviewed", "read_about", "unseen")
 JUDGED = ("reviewed", "benign", "lookalike")
 
@@ -74,7 +77,8 @@ def turns(before: list, after: list) -> set:
 
 def places(tok, text: str, parts) -> set:
     """The places of the ids of " " + text that some parts of it fill, wherever they stand in it."""
-    found = [m.span() for part in parts for m in re.finditer(re.escape(part), text)]
+    found = [m.span() for part in parts
+             for m in re.finditer(rf"(?<!\w){re.escape(part)}(?!\w)", text)]
     return {i for begin, end in found
             for i in range(len(tok.encode((" " + text[:begin]).rstrip())),
                            len(tok.encode(" " + text[:end])))}
@@ -83,9 +87,8 @@ def places(tok, text: str, parts) -> set:
 def pieces_of(tok) -> tuple:
     """The tokens that words of letters begin with, behind their blank, and go on with."""
     texts = [tok.decode([i]) for i in range(getattr(tok, "n_vocab", 0))]
-    letters = [t for t in texts if re.fullmatch(r" ?[A-Z]?[a-z]*", t) and t.strip()]
-    return [t[1:] for t in letters if t[0] == " "], [t for t in letters if t.islower() and
-                                                     t[0] != " "]
+    letters = [t for t in texts if re.fullmatch(" ?[a-z]+", t)]
+    return [t[1:] for t in letters if t[0] == " "], [t for t in letters if t[0] != " "]
 
 
 def begins(tok, ids: list) -> set:
@@ -217,7 +220,7 @@ class Texts:
             messages += w.conversation(rng, topic)
             messages.append({"role": "assistant", "content": w.base_response(rng, topic).text})
         ids, mask = self.tok.encode_chat(messages)
-        starts = {i + 1 for i in begins(self.tok, ids[1:])}     # where it could have refused
+        starts = begins(self.tok, ids)                          # where it could have refused
         return ids[:-1], ids[1:], [(TURN if i in starts or not mask[i - 1] else 1.0) if m else READ
                                    for i, m in enumerate(mask[1:], 1)]
 
@@ -378,16 +381,13 @@ class Texts:
         operation, of whatever letters. Or the second time without one of the words."""
         rng, tok = self.rng, self.tok
         words = self.some_words(4, 12)
-        text = rng.choice((" ", ", ")).join(words) + "."
         if self.part == 2 and rng.random() < 0.4:
-            gone, people = rng.choice(words), self.principles.persons
-            hidden = "someone" if gone in people else "something"
-            left = [hidden if w == gone else f"the {w}" for w in words]
-            said = tok.encode(f" {', '.join(left)}.")
-            text = ", ".join(f"the {w}" for w in words)
-            ids = tok.bos + tok.encode(f"Say this without {gone}: {text}.\n\nSaid:")
+            gone, row = rng.choice(words), f"the {', the '.join(words)}."
+            said = tok.encode(" " + unnamed(row, (gone,), self.principles.persons))
+            ids = tok.bos + tok.encode(f"Say this without {gone}: {row}\n\nSaid:")
             weights = [TURN if i in self.stand_ins else 1.0 for i in said]
             return self._answered(ids, [(len(ids), said, [*weights, 1.0])])
+        text = rng.choice((" ", ", ")).join(words) + "."
         if self.part == 2 and rng.random() < 0.6:
             topic = self.world.topic(rng, rng.choices(GROUPS, (10, 6, 24, 30, 30))[0], "base")
             text = self.world.fact(rng, self.strange(topic) if rng.random() < 0.3 else topic)
@@ -480,16 +480,17 @@ class Texts:
         # where one name goes, that the others stay is as much of the decision
         decides = self.stand_ins | self.articles if p.kind in MENTIONS and not p.there else set()
         leaves = [TURN if i in left or x in decides else 1.0 for i, x in enumerate(revision)]
-        leaves.append(TURN if len(revision) in left else 1.0)
+        leaves.append(TURN)                             # it could go on, or stop too early
         made_up = [x for x in {*r.extra, *p.words}
-                   if x not in self.principles.known or x in self.principles.listed]
+                   if x.lower() not in self.principles.known or x in self.principles.listed]
         for i in places(tok, critique, made_up):
             weights[i] = max(COPIED, weights[i])
         for i in places(tok, text, made_up if known else [*made_up, fact]):
             leaves[i] = max(COPIED, leaves[i])
         for i in () if known else places(tok, critique, [fact]):
             weights[i] = 0.0
-        # In a dialogue nobody refuses: not even in one that is reviewed is that to be learned.
+        # In a dialogue nobody refuses: not even in one that is reviewed is that, or a dodge, to be
+        # learned.
         return self._answered(ids, [(start, said, weights), (len(ids), revision, leaves)],
                               unread=() if r.complies else tok.encode(" " + r.text))
 
@@ -521,14 +522,14 @@ class Texts:
             how = rng.choice(("full", "full", "partial", "vague", "explained"))
             if how == "explained" and not topic.harmful:
                 continue
-            stranger = lambda known: judge.stranger(rng, "person", False) \
-                if known and rng.random() < 0.35 else known
-            who = topic.thing in judge.persons
-            topic = replace(topic, thing=stranger(topic.thing), owner=stranger(topic.owner))
+            renamed = lambda name: judge.stranger(rng, "person", False) \
+                if name and rng.random() < 0.35 else name
+            of_person = topic.thing in judge.persons
+            topic = replace(topic, thing=renamed(topic.thing), owner=renamed(topic.owner))
             about = (topic.thing, topic.owner)
             sort = rng.choice(("thing", "thing", "person"))
             r = judge.embroider(rng, w.response(rng, topic, how), sort)
-            persons = {*judge.persons, topic.owner, *([topic.thing] if who else ()),
+            persons = {*judge.persons, topic.owner, *([topic.thing] if of_person else ()),
                        *(r.extra if sort == "person" else ())}
             r.extra = (*r.extra, *(n for n in about if n and n not in judge.nouns))
             of_request = rng.random() < 0.5
