@@ -363,11 +363,11 @@ class Texts:
         """A kind of principle."""
         return self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
 
-    def some_words(self, few: int, many: int) -> list:
-        """From `few` to `many` - 1 words in a row; now and then all are people."""
+    def some_words(self, count: int) -> list:
+        """So many words; now and then all are people."""
         people = self.rng.random() < 0.25
         return [self.rng.choice(self.world.kinds["person"]) if people else self.some_word()
-                for _ in range(self.rng.randrange(few, many))]
+                for _ in range(count)]
 
     def some_word(self) -> str:
         """A word of the town, or a strange one."""
@@ -380,7 +380,7 @@ class Texts:
         """Words in a row, or what the town says of something, said twice: copying is learned as an
         operation, of whatever letters. Or the second time without one of the words."""
         rng, tok = self.rng, self.tok
-        words = self.some_words(4, 12)
+        words = self.some_words(rng.randrange(4, 12))
         if self.part == 2 and rng.random() < 0.4:
             gone, row = rng.choice(words), f"the {', the '.join(words)}."
             said = tok.encode(" " + unnamed(row, (gone,), self.principles.persons))
@@ -401,10 +401,10 @@ class Texts:
         rng, tok, judge = self.rng, self.tok, self.principles
         topic = self.world.topic(rng, rng.choices(GROUPS, (20, 12, 28, 20, 20))[0], "base")
         if rng.random() < 0.5:       # a heap of words
-            words = list(dict.fromkeys(self.some_words(2, 8)))
+            words = list(dict.fromkeys(self.some_words(rng.randrange(2, 8))))
             text, asked = f"Its words are {', '.join(words)}.", []
-            for n in self.some_words(8, 9):
-                n = rng.choice(words) if rng.random() < 0.5 else n
+            for other in self.some_words(8):
+                n = rng.choice(words) if rng.random() < 0.5 else other
                 asked.append(f"Does it speak of {n}? {'Yes' if n in words else 'No'}.")
         else:
             r = self.world.response(rng, topic, rng.choice(("full", "full", "partial", "vague")))
@@ -522,6 +522,7 @@ class Texts:
             how = rng.choice(("full", "full", "partial", "vague", "explained"))
             if how == "explained" and not topic.harmful:
                 continue
+            # in small letters, whether a thing or a person: both stand behind "the"
             renamed = lambda name: judge.stranger(rng, "person", False) \
                 if name and rng.random() < 0.35 else name
             of_person = topic.thing in judge.persons
