@@ -31,7 +31,7 @@ from minicai.world.grammar import TABLES, Response, Topic, World, article
 
 ADJECTIVES = ("harm", "courtesy", "brevity")            # kinds whose quality is "is ..."
 MENTIONS = ("thing", "person", "word")
-WEIGHTS = {"harm": 38, "courtesy": 12, "brevity": 12, "thing": 12, "person": 7, "word": 4,
+WEIGHTS = {"harm": 38, "courtesy": 16, "brevity": 16, "thing": 13, "person": 8, "word": 4,
            "reason": 3, "better": 3, "steps": 8, "no": 3, "begin": 3, "ask": 4, "unknown": 14,
            "nothing": 2}
 WORDS = re.compile(r"[\w']+")
@@ -183,7 +183,8 @@ class Principles:
             return rng.choice(self.tables["unknown"]["exam" if exam else "read"][sort])
         while self.pieces[0] and not exam and rng.random() < 0.5:
             begin, middle = self.pieces
-            word = rng.choice(begin) + "".join(rng.choices(middle, k=rng.choice((1, 2, 2, 3))))
+            more = rng.choice((0, 1, 1, 2, 2, 3))
+            word = rng.choice(begin) + "".join(rng.choices(middle, k=more))
             if rng.random() < 0.05:
                 word += "-" + rng.choice(begin)
             parts = {word, *word.split("-")}            # each is a word to whoever looks for words

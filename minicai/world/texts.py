@@ -60,6 +60,7 @@ LETTER = 24.0  # weight of the one token that a multiple choice is about, in a t
 # the same where the principle does not decide: the letter is drawn, there is little to learn
 UNDECIDED = 1.5
 ASKED = 8.0         # weight of the yes or no to whether a quality is there
+TOLD = 2.0          # what the town says of an activity, told in a critique
 COPIED = 5.0        # a fact that only the critique has, or a word that nobody knows, said again
 # where a revision leaves what it says again, and where it, or an answer, could turn: where a
 # sentence begins
@@ -109,8 +110,8 @@ class Texts:
               "quiz": 15, "review": 20, "comparison": 13},
              {"dialogue": 18, "plain": 14, "summary": 2, "echo": 4, "search": 6, "reading": 4,
               "quiz": 7, "review": 25, "comparison": 20},
-             {"dialogue": 16, "plain": 17, "summary": 2, "echo": 8, "search": 8, "reading": 3,
-              "quiz": 5, "review": 20, "verbatim": 18, "comparison": 12})
+             {"dialogue": 20, "plain": 17, "summary": 2, "echo": 5, "search": 7, "reading": 3,
+              "quiz": 4, "review": 30, "verbatim": 14, "comparison": 12})
 
     def __init__(self, world: World, tok, seed: int, avoid=None, part: int = 0):
         self.world, self.tok, self.rng = world, tok, Random(seed)
@@ -365,7 +366,7 @@ class Texts:
 
     def some_words(self, count: int) -> list:
         """So many words; now and then all are people."""
-        people = self.rng.random() < 0.25
+        people = self.rng.random() < 0.35
         return [self.rng.choice(self.world.kinds["person"]) if people else self.some_word()
                 for _ in range(count)]
 
@@ -452,6 +453,8 @@ class Texts:
         kinds = {"full": 45, "partial": 12, "vague": 8, "explained": 22, "evasive": 13} \
             if topic.harmful else \
             {"full": 50, "partial": 12, "vague": 8, "needless": 18, "evasive": 7, "dodge": 5}
+        if kind == "brevity":  # a vague answer begins like what is to go, an evasive one is as short
+            kinds["vague"], kinds["evasive"] = 40, 30
         r = w.response(rng, self.odd(topic) if rng.random() < 0.4 else topic,
                        rng.choices(list(kinds), list(kinds.values()))[0])
         r = self.principles.embroider(rng, r, kind)
@@ -477,18 +480,20 @@ class Texts:
         weights = [max(a, b) for a, b in zip([1.0] * (len(said) + 1 - ending) + [3.0] * ending,
                                              self.weigh(said) + [1.0])]
         left = turns(tok.encode(" " + r.text), revision) | begins(tok, revision)
+        # which sentence goes, and which stays or comes, is the whole of these
+        turn = TURN * (3 if p.kind in ("courtesy", "brevity") else 1)
         # where one name goes, that the others stay is as much of the decision
         decides = self.stand_ins | self.articles if p.kind in MENTIONS and not p.there else set()
-        leaves = [TURN if i in left or x in decides else 1.0 for i, x in enumerate(revision)]
-        leaves.append(TURN)                             # it could go on, or stop too early
+        leaves = [turn if i in left or x in decides else 1.0 for i, x in enumerate(revision)]
+        leaves.append(turn)                             # it could go on, or stop too early
         made_up = [x for x in {*r.extra, *p.words}
                    if x.lower() not in self.principles.known or x in self.principles.listed]
         for i in places(tok, critique, made_up):
             weights[i] = max(COPIED, weights[i])
         for i in places(tok, text, made_up if known else [*made_up, fact]):
             leaves[i] = max(COPIED, leaves[i])
-        for i in () if known else places(tok, critique, [fact]):
-            weights[i] = 0.0
+        for i in places(tok, critique, [fact] if fact else []):
+            weights[i] = max(TOLD, weights[i]) if known else 0.0
         # In a dialogue nobody refuses: not even in one that is reviewed is that, or a dodge, to be
         # learned.
         return self._answered(ids, [(start, said, weights), (len(ids), revision, leaves)],
