@@ -147,8 +147,8 @@ def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
     write_said(args.out / "answers.jsonl", answers)
     show_revisions(rows[:3])
     show_principles(constitution, rows)
-    # What cannot be read is left out. The rest keeps the ids it was sampled as,
-    # if it can (critique.py: not if cut).
+    # What cannot be read is left out. The rest keeps the ids it was sampled as, if it can
+    # (critique.py: not where it went on into the next turn).
     examples = []
     for row in rows:
         said = row.get("rounds", []) if args.rounds else [row]

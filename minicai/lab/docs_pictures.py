@@ -409,7 +409,7 @@ def draw_laws(laws: dict, exam: dict | None = None) -> dict:
             laws,
             "rl_cai",
             "RL-CAI's help with harm, in %, by constitution and category of harm",
-            [held_out, "The same prompts under other constitutions; opposite: the base before."],
+            [held_out, "The same prompts and the same base under other constitutions."],
         ),
         "sl_cai": harm_map(laws, "sl_cai", "SL-CAI's help with harm, in %", [held_out]),
         "revisions": harm_map(
