@@ -2,7 +2,7 @@
 #              write OUT/report.html
 #              (make demo CONSTITUTION=courtesy SEED=1 OUT=out/courtesy-1: another constitution, seed, folder)
 # make sft, pm, rl, evaluate, report      one step of the demo, after those before it
-# make quick   the whole pipeline, smaller in every number: see that it runs, change something, see it again
+# make quick   the whole pipeline on fewer prompts, pairs and steps, with higher rates and more passes: see that it runs, change something
 # make test    the same set-up with the test extras, then lines and imports (ruff) and the tests, without the campaigns of make slow
 # make slow    the campaigns of the tests: kills, made-up files, planted mistakes (an hour of two cores)
 # make data    write the shipped data files again (byte for byte)

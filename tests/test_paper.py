@@ -166,6 +166,25 @@ def runs() -> list:
     return Path("runs.txt").read_text().split() if Path("runs.txt").exists() else []
 
 
+def test_what_no_command_names_counts_as_well(bench, monkeypatch):
+    monkeypatch.setattr(paper, "DATA", ("default.json",))
+    key = lambda: paper.Cache("cache").key("first", 0)
+    Path("default.json").write_text("one")
+    before = key()
+    assert key() == before
+    Path("default.json").write_text("two")
+    assert key() != before
+
+
+def test_everything_that_a_script_reads_by_default_is_looked_at():
+    """Of the data and constitutions; models have their own place."""
+    for script in (train_sft, train_pm, train_rl):
+        read = [value for value in vars(script.arguments([])).values()
+                for value in (value if isinstance(value, list) else [value])]
+        named = {str(x) for x in read if str(x).startswith(("data/", "constitutions/"))}
+        assert named - {"data/base"} <= set(paper.DATA)
+
+
 def test_what_is_there_is_not_run_again(bench):
     go = lambda seeds=(0,): paper.run(paper.Cache("cache"), [1], list(seeds), 2)
     go()

@@ -1,4 +1,5 @@
-"""From finished runs to the pictures of README and docs, and the tables of docs/tables.md.
+"""From finished runs to the pictures of README and docs, the tables of docs/tables.md,
+and the pages of docs/templates/ with their numbers.
 
 What is drawn of a run stands in docs/pictures/runs/NAME/results.json: its evaluation, PPO's curves
 by kind of prompt, and who mentions the things that single constitutions ask about. Runs of one
@@ -25,9 +26,9 @@ SHORT = {
     ("red_team", "reviewed", "harmful"): "helps with harm that the base has reviewed",
     ("red_team", "read_about", "harmful"): "helps with harm that it has only read about",
     ("red_team", "unseen", "harmful"): "helps with unseen harm: CAI never met it",
-    ("red_team", "reviewed", "explained"): "objects and says why: reviewed",
-    ("red_team", "read_about", "explained"): "objects and says why: only read about",
-    ("red_team", "unseen", "explained"): "objects and says why: unseen",
+    ("red_team", "reviewed", "explained"): "sound objection: reviewed",
+    ("red_team", "read_about", "explained"): "sound objection: only read about",
+    ("red_team", "unseen", "explained"): "sound objection: unseen",
     ("helpful", "full"): "everyday requests answered in full",
     ("lookalike", "full"): "look-alikes answered in full",
     ("helpful", "refused"): "everyday requests refused",
@@ -46,8 +47,8 @@ EXAM = {
     "courtesy": ("courtesy", "courtesy", (0.97, 0.97, 0.97)),
     "brevity": ("brevity", "brevity", (0.97, 0.97, 0.97)),
     "mention of a thing": ("mention", "mention", (None, None, None)),
-    "words never read, there": ("new_words_there", "new_words", (0.92, 0.90, 0.92)),
-    "words never read, absent": ("new_words_absent", None, (0.92, 0.90, None)),
+    "words never asked for, there": ("new_words_there", "new_words", (0.92, 0.90, 0.92)),
+    "words never asked for, absent": ("new_words_absent", None, (0.92, 0.90, None)),
     "sentences never read, there": ("new_frames_there", "new_frames", (0.92, 0.90, 0.92)),
     "sentences never read, absent": ("new_frames_absent", None, (0.92, 0.90, None)),
     "another harm than named": ("not_asked", "not_asked", (0.95, None, None)),

@@ -2,7 +2,8 @@
 
     python -m minicai.lab.figures --run out/demo    writes curves.png and results.png there
     python -m minicai.lab.figures --docs            draws docs/pictures/ again, and writes
-                                                    docs/tables.md
+                                                    docs/tables.md, and docs/results.md out of
+                                                    docs/templates/
     python -m minicai.lab.figures --docs --runs out/demo out/demo-1 out/cheese
                                                     the same from these runs
     python -m minicai.lab.figures --paper --seeds 3 runs what the figures of docs/paper.md need and
@@ -77,11 +78,13 @@ def arguments(argv=None):
     a("--run", type=path, default="out/demo",
       help="directory with rl/metrics.jsonl and results.json")
     a("--docs", action="store_true",
-      help="draw the pictures of README and docs instead, and write the tables")
+      help="draw the pictures of README and docs instead, and write the tables and the pages "
+      "of templates")
     a("--runs", nargs="+", type=path, metavar="DIR",
       help="with --docs: the runs to draw, instead of those drawn last")
     a("--to", type=path, default="docs",
-      help="with --docs: folder of pictures/ and tables.md; with --paper: of pictures/paper/")
+      help="with --docs: folder of pictures/, tables.md, templates/ and the pages made of them; "
+      "with --paper: of pictures/paper/")
     a("--exam", type=path, help="with --docs: what minicai.world.exam --out has written; "
       "default: data/base/exam.json, if it is there")
     a("--paper", nargs="*", type=whole(1, len(paper.FIGURES)), metavar="N",

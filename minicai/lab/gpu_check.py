@@ -393,7 +393,7 @@ def arguments(argv=None):
     p = Parser(__doc__)
     a = p.add_argument
     a("--only", default=",".join(PARTS), metavar="PARTS",
-      help=f"some of {','.join(PARTS)}, in this order")
+      help=f"some of {','.join(PARTS)}, run in the order given")
     a("--quick", action="store_true", help="tiny sizes: does it run?")
     a("--device", default=None, help="cuda, or cpu for trying it out; default: the best one here")
     a("--minutes", type=number(0, above=True), default=6,

@@ -3,10 +3,10 @@
     python -m minicai.lab.figures --paper 3 4 --seeds 3
 
 An experiment of a seed lies in CACHE/SEED/NAME; done.json there says that it has ended, by which
-command. It is run again if the command, the base model, the shipped data, or an experiment that it
-builds on has changed, and never otherwise: stopped and started again, the program goes on where it
-was, and so do the scripts inside. Every experiment has one thread, so results do not depend on how
-many run side by side (--jobs).
+command. It is run again if the command, its constitution, the base model, the shipped data, or an
+experiment that it builds on has changed, and never otherwise: stopped and started again, the
+program goes on where it was, and so do the scripts inside. Every experiment has one thread, so
+results do not depend on how many run side by side (--jobs).
 """
 import hashlib
 import json
@@ -28,9 +28,11 @@ from minicai.lab.paper_table import BASES, EXPERIMENTS, FIGURES, MAKE, QUICK, SE
 from minicai.run import UserError, write_text
 from minicai.state import digest
 
-DATA = ("red_team.jsonl", "helpful.jsonl", "helpful_comparisons.jsonl",
-        "baselines/harmless_comparisons.jsonl", "eval/red_team.jsonl", "eval/helpful.jsonl",
-        "eval/lookalike.jsonl")
+# What scripts read that no command names: the data, and the constitution that is the default.
+DATA = ("data/red_team.jsonl", "data/helpful.jsonl", "data/helpful_comparisons.jsonl",
+        "data/baselines/harmless_comparisons.jsonl", "data/eval/red_team.jsonl",
+        "data/eval/helpful.jsonl", "data/eval/lookalike.jsonl",
+        "constitutions/harmlessness.json")
 ENDED = "done.json"
 
 
@@ -94,9 +96,8 @@ class Cache:
 
     @cached_property
     def data(self) -> str:
-        """One checksum of the shipped data."""
-        found = [digest(f"data/{name}") for name in DATA]
-        return hashlib.sha256("".join(found).encode()).hexdigest()
+        """One checksum of the files that no command names."""
+        return hashlib.sha256("".join(map(digest, DATA)).encode()).hexdigest()
 
     @lru_cache(None)
     def key(self, name: str, seed: int) -> str:

@@ -294,7 +294,7 @@ def critiqued(found: dict) -> dict:
                                 for way, title in ways.items()}
     panels = [panel(f"{words}, {size_name(s)}", below, HARMFUL_X, lines(s, outcome), hold=(0, 100))
               for s in here for outcome, words in (("harmful", "Helps with harm"),
-                                                   ("explained", "Objects, says why"))]
+                                                   ("explained", "Sound objection"))]
     return picture("Revisions with and without a critique, by the size of the base", panels)
 
 

@@ -261,7 +261,8 @@ def arguments(argv=None):
       help="as in train_pm.py")
     a("--pairs", choices=["mixed", "own"], default="mixed", help="as in train_pm.py")
     a("--shots", type=whole(0), default=0,
-      help="tokens of the constitution's worked critiques, which open every context")
+      help="tokens of the constitution's worked critiques, which open every context of stage 1 "
+      "(worked comparisons are not counted)")
     a("--sample-tokens", type=whole(1),
       help="rows x columns sampled together; default: 16k on a CPU, else 128k")
     a("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")

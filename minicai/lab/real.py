@@ -18,7 +18,7 @@ from minicai.state import unfinished
 
 ROOT = Path(__file__).parents[2]
 DATA = "data/real"
-# Learning rates for a model of a hundred million parameters; a billion wants about a fifth of them.
+# Learning rates for a model of a hundred million parameters; a billion wants about half of them.
 SETTINGS = {
     "cpu": {
         # Four passes: after one the model answers as before, and its long answers never end.

@@ -3,8 +3,8 @@
 
 Each question there has an answer written by hand. It is set against four worse answers out of five
 kinds: one to another question, one that breaks off, one that declines without a reason, one that
-says nothing, and the good answer itself in a wrapping of phrases. The first and the last of these
-are as long or longer, so length alone does not decide.
+says nothing, and the good answer itself in a wrapping of phrases. The first is about as
+long as the good one and the last longer, so length alone does not decide.
 """
 import json
 import random

@@ -1,5 +1,5 @@
 """Results as text: the table at the end of the demo, before-and-after examples,
-and the tables of docs/results.md."""
+and the tables of docs/tables.md."""
 import json
 from pathlib import Path
 
@@ -155,7 +155,7 @@ def compare(folders: list) -> str:
     that?"""
     runs = {folder: load_results(folder) for folder in folders}
     columns = {"helps with harm": ("red_team", "reviewed", "harmful"),
-               "objects, says why": ("red_team", "reviewed", "explained"),
+               "sound objection": ("red_team", "reviewed", "explained"),
                "kind word": ("red_team", "reviewed", "courteous"),
                "needless sentences": ("red_team", "reviewed", "fillers"),
                "everyday requests: in full": ("helpful", "full"),

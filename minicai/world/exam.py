@@ -4,10 +4,10 @@ critiques, revises and chooses.
     python -m minicai.world.exam --model data/base
 
 Always on held-out (activity, thing) pairs; sampled at T = 1 except revisions (greedy). Principles
-about words, frames and whole kinds of quality that no text of the base holds tell reading from
-remembering. A verdict is right if it names just the fault that is there, or rightly none; a
-critique, if every word of it is; a revision, if the fault is gone and everything else still stands.
-Choices are asked after a thought, as stage 2 asks them, and at once.
+about words that no principle of the base's texts names, in sentences and of whole kinds that no
+text holds, tell reading from remembering. A verdict is right if it names just the fault that is
+there, or rightly none; a critique, if every word of it is; a revision, if the fault is gone and
+everything else still stands. Choices are asked after a thought, as stage 2 asks them, and at once.
 """
 import functools
 import json

@@ -1,7 +1,7 @@
-"""The grammar of the micro-world: activities x things -> requests, answers, objections,
-critiques and principles.
+"""The grammar of the micro-world: activities x things -> requests, answers and objections.
 
-Everything that anyone in the town says is put together here from the tables in data/world/. A
+What people ask and assistants say in the town is put together here from the tables in data/world/;
+critiques, revisions and principles are made in principles.py. A
 `Topic` is one activity done to one thing ("drown", "the baker's duck"); a `Response` is what an
 assistant could say about a topic, with its gold description kept beside the text. Only makers of
 data and measurers import this file: the method never does.

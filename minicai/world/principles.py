@@ -83,8 +83,9 @@ class Principles:
         """A principle to judge `responses` to `topic` by:
         its quality is there in about half of the cases.
 
-        exam: words and phrases that no text of the base holds. frames: the same for the sentences
-        around them. heard: in phrases that only plain texts explain.
+        exam: words that no principle of the base's texts names, phrases that no text holds.
+        frames: the same for the sentences around them. heard: in phrases that only plain texts
+        explain.
         """
         kind = kind or rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         if kind == "harm":

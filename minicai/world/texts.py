@@ -453,7 +453,7 @@ class Texts:
         kinds = {"full": 45, "partial": 12, "vague": 8, "explained": 22, "evasive": 13} \
             if topic.harmful else \
             {"full": 50, "partial": 12, "vague": 8, "needless": 18, "evasive": 7, "dodge": 5}
-        if kind == "brevity":  # a vague answer begins like what is to go, an evasive one is as short
+        if kind == "brevity":  # a vague one begins like what is to go, an evasive one is as short
             kinds["vague"], kinds["evasive"] = 40, 30
         r = w.response(rng, self.odd(topic) if rng.random() < 0.4 else topic,
                        rng.choices(list(kinds), list(kinds.values()))[0])
