@@ -26,7 +26,7 @@ from minicai.data import (
     check_room,
     drop_too_long,
     pad_right,
-    read_comparisons,
+    read_human,
     read_prompts,
     split,
 )
@@ -40,6 +40,7 @@ from minicai.feedback import (
     few_shot_prefix,
     mean_label,
     position_bias,
+    too_long,
 )
 from minicai.preference import PreferenceModel, agreement, bt_loss, calibration
 from minicai.run import (
@@ -131,8 +132,7 @@ def main(argv=None):
     if args.clamp[0] > args.clamp[1] or not args.chain_of_thought and args.clamp != CLAMP:
         raise UserError("--clamp: the lower bound first; without a thought nothing is clamped")
     if args.comparisons == args.human_limit == 0:
-        raise UserError("--comparisons 0 --human-limit 0: nothing is left to learn from; "
-                        "one of them must be above 0")
+        raise UserError("--comparisons 0 --human-limit 0: nothing is left to learn from")
     constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model, args.chat)
     shots = [] if args.no_few_shot else constitution.few_shot_comparison
     prefix = few_shot_prefix(tok, shots, rng, args.chain_of_thought)
@@ -141,7 +141,7 @@ def main(argv=None):
         raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one "
                         "tokenizer and chat format (see --chat)")
     dialogues = read_prompts(args.red_team, tok, args.max_prompt)
-    human = [(*row, file.stem) for file in args.human for row in read_comparisons(file)]
+    human = read_human(args.human)
     lengths = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair, _ in human]
     human = drop_too_long(human, lengths, args.max_prompt + args.max_new,
                           " and ".join(map(str, args.human)))
@@ -150,7 +150,7 @@ def main(argv=None):
     longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER))
                   for c in constitution.comparisons)
     room = args.max_prompt + 2 * args.max_new + args.chain_of_thought * args.max_thought
-    check_room(args.feedback_model, longest + room, prefix)
+    check_room(args.feedback_model, longest + room, prefix, advice=", or --max-thought")
     for directory in dict.fromkeys((args.model, args.init, args.feedback_model)):
         check_room(directory, args.max_prompt + args.max_new, ())
     resume = Resume(args, trained=[args.init], writes=["comparisons.jsonl", "pm"])
@@ -217,14 +217,11 @@ def make_comparisons(args, device, tok, constitution, prefix, dialogues, human, 
     (train_ai, test_ai), (train_human, test_human) = (
         split(found, args.held_out, rng) if found and wanted else ([], found)
         for found, wanted in ((ai, args.comparisons), (ranked, args.human_limit)))
-    if not train_ai + train_human:
-        raise UserError(f"--held-out {args.held_out}: of {len(ai) + len(human)} comparisons none "
-                        "is left to train on")
     ids_of = lambda comparisons, label_as=LABELS["soft"]: [
         (answered_ids(tok, m, a, cut[0]), answered_ids(tok, m, b, cut[1]), label_as(p))
         for m, a, b, p, cut, _ in comparisons]
     held_out = {"ai": ids_of(test_ai), "human": ids_of(test_human)}
-    for file in dict.fromkeys(file.stem for file in args.human) if len(args.human) > 1 else ():
+    for file in sorted({name for *_, name in human}) if len(args.human) > 1 else ():
         held_out[f"human_{file}"] = ids_of([row for row in test_human if row[-1] == file])
     return (ids_of(train_ai + train_human, LABELS[args.labels]), held_out,
             [tok.encode_chat(r["messages"], generation=True)[0] + r["ids"] for r in norm_set],
@@ -241,6 +238,9 @@ def ai_labels(args, judge, tok, constitution, prefix, pairs, rng, generator, res
              "thought": "", "p_a": None, "mass": None, "skipped": a["skipped"] or b["skipped"] or
              ("identical" if a["response"] == b["response"] else None)}
             for (a, b), principles in zip(pairs, drawn)]
+    room = judge.config.max_positions - args.chain_of_thought * args.max_thought
+    for row, principles in zip(rows, drawn):
+        row["skipped"] = row["skipped"] or too_long(tok, row, principles, prefix, room)
     good = [row for row in rows if not row["skipped"]]
     drawn = [principles for row, principles in zip(rows, drawn) if not row["skipped"]]
     think = resume.kept(sampler(judge, tok, args.max_thought, args.temperature, generator,

@@ -8,6 +8,7 @@ scores as training goes), trace.jsonl (a few of them token by token) and config.
 --save-every the policy along the way in steps/000010 and so on.
 """
 import copy
+import math
 import random
 import shutil
 import time
@@ -110,7 +111,7 @@ def main(argv=None):
         raise UserError("--shared-value and --no-value exclude each other: give one of them")
     tok = Tokenizer.load(args.model, args.chat)
     if not tok.same_ids(Tokenizer.load(args.pm)):
-        raise UserError(f"{args.model} and {args.pm} must share one tokenizer and chat format")
+        raise UserError(f"{args.model}, {args.pm} must share one tokenizer and chat format")
     prompts = {kind: [tok.encode_chat(m, generation=True)[0]
                       for m in read_prompts(file, tok, args.max_prompt)]
                for kind, file in (("red_team", args.red_team), ("helpful", args.helpful))}
@@ -127,7 +128,7 @@ def main(argv=None):
     ask = sampler(models.policy, tok, args.max_new, args.temperature, generator, args.sample_tokens)
     forbidden = tok.forbidden(models.policy.config.vocab_size).to(device)
     logs = {name: resume.log(f"{name}.jsonl") for name in ("metrics", "rollouts", "trace")}
-    parts = {"policy": models.policy, "optimizer": optimizer, "generator": generator}
+    parts, ended = {"policy": models.policy, "optimizer": optimizer, "generator": generator}, []
     parts |= {"value_model": models.value_model} if args.valued else {}
     resume.restore(**parts)  # what a stopped run had learned; the reference is what it was
 
@@ -143,11 +144,11 @@ def main(argv=None):
         facts |= update(models, optimizer, rollout, config, forbidden, generator, step)
         logs["metrics"].log(step=step, lr=optimizer.param_groups[0]["lr"], **facts)
         bar.set_postfix({key: f"{facts[key]:.2f}" for key in ("score", "kl", "entropy", "ended")})
-        if step % args.print_every == 0 or step == args.steps - 1 or facts["ended"] < 0.1:
+        ended.append(facts["ended"])
+        if step % args.print_every == 0 or step == args.steps - 1 or hardly_any(ended, args.batch):
             show(tok, models, rollout, kinds, step, config, forbidden, logs)
-        if facts["ended"] < 0.1:  # scores of responses that were cut off: nothing to learn from
-            raise UserError(f"step {step}: only {facts['ended']:.1%} of the responses ended: "
-                            "try --max-new")
+        if hardly_any(ended, args.batch):
+            raise UserError(f"step {step}: hardly any of the responses ended: try --max-new")
         snapshot(args, models.policy, tok, resume.made, step + 1)
         if step + 1 < args.steps:
             resume.save(step + 1, **parts)
@@ -159,6 +160,13 @@ def main(argv=None):
     write_config(out, args, started, score=facts["score"], kl=facts["kl"])
     resume.finish()
     print(f"\n{args.steps} steps, {time.time() - started:.0f} s -> {out / 'rl_cai'}")
+
+
+def hardly_any(ended: list, batch: int) -> bool:
+    """Whether of the last rollouts' responses, ten at least, less than a tenth ended
+    (`ended`: shares): scores of what was cut off teach nothing."""
+    last = ended[-math.ceil(10 / batch):]
+    return len(last) * batch >= 10 and sum(last) / len(last) < 0.1
 
 
 def snapshot(args, policy, tok, made, step):

@@ -161,8 +161,8 @@ def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
 
 
 def follow_another_dialogue(examples, share, tok, max_prompt, rng):
-    """Put another dialogue and its answer in front of a share of the examples (messages, ids),
-    where there is room: what was asked before, and whether it was objected to, must not decide
+    """Put another dialogue and its answer (now and then its own) in front of a share of the examples
+    (messages, ids), where there is room: what was asked before, and whether it was objected to, must not decide
     about what is asked now."""
     alone = list(examples)
     for i in rng.sample(range(len(alone)), round(share * len(alone))):

@@ -185,7 +185,7 @@ def read_rope(c: dict, head_dim: int, path) -> tuple[float, dict | None]:
         return float(theta), None
     wanted = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
     if (any(kind != "llama3" for kind in kinds) or set(rope) != wanted or wrong
-            or rope["low_freq_factor"] > rope["high_freq_factor"]):
+            or rope["low_freq_factor"] >= rope["high_freq_factor"]):
         raise UserError(f"{path}: rope type {kinds[0]!r}, theta {theta!r} with {rope} is not "
                         f"supported, only default and llama3 with {sorted(wanted)}, "
                         "all of them numbers above 0, low below high")
@@ -287,6 +287,12 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
                                 f"{part.dtype}, config.json means {[rows, *empty.shape[1:]]} of "
                                 "floats")
         tensor = torch.cat([part.float() for part in parts])
+        if name == "embed.weight" and config.tied and not is_scorer(raw) \
+                and "lm_head.weight" in where and not torch.equal(
+                    where["lm_head.weight"].get_tensor("lm_head.weight").float(), tensor):
+            raise UserError(f"{directory}: lm_head.weight is not the embedding, "
+                            "though tie_word_embeddings says so: "
+                            "set it to false in config.json if the head is meant")
         state[name] = tensor.to(device, torch.float32).contiguous()
         if not tensor.isfinite().all():
             raise UserError(f"{directory}: {theirs} holds numbers that are not finite: "
@@ -295,27 +301,25 @@ def load_trunk(directory, device="cpu", dtype="fp32") -> tuple[GPT, dict, dict]:
     if odd:
         raise UserError(f"{directory}: tensors that minicai does not know: {', '.join(odd[:3])} "
                         f"({len(odd)} in all)")
-    if config.tied and not is_scorer(raw) and "lm_head.weight" in where:
-        head = where["lm_head.weight"].get_tensor("lm_head.weight")
-        if device != "meta" and not torch.equal(head.to(device, torch.float32),
-                                                state["embed.weight"]):
-            raise UserError(f"{directory}: lm_head.weight is not the embedding, "
-                            "though tie_word_embeddings says so: "
-                            "set it to false in config.json if the head is meant")
     model.load_state_dict(state, assign=True)
     model.bf16, model.recording = dtype == "bf16", torch.device(device).type == "cuda"
     return model.requires_grad_(True), where, raw
+
+
+def refuse_scorer(directory) -> None:
+    """Raise UserError where a directory holds no language model."""
+    kind = str(read_config(directory)[1].get("architectures"))         # ["LlamaForCausalLM"], say
+    if ("For" in kind and "ForCausalLM" not in kind
+            or "score.weight" in open_weights(directory)):
+        raise UserError(f"{directory}: a classifier or preference model; "
+                        "a language model is needed here")
 
 
 def load_model(directory, device="cpu", dtype="fp32",
                chat: str | None = None) -> tuple[GPT, Tokenizer]:
     """Model and tokenizer of a directory; `chat` overrides its chat format.
     Raises UserError for what is not right."""
-    kind = str(read_config(directory)[1].get("architectures"))         # ["LlamaForCausalLM"], say
-    if ("For" in kind and "ForCausalLM" not in kind
-            or "score.weight" in open_weights(directory)):
-        raise UserError(f"{directory}: a classifier or preference model; "
-                        "a language model is needed here")
+    refuse_scorer(directory)
     return load_trunk(directory, device, dtype)[0], Tokenizer.load(directory, chat)
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minicai.data import Unusable, read_prompt
+from minicai.data import Unusable, read_prompt, read_transcript
 from minicai.run import UserError, refuse_stand_in, visible
 
 
@@ -86,11 +86,12 @@ def _load_ours(path: Path) -> Constitution:
     for i, shot in enumerate(shots["comparison"]):
         where = f"{path}: few_shot comparison[{i}]: conversation"
         try:
-            good = read_prompt({"messages": shot["conversation"]}, where) == shot["conversation"]
+            asked = read_prompt({"messages": shot["conversation"]}, where)
         except Unusable as error:
             raise UserError(f"{where}: {error}") from None
-        if not good:
+        if shot["conversation"][-1]["role"] != "user":
             raise UserError(f"{where}: it must end with what the user says")
+        shot["conversation"] = asked
     return Constitution(data["name"], data.get("preamble", ""),
                         [Principle(p["critique"], p["revision"])
                          for p in data["critique_revision"]],
@@ -117,12 +118,19 @@ def _load_published(folder: Path) -> Constitution:
                      for p in pairs.values()]
         # Ending in "Options:", as feedback.py allows.
         comparisons = [c.strip() for c in comparisons]
-        worked = [text.strip() for text in worked]
+        worked = [text.replace("\r\n", "\n").strip() for text in worked]
+        for n, text in enumerate(worked):
+            try:
+                read_transcript(re.split(r"\n\n(?:Critique|Revision)Request:", text)[0])
+            except Unusable as error:
+                raise UserError(f"CritiqueRevisionFewShotPrompts.json[{n}]: {error}") from None
         shots = [{"conversation": read_prompt({"transcript": shot["prompt"]}, folder),
                   "principle": principle,
                   "better": shot["corrects"][0], "worse": shot["incorrects"][0]}
                  for shot, principle in zip(compared, itertools.cycle(comparisons))]
-    except (IndexError, UserError) as error:
+    except IndexError:
+        raise UserError(f"{odd} a list of prompts or answers is empty") from None
+    except UserError as error:
         raise UserError(f"{odd} {error}") from None
     requests = [text for p in critiques for text in (p.critique_request, p.revision_request)]
     _check(requests, [str], f"{folder}: requests")

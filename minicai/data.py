@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from minicai.checkpoint import is_scorer, load_trunk
+from minicai.checkpoint import load_trunk, refuse_scorer
 from minicai.run import UserError, read_jsonl, visible
 
 ROLES = {"Human": "user", "Assistant": "assistant"}  # the tags of transcripts, as in hh-rlhf
@@ -54,9 +54,9 @@ def _usable(path, read) -> list:
 
 def read_prompt(row: dict, where: str) -> list:
     """The dialogue of a row up to its last user turn."""
-    key = next((key for key in ("messages", "prompt", "transcript", "chosen") if key in row),
-               "messages")
-    turns = _turns(row, key, where)
+    keys = [key for key in ("messages", "prompt", "transcript", "chosen") if key in row]
+    key = next((key for key in keys if row[key] is not None), (*keys, "messages")[0])
+    turns = _turns(as_transcript(row) if key == "prompt" else row, key, where)
     while turns and turns[-1]["role"] != "user":
         turns.pop()
     return _filled(turns)
@@ -65,10 +65,8 @@ def read_prompt(row: dict, where: str) -> list:
 def read_comparison(row: dict, where: str) -> tuple:
     """(messages, chosen text, rejected text) of a row:
     two answers to its prompt, or two dialogues that share one."""
-    prompt = next((name for name in ("messages", "prompt") if name in row), None)
-    dialogues = []
-    if prompt == "prompt" and opens_a_transcript(row):
-        row = row | {"prompt": "\n\n" + row["prompt"].strip()}
+    prompt = next((name for name in ("messages", "prompt") if row.get(name) is not None), None)
+    dialogues, row = [], as_transcript(row) if prompt == "prompt" else row
     for key in ("chosen", "rejected"):
         if prompt and isinstance(row.get(key), str) and not is_transcript(row[key]):
             # Next to a prompt, a text is an answer; some files put a space in front.
@@ -86,6 +84,15 @@ def read_comparison(row: dict, where: str) -> tuple:
     if a["content"].strip() == b["content"].strip():
         raise Unusable("chosen and rejected are equal")
     return messages, a["content"], b["content"]
+
+
+def read_human(files: list) -> list:
+    """(messages, chosen text, rejected text, name of the file) of files of comparisons: its own
+    name, behind its folder's where two have the same."""
+    names = [file.name.removesuffix(".gz").rpartition(".")[0] for file in files]
+    names = [name if names.count(name) == 1 else f"{file.parent.name}_{name}"
+             for name, file in zip(names, files)]
+    return [(*row, name) for name, file in zip(names, files) for row in read_comparisons(file)]
 
 
 def _answered(asked: list, turns: list, text) -> list:
@@ -128,12 +135,13 @@ def is_transcript(text: str) -> bool:
                          r"\s*Assistant:.*\n\nHuman:", text, re.S))
 
 
-def opens_a_transcript(row: dict) -> bool:
-    """Whether a "prompt" that says "Human: ..." is how one of the transcripts beside it begins."""
+def as_transcript(row: dict) -> dict:
+    """The row; its "prompt" is a transcript if it says "Human: ..." and one beside it begins so."""
     asked, *told = (row.get(key) for key in ("prompt", "chosen", "rejected"))
-    return isinstance(asked, str) and asked.strip().startswith("Human:") and any(
+    opens = isinstance(asked, str) and asked.strip().startswith("Human:") and any(
         isinstance(text, str) and is_transcript(text) and text.strip().startswith(asked.strip())
         for text in told)
+    return row | {"prompt": "\n\n" + asked.strip()} if opens else row
 
 
 def _turns(row, key, where) -> list:
@@ -162,8 +170,9 @@ def _turns(row, key, where) -> list:
     system = row.get("system")
     if not isinstance(system, str | None):
         raise UserError(f"{where}: 'system' must be a text or null, found {system!r:.80}")
-    # The rest of a dialogue.
-    if not (system or "").strip() or turns and turns[0]["role"] == "assistant":
+    # The rest of a dialogue, whose prompt stands beside it.
+    rest = key in ("chosen", "rejected") and not {"messages", "prompt"}.isdisjoint(row)
+    if not (system or "").strip() or rest and turns and turns[0]["role"] == "assistant":
         return turns
     if not turns or turns[0]["role"] != "system":
         return [{"role": "system", "content": system}, *turns]
@@ -189,33 +198,34 @@ def drop_too_long(items: list, lengths: list, limit: int, what: str) -> list:
         print(f"{what}: dropped {len(items) - len(kept)} of {len(items)} that are longer "
               f"than {limit} tokens")
     if not kept:
-        raise UserError(f"{what}: every one is longer than {limit} tokens; "
-                        "nothing is left to train on")
+        raise UserError(f"{what}: every one is longer than {limit} tokens, nothing is left to "
+                        "train on: raise --max-prompt (or --max-new, for answers)")
     return kept
 
 
 def split(comparisons: list, share: float, rng) -> tuple[list, list]:
     """(train, held out): all comparisons of one dialogue fall on the same side,
-    so that none is half known."""
+    so that none is half known. Raises UserError where nothing is left to train on."""
     dialogues = sorted({repr(row[0]) for row in comparisons})
     held = set(rng.sample(dialogues, max(1, round(share * len(dialogues)))))
+    if len(held) == len(dialogues):
+        raise UserError(f"--held-out {share}: of {len(comparisons)} comparisons, of "
+                        f"{len(dialogues)} dialogues, none is left to train on")
     return ([r for r in comparisons if repr(r[0]) not in held],
             [r for r in comparisons if repr(r[0]) in held])
 
 
-def check_room(directory, need: int, shots, scorer: bool = False):
+def check_room(directory, need: int, shots, scorer: bool = False, advice: str = ""):
     """Raise UserError unless the directory's model is whole, of its sort, and reads `need` tokens
     at once, worked examples (`shots`) included. Its weights are looked at one by one and
     not kept."""
-    model, _, config = load_trunk(directory, "meta")
-    if is_scorer(config) and not scorer:
-        raise UserError(f"{directory}: a classifier or preference model; "
-                        "a language model is needed here")
-    have = model.config.max_positions
+    if not scorer:
+        refuse_scorer(directory)
+    have = load_trunk(directory, "meta")[0].config.max_positions
     if need > have:
         raise UserError(f"a context may take {need} tokens, {directory} has {have}: "
                         "lower --max-prompt or --max-new"
-                        + ", or give --no-few-shot" * bool(shots))
+                        + ", or give --no-few-shot" * bool(shots) + advice)
 
 
 def pad_right(rows: list, device=None):

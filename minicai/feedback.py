@@ -40,6 +40,14 @@ def comparison_prompt(tok, messages: list, a: str, b: str, principle: str, prefi
             + tok.encode(choice))
 
 
+def too_long(tok, row: dict, principles: list, prefix, room: int) -> str | None:
+    """Why a pair cannot be asked about in `room` tokens, None if it can: lines of a list are set
+    in, which makes the multiple choice longer than its parts."""
+    need = max(len(comparison_prompt(tok, row["messages"], row["a"], row["b"], principle, prefix,
+                                     THINK + ANSWER)) for principle in principles)
+    return "longer than the judge reads" if need > room else None
+
+
 def one_option(text: str) -> str:
     """A response as one option of a multiple choice:
     every line after its first is set in by five spaces.

@@ -312,7 +312,7 @@ class GPT(nn.Module):
         T, past = ids.shape[1], 0 if cache is None else cache.length
         if past + T > self.config.max_positions:
             raise UserError(f"a text of {past + T} tokens: this model reads at most "
-                            f"{self.config.max_positions}")
+                            f"{self.config.max_positions}: lower --max-prompt or --max-new")
         if positions is None:
             positions = torch.arange(past, past + T, device=ids.device)         # [T]
         x = self.embed(ids)                                                     # [B, T, C]

@@ -253,7 +253,7 @@ def update(models: Models, optimizer, rollout: Rollout, config: PPOConfig, forbi
                 info[name] = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
             if not all(map(math.isfinite, info.values())):
                 raise UserError(f"step {step}: loss or gradient not finite, stopped before "
-                                f"applying it ({info})")
+                                f"applying it ({info}): lower --lr, or give --dtype fp32")
             # 3. One step.
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

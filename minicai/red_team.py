@@ -10,6 +10,7 @@ nothing to change. Each row holds its prompt and the requests that were shown ("
 started again, it goes on with what it had sampled (in OUT.run/ until it ends).
 """
 import argparse
+import contextlib
 import random
 import re
 
@@ -84,7 +85,8 @@ def main(argv=None):
         print(f"only {len(kept)} of {args.count}: this model goes on to say the same things")
     write_jsonl(args.out, [{"messages": row["messages"], "after": row["after"]} for row in kept])
     resume.finish()
-    resume.folder.rmdir()
+    with contextlib.suppress(OSError):  # somebody may have put something there
+        resume.folder.rmdir()
     print(f"{len(kept)} prompts -> {args.out}")
 
 
@@ -109,9 +111,8 @@ def write_prompts(model, tok, shown, args, rng, generator, resume) -> list:
 def human_turns(model, tok, after: list, args, generator, resume) -> list:
     """(text, whether it ended) of a human's next turn, sampled after each list of earlier ones.
 
-    A turn ends where a model opens the next one. Markers of turns are ids that nothing else here
-    may sample, so that no answer forges a turn; in the plain format they are the only end. On a
-    vocabulary without them a blank line is.
+    A turn ends where a model opens the next one, or with a blank line: prompts are one paragraph.
+    Markers of turns are ids that nothing else here may sample, so that no answer forges a turn.
     """
     heads = {tok.header(role)[0] for role in ("user", "assistant")} & set(tok.special.values())
     forbidden = tok.forbidden(model.config.vocab_size)

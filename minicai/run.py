@@ -377,10 +377,13 @@ class Metrics:
         return self.path.read_text("utf-8") if self.begun else self.kept
 
 
-def without_nan(values: dict) -> dict:
-    """The same values, non-finite numbers as None: JSON knows no NaN."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in values.items()}
+def without_nan(value):
+    """The same value, non-finite numbers in it as None: JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_config(out, args, started: float, **facts):
@@ -406,5 +409,5 @@ def clip_gradients(parameters, max_norm: float, step: int, loss: float) -> float
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
     if not math.isfinite(loss + norm):
         raise UserError(f"step {step}: loss {loss} or gradient norm {norm} not finite; "
-                        "stopped before it")
+                        "stopped before it: lower --lr, or give --dtype fp32")
     return norm

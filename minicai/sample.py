@@ -42,7 +42,8 @@ def generate(model: GPT, prompts: list[list[int]], *, max_new_tokens: int, stop:
         raise UserError(f"prompt {order[-1]} is empty: there is nothing to go on from")
     if order and len(prompts[order[0]]) + max_new_tokens > model.config.max_positions:
         raise UserError(f"a prompt of {len(prompts[order[0]])} tokens and {max_new_tokens} new "
-                        f"ones: this model reads at most {model.config.max_positions}")
+                        f"ones: this model reads at most {model.config.max_positions}: lower "
+                        "--max-prompt or --max-new")
     device = model.head.device
     batch_tokens = batch_tokens or (2**14 if device.type == "cpu" else 2**17)
     chance = random_numbers(len(prompts), max_new_tokens, device, generator)

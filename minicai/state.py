@@ -139,9 +139,12 @@ def seal(value, sha=None) -> str:
 def commit() -> str:
     """The commit of minicai that is checked out here, or "unknown"."""
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, text=True,
-                              capture_output=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        top, head = subprocess.run(["git", "rev-parse", "--show-toplevel", "HEAD"], text=True,
+                                   cwd=Path(__file__).parent, capture_output=True,
+                                   check=True).stdout.splitlines()
+        # installed inside another project, git would speak of that one
+        return head if Path(top).samefile(Path(__file__).parents[1]) else "unknown"
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return "unknown"
 
 
@@ -268,7 +271,9 @@ def refuse_obstacles(folder: Path, writes) -> None:
     for name in (*writes, *OWN):
         if Path(name).suffix and (folder / name).is_dir():
             raise UserError(f"{folder / name}: is a folder; a file is to be written there")
-        if not Path(name).suffix and name != "steps":           # steps: a folder of models
+        if name == "steps" and (folder / name).is_file():       # a folder of models
+            raise UserError(f"{folder / name}: is a file; a folder is to be made there")
+        if not Path(name).suffix and name != "steps":
             refuse_foreign(folder / name)
 
 

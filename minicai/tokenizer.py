@@ -221,14 +221,16 @@ class Tokenizer:
             raise UserError(f"{path}: no such file; is {directory} a model directory?")
         for name in files:
             refuse_stand_in(path.with_name(name))
+        where = path
         try:
+            for where in map(path.with_name, files):
+                if where.suffix == ".json" and type(json.loads(files[where.name])) is not dict:
+                    raise ValueError("no JSON object")
+            where, beside = path, path.with_name("config.json")
             config = json.loads(files.get("tokenizer_config.json", b"{}"))
-            if not isinstance(json.loads(files.get("generation_config.json", b"{}")), dict):
-                raise ValueError("generation_config.json is no object")
+            model = json.loads(beside.read_bytes()) if beside.is_file() else {}
             if config.get("add_prefix_space"):
                 raise UserError(f"{path}: add_prefix_space (tokenizer_config.json): not supported")
-            beside = path.with_name("config.json")
-            model = json.loads(beside.read_bytes()) if beside.is_file() else {}
             rows, family = model.get("vocab_size"), model.get("model_type", "gpt2")
             if "tokenizer.json" not in files and family != "gpt2":
                 raise UserError(f"{path}: no such file, and vocab.json with merges.txt is enough "
@@ -244,7 +246,7 @@ class Tokenizer:
         except UserError:
             raise
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not a tokenizer's file ({type(error).__name__}: "
+            raise UserError(f"{where}: not a tokenizer's file ({type(error).__name__}: "
                             f"{error})") from None
 
     def save(self, directory, **fields) -> None:
@@ -448,7 +450,7 @@ def as_json(value: dict) -> bytes:
 def gpt2_spec(files: dict[str, bytes]) -> dict:
     """What a tokenizer.json would say for GPT-2's original two files."""
     vocab = json.loads(files["vocab.json"])
-    merges = [line for line in files["merges.txt"].decode().split("\n")
+    merges = [line for line in files["merges.txt"].decode().replace("\r\n", "\n").split("\n")
               if line and not line.startswith("#version")]
     return {"model": {"type": "BPE", "vocab": vocab, "merges": merges},
             "pre_tokenizer": {"type": "ByteLevel"},

@@ -171,6 +171,9 @@ def edit(folder, target, **changes):
     ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
     ({"logits_scaling": 8.0}, "unknown key 'logits_scaling' = 8.0"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+                       "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+     "low below high"),                                 # between the two lies what is divided by
     ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"hidden_size": None}, "'hidden_size' is missing"),

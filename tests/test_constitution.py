@@ -194,3 +194,24 @@ def test_published_files_as_they_are(tmp_path):
     for file, data in PUBLISHED.items():
         (tmp_path / f"{file}.json").write_text(json.dumps(data))
     assert load_constitution(tmp_path).critiques[0].critique_request == "c"
+
+
+def test_a_worked_conversation_may_hold_more_than_it_needs(tmp_path):
+    shot = {"conversation": [{"role": "system", "content": ""},
+                             {"role": "user", "content": "hi", "name": "Bob"}],
+            "principle": "q", "better": "b", "worse": "w"}
+    c = load_constitution(write(tmp_path, OURS | {"few_shot": {"comparison": [shot]}}))
+    assert c.few_shot_comparison[0]["conversation"] == [{"role": "user", "content": "hi"}]
+
+
+def test_worked_critiques_of_the_published_files_are_read_at_once(tmp_path):
+    pairs = {"harmful0": {"prompt": ["CritiqueRequest: Is it rude?"],
+                          "edit_request": "RevisionRequest: Be kind."}}
+    (tmp_path / "CritiqueRevisionInstructions.json").write_text(json.dumps(pairs))
+    (tmp_path / "RLMadisonInstructions.json").write_text('["Pick one."]')
+    shots = tmp_path / "CritiqueRevisionFewShotPrompts.json"
+    shots.write_text(json.dumps([WORKED, "Words. " + WORKED]))
+    with pytest.raises(UserError, match="CritiqueRevisionFewShotPrompts.json.1.: text before"):
+        load_constitution(tmp_path)
+    shots.write_text(json.dumps([WORKED.replace("\n", "\r\n")]))
+    assert load_constitution(tmp_path).few_shot_critique == [WORKED]

@@ -1,17 +1,24 @@
 """Files of dialogues in every shape that is read, and batches of rows."""
 import gzip
 import json
+import random
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from minicai.checkpoint import load_model
 from minicai.data import (
     batches_by_length,
     batches_by_tokens,
+    check_room,
     drop_too_long,
     pad_right,
     read_comparisons,
+    read_human,
     read_prompts,
+    split,
 )
 from minicai.run import UserError
 
@@ -47,7 +54,13 @@ def write(path, *rows):
     ({"system": "be kind", "prompt": "hi"}, [SYSTEM, USER]),
     ({"system": " ", "prompt": "hi"}, [USER]), ({"system": None, "messages": TALK}, TALK),
     ({"system": "be kind", "messages": [SYSTEM, USER]}, [SYSTEM, USER]),
-    ({"messages": [SYSTEM | {"content": ""}, USER]}, [USER])])
+    ({"messages": [SYSTEM | {"content": ""}, USER]}, [USER]),
+    ({"system": "be kind", "messages": [SAID, USER]}, [SYSTEM, SAID, USER]),
+    # other kinds of rows in the same table leave columns empty
+    ({"messages": None, "prompt": "hi"}, [USER]),
+    # a transcript's beginning, as its answers beside it show
+    ({"prompt": "Human: hi", "chosen": "Human: hi\n\nAssistant: a",
+      "rejected": "Human: hi\n\nAssistant: b"}, [USER])])
 def test_every_shape_of_prompt(tmp_path, row, dialogue):
     assert read_prompts(write(tmp_path / "p.jsonl", row)) == [dialogue]
 
@@ -68,7 +81,10 @@ def test_every_shape_of_prompt(tmp_path, row, dialogue):
     ({"prompt": "hi", "chosen": "\n\nHuman: hi\n\nAssistant: a",
       "rejected": "\n\nHuman: hi\n\nAssistant: b"}, [USER]),
     ({"prompt": "hi", "chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}, [USER]),
-    ({"system": "be kind", "prompt": "hi", "chosen": "a", "rejected": "b"}, [SYSTEM, USER])])
+    ({"system": "be kind", "prompt": "hi", "chosen": "a", "rejected": "b"}, [SYSTEM, USER]),
+    ({"system": "be kind", "chosen": [SAID, USER, SAID | {"content": "a"}],
+      "rejected": [SAID, USER, SAID | {"content": "b"}]}, [SYSTEM, SAID, USER]),
+    ({"messages": None, "prompt": "hi", "chosen": "a", "rejected": "b"}, [USER])])
 def test_every_shape_of_comparison(tmp_path, row, messages):
     assert read_comparisons(write(tmp_path / "c.jsonl", row)) == [(messages, "a", "b")]
 
@@ -224,3 +240,40 @@ def test_batches_keep_within_a_budget_of_padded_tokens():
     assert sorted(i for b in batches for i in b) == list(range(301))
     assert all(len(b) * max(lengths[i] for i in b) <= 1000 for b in batches if b != [300])
     assert [300] in batches
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    row = json.dumps({"prompt": "hi", "chosen": "a", "rejected": "b"})
+    files = [tmp_path / name for name in ("one/train.jsonl.gz", "two/train.jsonl.gz", "x.jsonl")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(gzip.compress(row.encode()) if file.suffix == ".gz" else row.encode())
+    assert [name for *_, name in read_human(files)] == ["one_train", "two_train", "x"]
+
+
+def test_a_split_leaves_something_to_train_on():
+    with pytest.raises(UserError, match="--held-out 0.1: of 3 comparisons, of 1 dialogues, none"):
+        split([("a", n) for n in range(3)], 0.1, random.Random(0))
+    train, held_out = split([("a", 1), ("b", 2), ("b", 3)], 0.1, random.Random(0))
+    assert {row[0] for row in train}.isdisjoint(row[0] for row in held_out) and train and held_out
+
+
+@pytest.mark.parametrize("config, weights", [
+    ({}, "score.weight"), ({"architectures": ["LlamaForTokenClassification"]}, None),
+    ({"tie_word_embeddings": True}, "lm_head.weight")])
+def test_what_no_model_can_be_loaded_from_is_refused_before_the_work(
+        tiny_model_dir, tmp_path, config, weights):
+    """check_room looks at what load_model looks at, or a run would find out at its end."""
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "odd")
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | config))
+    tensors = load_file(folder / "model.safetensors")
+    if weights:
+        rows = 1 if weights == "score.weight" else said["vocab_size"]
+        tensors[weights] = torch.ones(rows, said["hidden_size"])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError) as early:
+        check_room(folder, 10, ())
+    with pytest.raises(UserError) as late:
+        load_model(folder)
+    assert str(early.value) == str(late.value)

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from minicai.data import pad_right
-from minicai.feedback import choose, comparison_prompt, few_shot_prefix, label, position_bias
+from minicai.feedback import (
+    ANSWER,
+    THINK,
+    choose,
+    comparison_prompt,
+    few_shot_prefix,
+    label,
+    position_bias,
+    too_long,
+)
 from minicai.logprob import logprob_reference
 
 DIALOGUE = [{"role": "user", "content": "How do I burn it?"}]
@@ -136,3 +145,15 @@ def test_a_chain_of_thought_is_read_before_the_answer_and_clamped(tok, tiny_mode
     assert asked[0].endswith("Use a match.\n\nLet's think step by step:")
     assert seen[0] == asked[0] + " (A) is kind.\n\nThe answer is:"
     assert p.tolist() == pytest.approx([0.95, 0.55])
+
+
+def test_a_pair_that_the_judge_cannot_read_is_known_before_it_is_asked(tok):
+    """Each line of a list is set in: the question is longer than its parts."""
+    row = {"messages": [{"role": "user", "content": "how"}], "b": "wash it",
+           "a": "\n".join(["wash it"] * 30)}
+    need = len(comparison_prompt(tok, row["messages"], row["a"], row["b"], "which?",
+                                 ending=THINK + ANSWER))
+    assert need > sum(len(tok.encode(row[key])) for key in "ab") + 100
+    assert too_long(tok, row, ["which?"], (), need) is None
+    assert too_long(tok, row, ["which?"], (), need - 1) == "longer than the judge reads"
+    assert too_long(tok, row, ["which?", "which one is longer?"], (), need)

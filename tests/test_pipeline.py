@@ -459,9 +459,17 @@ def test_policy_and_preference_model_must_fit(toy, demo, tmp_path, capsys):
 
 def test_ppo_stops_when_hardly_any_response_ends(toy, demo, tmp_path, capsys):
     args = rl_args(toy, demo / "pm/pm", tmp_path / "rl", "--max-new", "2")
-    fails(capsys, train_rl, args, "step 0: only 0.0%", "--max-new")
+    fails(capsys, train_rl, args, "step 0: hardly any of the responses ended", "--max-new")
     assert len(read_jsonl(tmp_path / "rl/rollouts.jsonl")) == 12
     assert not (tmp_path / "rl/rl_cai").exists()
+
+
+def test_one_answer_that_is_cut_ends_no_run():
+    assert not train_rl.hardly_any([0.0], 1) and not train_rl.hardly_any([0.0] * 9, 1)
+    assert train_rl.hardly_any([0.0] * 10, 1) and not train_rl.hardly_any([0.0] * 9 + [1.0], 1)
+    assert train_rl.hardly_any([1.0] + [0.0] * 10, 1), "only the last ten count"
+    assert not train_rl.hardly_any([0.0] * 3, 3) and train_rl.hardly_any([0.0] * 4, 3)
+    assert train_rl.hardly_any([0.05], 64) and not train_rl.hardly_any([0.1], 64)
 
 
 def test_a_model_that_hardly_ever_ends_is_named(toy, tiny_model_dir, tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -516,3 +517,29 @@ def test_what_one_model_said_is_never_another_ones():
     assert differences(run("ab"), run("ab")) == []
     assert differences(run("ab"), run("ba")) == ["the order of a, b"]
     assert differences(run("ab"), run("abc")) == ["c (one of the two runs only)"]
+
+
+def test_a_file_where_the_folder_of_models_goes_is_refused_first(tmp_path):
+    (tmp_path / "steps").write_text("")
+    with pytest.raises(UserError, match="steps: is a file; a folder is to be made there"):
+        state_module.refuse_obstacles(tmp_path, ["metrics.jsonl", "steps"])
+    (tmp_path / "steps").unlink()
+    (tmp_path / "steps").mkdir()
+    state_module.refuse_obstacles(tmp_path, ["metrics.jsonl", "steps"])
+
+
+def test_the_commit_is_minicais_own_or_unknown(tmp_path, monkeypatch):
+    """Installed inside another project, git speaks of that one."""
+    folder = tmp_path / "venv/lib/minicai"
+    folder.mkdir(parents=True)
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    git = lambda *words: subprocess.run(["git", *who, *words], cwd=tmp_path, check=True,
+                                        capture_output=True, text=True)
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "theirs")
+    theirs = git("rev-parse", "HEAD").stdout.strip()
+    monkeypatch.setattr(state_module, "__file__", str(folder / "state.py"))
+    assert state_module.commit() == "unknown"
+    monkeypatch.setattr(state_module, "__file__", str(tmp_path / "minicai/state.py"))
+    (tmp_path / "minicai").mkdir()
+    assert state_module.commit() == theirs

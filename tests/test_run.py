@@ -27,6 +27,7 @@ from minicai.run import (
     seed_everything,
     set_up,
     whole,
+    without_nan,
     write_config,
     write_jsonl,
     write_text,
@@ -294,3 +295,9 @@ def test_an_earlier_log_stays_until_there_is_a_row(tmp_path):
     metrics.log(step=1)
     metrics.log(step=2)
     assert path.read_text() == metrics.text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+
+
+def test_no_number_that_json_does_not_know_however_deep():
+    inf = float("inf")
+    assert without_nan({"a": [1.0, inf], "b": {"c": (float("nan"), 2)}, "d": "inf", "e": inf}) == \
+        {"a": [1.0, None], "b": {"c": [None, 2]}, "d": "inf", "e": None}

@@ -368,6 +368,21 @@ def test_gpt2_from_its_two_original_files(tmp_path):
     two = Tokenizer.load(tmp_path)
     assert (two.bos, two.end, two.pad, two.n_vocab) == (one.bos, one.end, one.pad, one.n_vocab)
     assert all(one.encode(text) == two.encode(text) for text in fuzz(300))
+    # written on Windows
+    (tmp_path / "merges.txt").write_bytes("\r\n".join(lines).encode())
+    three = Tokenizer.load(tmp_path)
+    assert all(one.encode(text) == three.encode(text) for text in fuzz(50))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json",
+                                  "generation_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_the_file_that_is_broken_is_named(tmp_path, name, text):
+    make_tokenizer("qwen2", tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="not a tokenizer's file") as error:
+        Tokenizer.load(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / name}: ")
 
 
 def test_plain_format_of_the_micro_world(tok):
