@@ -161,9 +161,9 @@ def make_examples(args, ask, tok, constitution, red_team, helpful, shots, rng):
 
 
 def follow_another_dialogue(examples, share, tok, max_prompt, rng):
-    """Put another dialogue and its answer (now and then its own) in front of a share of the examples
-    (messages, ids), where there is room: what was asked before, and whether it was objected to, must not decide
-    about what is asked now."""
+    """Put another dialogue and its answer in front of a share of the examples (messages, ids),
+    where there is room: what was asked before, and whether it was objected to, must not decide
+    about what is asked now. (One in many is drawn for itself.)"""
     alone = list(examples)
     for i in rng.sample(range(len(alone)), round(share * len(alone))):
         (before, said), (messages, ids) = rng.choice(alone), alone[i]
