@@ -225,7 +225,7 @@ class Tokenizer:
         try:
             for where in map(path.with_name, files):
                 if where.suffix == ".json" and type(json.loads(files[where.name])) is not dict:
-                    raise ValueError("no JSON object")
+                    raise ValueError(f"{where.name} is no object")
             where, beside = path, path.with_name("config.json")
             config = json.loads(files.get("tokenizer_config.json", b"{}"))
             model = json.loads(beside.read_bytes()) if beside.is_file() else {}
