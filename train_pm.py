@@ -150,7 +150,7 @@ def main(argv=None):
     longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER))
                   for c in constitution.comparisons)
     room = args.max_prompt + 2 * args.max_new + args.chain_of_thought * args.max_thought
-    check_room(args.feedback_model, longest + room, prefix, advice=", or --max-thought")
+    check_room(args.feedback_model, longest + room, prefix, advice=" or --max-thought")
     for directory in dict.fromkeys((args.model, args.init, args.feedback_model)):
         check_room(directory, args.max_prompt + args.max_new, ())
     resume = Resume(args, trained=[args.init], writes=["comparisons.jsonl", "pm"])

@@ -171,7 +171,7 @@ def _turns(row, key, where) -> list:
     if not isinstance(system, str | None):
         raise UserError(f"{where}: 'system' must be a text or null, found {system!r:.80}")
     # The rest of a dialogue, whose prompt stands beside it.
-    rest = key in ("chosen", "rejected") and not {"messages", "prompt"}.isdisjoint(row)
+    rest = key in ("chosen", "rejected") and (row.get("messages") or row.get("prompt"))
     if not (system or "").strip() or rest and turns and turns[0]["role"] == "assistant":
         return turns
     if not turns or turns[0]["role"] != "system":
@@ -209,8 +209,8 @@ def split(comparisons: list, share: float, rng) -> tuple[list, list]:
     dialogues = sorted({repr(row[0]) for row in comparisons})
     held = set(rng.sample(dialogues, max(1, round(share * len(dialogues)))))
     if len(held) == len(dialogues):
-        raise UserError(f"--held-out {share}: of {len(comparisons)} comparisons, of "
-                        f"{len(dialogues)} dialogues, none is left to train on")
+        raise UserError(f"--held-out {share}: {len(comparisons)} comparisons have {len(dialogues)} "
+                        "dialogues, so none is left to train on: give more, or hold out less")
     return ([r for r in comparisons if repr(r[0]) not in held],
             [r for r in comparisons if repr(r[0]) in held])
 
@@ -225,7 +225,7 @@ def check_room(directory, need: int, shots, scorer: bool = False, advice: str = 
     if need > have:
         raise UserError(f"a context may take {need} tokens, {directory} has {have}: "
                         "lower --max-prompt or --max-new"
-                        + ", or give --no-few-shot" * bool(shots) + advice)
+                        + advice + ", or give --no-few-shot" * bool(shots))
 
 
 def pad_right(rows: list, device=None):

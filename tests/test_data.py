@@ -84,6 +84,8 @@ def test_every_shape_of_prompt(tmp_path, row, dialogue):
     ({"system": "be kind", "prompt": "hi", "chosen": "a", "rejected": "b"}, [SYSTEM, USER]),
     ({"system": "be kind", "chosen": [SAID, USER, SAID | {"content": "a"}],
       "rejected": [SAID, USER, SAID | {"content": "b"}]}, [SYSTEM, SAID, USER]),
+    ({"system": "be kind", "prompt": None, "chosen": [SAID, USER, SAID | {"content": "a"}],
+      "rejected": [SAID, USER, SAID | {"content": "b"}]}, [SYSTEM, SAID, USER]),
     ({"messages": None, "prompt": "hi", "chosen": "a", "rejected": "b"}, [USER])])
 def test_every_shape_of_comparison(tmp_path, row, messages):
     assert read_comparisons(write(tmp_path / "c.jsonl", row)) == [(messages, "a", "b")]
@@ -252,7 +254,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
 
 
 def test_a_split_leaves_something_to_train_on():
-    with pytest.raises(UserError, match="--held-out 0.1: of 3 comparisons, of 1 dialogues, none"):
+    with pytest.raises(UserError, match="--held-out 0.1: 3 comparisons have 1 dialogues, so none"):
         split([("a", n) for n in range(3)], 0.1, random.Random(0))
     train, held_out = split([("a", 1), ("b", 2), ("b", 3)], 0.1, random.Random(0))
     assert {row[0] for row in train}.isdisjoint(row[0] for row in held_out) and train and held_out
