@@ -221,7 +221,6 @@ class Tokenizer:
             raise UserError(f"{path}: no such file; is {directory} a model directory?")
         for name in files:
             refuse_stand_in(path.with_name(name))
-        where = path
         try:
             for where in map(path.with_name, files):
                 if where.suffix == ".json" and type(json.loads(files[where.name])) is not dict:
