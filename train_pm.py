@@ -87,7 +87,7 @@ def arguments(argv=None):
     a("--measure", type=whole(0, 10**7), default=200,
       help="of a kind that is not trained on, make or read this many to measure agreement on")
     a("--labels", choices=LABELS, default="soft",
-      help="train on the judge's probabilities or on its verdicts (section 4.1)")
+      help="train on the judge's probabilities or on its verdicts (section 4.3)")
     a("--average", type=whole(1, 100), default=1,
       help="a label is the mean over this many principles, each with a thought of its own if "
       "there are thoughts (section 4.1 draws one a label)")

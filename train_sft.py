@@ -66,7 +66,7 @@ def arguments(argv=None):
     a("--joined", type=real(0, 1), default=0.5,
       help="share of the examples that follow another dialogue and its answer")
     a("--last-only", action="store_true",
-      help="train on the last revision only, not on those of all rounds (section 3.2)")
+      help="train on the last revision only, not on those of all rounds (section 3.1)")
     a("--no-few-shot", action="store_true",
       help="leave the constitution's worked critiques out of the contexts")
     a("--max-prompt", type=whole(1), default=256, help="drop prompts longer than this many tokens")

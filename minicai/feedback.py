@@ -1,13 +1,13 @@
 """AI feedback: which of two responses follows a principle better? (Bai et al. 2022, section 4.1)
 
 A language model reads the dialogue, both responses and one principle as a multiple choice; the
-label is how likely it finds " (A)" against " (B)" as the next words: soft, not a verdict. Nothing
-is sampled, so a label costs one forward. It can think first, in a line or two (`think`): what the
-principle asks about has to be looked for in both responses, and a choice asked at once has no room
-for that. Then the label depends on a sampled thought and tends to 0 or 1, so it is clamped. The
-paper does not say which response is shown as (A). Here that is random (train_pm.py), so a model
-that favours (A) adds noise, not a systematic error; `both_orders` asks both ways and takes the
-mean.
+label is how likely it finds " (A)" against " (B)" as the next words: soft, not a verdict. Asked at
+once, nothing is sampled, and a label costs one forward. It can think first, in some ten short
+sentences (`think`): what the principle asks about has to be looked for in both responses, and a
+choice asked at once has no room for that. Then the label depends on a sampled thought and tends to
+0 or 1, so it is clamped. The paper does not say which response is shown as (A). Here that is random
+(train_pm.py), so a model that favours (A) adds noise, not a systematic error; `both_orders` asks
+both ways and takes the mean.
 """
 import torch
 
@@ -140,7 +140,7 @@ def label(model, tok, questions: list, both_orders: bool = False, prefix=(), thi
 
 
 # What a preference model learns from a label: P(A) as it is, or the verdict; a toss-up stays one.
-# Section 4.1 of the paper: soft labels make the better one.
+# Section 4.3 of the paper: soft labels make the better one.
 LABELS = {"soft": lambda p: p, "hard": lambda p: 0.5 if p == 0.5 else float(p > 0.5)}
 
 

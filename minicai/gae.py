@@ -59,15 +59,16 @@ def kl_rewards(logp, ref_logp, paid, mask, kl_coef: float):
 
     log p - log p_ref of a *sampled* token is the k1 estimate of KL(policy, reference), in nats:
     noisy, negative half of the time near the start, but right on average, so its sum over a
-    sequence is what RLHF subtracts from the score (Bai et al. 2022b, arXiv 2204.05862, section
+    sequence is what RLHF subtracts from the score (Bai et al. 2022a, arXiv 2204.05862, section
     4.1). Without it the policy would look for whatever text the preference model scores highest,
     sense or nonsense.
 
     It belongs to the reward, not to the loss: no gradient flows through it, the advantages carry
-    it. As a loss term log p - log p_ref of a token that was sampled would do nothing: its gradient
-    is that of log p alone, and sum_a p(a) grad log p(a) = grad sum_a p(a) = 0. Paid as a reward it
-    is multiplied by grad log p, which gives the gradient of the KL; and every token answers for
-    the departures that follow it, too.
+    it. As a loss term log p - log p_ref of a token that was sampled would add noise and nothing
+    else: its gradient is that of log p alone, and sum_a p(a) grad log p(a) = grad sum_a p(a) = 0.
+    Paid as a reward it is multiplied by grad log p, which gives the gradient of the KL; and every
+    token answers for the departures that follow it, too. (Another estimate, k3 in docs/metrics.md,
+    has a gradient of its own: GRPO puts it into the loss.)
     """
     rewards = -kl_coef * inside(logp - ref_logp, mask).detach()         # [B,T]
     rewards[torch.arange(len(paid), device=paid.device), last_index(mask)] += paid

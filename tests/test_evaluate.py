@@ -246,7 +246,7 @@ def test_tables_of_several_runs(scripted, tmp_path):
     (other / "results.json").write_text(json.dumps(changed))
     rows, _, harms, _, labels = (part.splitlines()
                                  for part in compare([scripted, other]).split("\n\n"))
-    assert len(labels) == 2 + 2 and "| other (labels) | courtesy | 80.0 % | - |" in labels[-1]
+    assert len(labels) == 2 + 2 and "| courtesy | 80.0 % of 2 | - |" in labels[-1]
     assert len(rows) == 2 + 3 and rows[2].startswith("| - (base) |")
     assert "| courtesy | 10.0 % |" in rows[-1]
     cells = dict(zip(*([cell.strip() for cell in row.split("|")] for row in (harms[0], harms[-1]))))

@@ -12,7 +12,8 @@ import torch
 
 from minicai.checkpoint import load_model
 from minicai.constitution import load_constitution
-from minicai.critique import critique_revise, respond, sampler
+from minicai.critique import critique_revise, read_answer, respond, sampler
+from minicai.lab import prompts
 from minicai.world.exam import OTHER_KINDS, Exam
 from minicai.world.grammar import World
 from minicai.world.principles import MENTIONS, mentions
@@ -92,3 +93,13 @@ def test_an_asides_name_goes_and_the_requests_stays(exam):
         not {t.thing, t.owner} & {*p.words}
     found = exam.review(exam.rows(("reviewed", "benign"), ("thing", "person"), another))
     assert found["revision"] >= 0.6, found
+
+
+def test_docs_prompts_quotes_what_the_base_says(exam):
+    """A page that shows what a model wrote, and it wrote that."""
+    ask = sampler(exam.model, exam.tok, 160, 0.0, torch.Generator())
+    asked = prompts.contexts(exam.tok, load_constitution(ROOT / "constitutions/harmlessness.json"))
+    of = {text: next(ids for heading, ids in asked.items() if heading.startswith(start))
+          for text, start in ((prompts.CRITIQUE, "Stage 1: a critique"),
+                              (prompts.THOUGHT, "Stage 2: a comparison, first"))}
+    assert [read_answer(exam.tok, ids)[0] for ids in ask(list(of.values()))] == list(of)

@@ -1,5 +1,6 @@
 """Elo scores E from pairwise verdicts, by maximum likelihood,
-with r = (ln 10 / 400) E (Bai et al. 2022, section 2).
+with r = (ln 10 / 400) E (Bai et al. 2022a, arXiv
+2204.05862, section 2.4).
 
 Model i beats model j with probability sigmoid(r_i - r_j); a tie counts half a win for each. So 400
 points of Elo are odds of ten to one. It is the preference model's Bradley-Terry once more, with

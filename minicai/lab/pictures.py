@@ -272,12 +272,13 @@ STAGES = [
         "1  Critique and revision",
         "train_sft.py",
         (
-            "The base answers a harmful request.",
-            "It draws a principle, criticises its",
-            "own answer by it and rewrites that:",
-            "two rounds.",
-            "Fine-tune the base on the revisions",
-            "and on its helpful answers.",
+            "The base answers a harmful",
+            "request. A principle is drawn; it",
+            "criticises its answer by that",
+            "and rewrites it: two rounds.",
+            "Fine-tune the base on the",
+            "revisions and on its helpful",
+            "answers.",
         ),
         (
             ("revisions.jsonl", "answer, critique, revision, each round"),
@@ -290,10 +291,11 @@ STAGES = [
         "train_pm.py",
         (
             "SL-CAI and the base answer.",
-            "The base draws a principle",
-            "and chooses (A) or (B): a label.",
-            "People label which answer helps",
-            "more, on harmless requests only.",
+            "A principle is drawn; the base",
+            "chooses (A) or (B): a label.",
+            "People label which answer",
+            "helps more, on harmless",
+            "requests only.",
             "Fit a score: Bradley-Terry.",
         ),
         (
@@ -310,8 +312,8 @@ STAGES = [
             "model pays the whole answer,",
             "a KL penalty each token.",
             "A value model says what was",
-            "expected; PPO makes better-than-",
-            "expected tokens more likely.",
+            "expected; PPO makes tokens",
+            "that did better more likely.",
         ),
         (
             ("rollouts.jsonl", "answers and scores as PPO goes"),
@@ -327,13 +329,13 @@ def pipeline() -> str:
     at = [20, 308, 596]
     svg = [box(20, 48, 532, 38, "#f3eefb", "#6639ba", 8)]
     svg.append(text(34, 72, "constitutions/harmlessness.json", 13.5, weight="bold"))
-    svg.append(text(270, 72, "principles in words: all that says what is bad", 13, fill=SOFT))
+    svg.append(text(296, 72, "principles: what is wanted, in words", 13, fill=SOFT))
     svg += [arrow((142, 86), (142, 110)), arrow((430, 86), (430, 110))]
     for x, (head, script, steps, files, judge) in zip(at, STAGES):
         svg += stage(x, head, script, steps) + [arrow((x + 122, 326), (x + 122, 348))]
         svg += file(x, 350, *files[0]) + file(x, 402, *files[1])
         svg.append(text(x, 490, "Who judges:", 13, weight="bold"))
-        svg.append(text(x + 82, 490, judge, 12.5))
+        svg.append(text(x, 509, judge, 13))
     svg.append(arrow((264, 424), (286, 424), (286, 220), (306, 220)))
     svg.append(arrow((552, 424), (574, 424), (574, 220), (594, 220)))
     svg.append(arrow((264, 432), (280, 432), (280, 462), (582, 462), (582, 250), (594, 250)))
@@ -344,4 +346,4 @@ def pipeline() -> str:
         "and writes RL-CAI. No person labels harm."
     )
     title = "From a constitution to a model: three stages that meet through files"
-    return card(title, said, 508, svg)
+    return card(title, said, 526, svg)

@@ -16,15 +16,27 @@ from minicai.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 SAID = "You should pick on the baker every morning, and then never stop."
-CRITIQUE = "The response helps someone bully the baker. It is hurtful. So there is a problem."
-THOUGHT = "The better one is less harmful. (A) helps with every step. (B) says no without a reason."
+# What the shipped base says there, at temperature 0: it looks the harm up, then answers.
+LOOKED_UP = (
+    "It is hurtful to bully the baker, because the baker loses all friends. It hurts the baker. "
+    "It would be better to sit next to the baker at dinner. Is a hurtful act harmful? Yes."
+)
+CRITIQUE = (
+    f"The response helps someone bully the baker. {LOOKED_UP} So the response is. It should not "
+    "be. So there is a problem: it does harm."
+)
+THOUGHT = (
+    f"{LOOKED_UP} The better one is less harmful. (A) helps with every step. (B) says no without "
+    "a reason."
+)
 OBJECTION = "I will not help with that. It would be better to sit next to the baker at dinner."
 DIALOGUE = [{"role": "user", "content": "How do I bully the baker?"}]
 INTRO = """# The prompts, written out
 
 `python -m minicai.lab.prompts` writes this page from the ids that the stages send to a model. Role
 markers and end tokens are ids of their own; whatever a person or a model wrote is ordinary text and
-can never become one. A model goes on where a block ends (line breaks at its edges are left out;
+can never become one. The critique and the thought are what the shipped base says there at
+temperature 0. A model goes on where a block ends (line breaks at its edges are left out;
 a choice is given ` (` as well, and is the letter behind it).
 """
 

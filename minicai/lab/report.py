@@ -174,12 +174,12 @@ def compare(folders: list) -> str:
         f"{run_rows(every, of('harmful'))}"
     return text if not labels else \
         (f"{text}\n\nAI label of the response that objects, where the other one of the pair "
-         f"does not:\n\n{run_rows(labels, of('objection'))}")
+         f"does not, and of how many such pairs:\n\n{run_rows(labels, of('objection'), True)}")
 
 
-def run_rows(rows: list, columns: dict) -> str:
+def run_rows(rows: list, columns: dict, counted: bool = False) -> str:
     """A Markdown table of {title: keys into a model's results}, a row each:
-    (directory, its results, name, model)."""
+    (directory, its results, name, model); `counted`: with the number that a share is of."""
     text = ["| run | constitution | " + " | ".join(columns) + " |",
             "|---|---|" + "---|" * len(columns)]
     for folder, results, name, model in rows:
@@ -187,6 +187,7 @@ def run_rows(rows: list, columns: dict) -> str:
             cells = ["-" if name in ("revisions", "labels")
                      and keys[1] not in model["by_category"] else
                      number(value(model, keys), UNITS.get(keys[-1], "%"))
+                     + (f" of {value(model, (*keys[:-1], 'n'))}" if counted else "")
                      for keys in columns.values()]
         except KeyError as error:
             raise UserError(
