@@ -267,10 +267,10 @@ class GPT(nn.Module):
         return torch.autocast(self.head.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def freeze(self) -> "GPT":
-        """Give up gradients and, if products are bfloat16, keep the matrices so:
+        """Give up gradients and, if products are bfloat16, keep the blocks' matrices so:
         half the memory, the same numbers."""
         for module in self.requires_grad_(False).modules():
-            if self.bf16 and isinstance(module, nn.Linear):
+            if self.bf16 and isinstance(module, nn.Linear) and module is not self.unembed:
                 module.bfloat16()
         return self
 

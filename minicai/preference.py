@@ -54,9 +54,10 @@ class PreferenceModel(nn.Module):
 
         Bradley-Terry fixes differences only: the zero is arbitrary, the scale depends on how long
         training went on. PPO's KL coefficient is a price in units of score, and means nothing until
-        the unit is fixed.
+        the unit is fixed. Scores that are all alike have no unit: theirs stays.
         """
-        mean, std = scores.mean().item(), scores.std().clamp(min=1e-6).item()
+        mean, std = scores.mean().item(), scores.std(correction=int(len(scores) > 1)).item()
+        std = std if std > 1e-6 else 1.0
         self.head.weight /= std
         self.shift = (self.shift - mean) / std
 
@@ -84,10 +85,10 @@ def agreement(gap, p_a, decided: float = 0.25):
     their number).
 
     A pair is decided if its label lies at least `decided` away from 1/2: on a toss-up there is
-    nothing to agree with. Equal scores agree by half.
+    nothing to agree with. Equal scores agree by half; a gap of nan makes the share nan.
     """
     clear = ((p_a - 0.5).abs() >= decided - 1e-6) & (p_a != 0.5)      # 0.6 - 0.5 is less than 0.1
-    fits = (1 + gap.sign() * (p_a - 0.5).sign()) / 2
+    fits = (1 + torch.where(gap.isnan(), gap, gap.sign()) * (p_a - 0.5).sign()) / 2
     return fits[clear].float().mean().item() if clear.any() else float("nan"), int(clear.sum())
 
 
@@ -103,7 +104,7 @@ def calibration(gap, p_a, bins: int = 5):
     """
     said = torch.sigmoid(torch.cat([gap, -gap]))
     true = torch.cat([p_a, 1 - p_a]).to(said)
-    place = (said * bins).long().clamp(max=bins - 1)
+    place = (said * bins).long().clamp(0, bins - 1)  # nan, too, has a place, and makes its mean nan
     table = []
     for i in range(bins):
         here = place == i

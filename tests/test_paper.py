@@ -250,6 +250,21 @@ def test_the_zero_of_elo_is_one_model_in_every_seed():
     assert more == whole and whole["helpfulness"]["a", "0"][0] == 0
 
 
+def test_figures_by_elo_are_drawn_of_what_can_be_compared():
+    """Seeds that the first experiment lacks are left out, and an experiment that has no other; of
+    two seeds that were looked at at different steps, the steps of both are shown."""
+    answers = lambda rank: {"rank": [rank] * 4, "outcome": ["harmful", "evasive", "full", "full"]}
+    run = lambda *steps: {"sets": ["red_team"] * 2 + ["helpful"] * 2, "groups": ["unseen"] * 4,
+                          "models": {str(step): {"1": answers(step)} for step in steps}}
+    only = paper_figures.frontier({"along_helpful": {0: run(0, 10)}, "along": {1: run(0, 10)}})
+    assert {"helpful RLHF"} == set(only["panels"][1]["series"])
+    found = {"along_helpful": {0: run(0, 10), 1: run(0, 10)}, "along": {0: run(0, 5), 1: run(0)}}
+    line = paper_figures.frontier(found)["panels"][2]["series"]
+    assert [len(line[name]) for name in ("helpful RLHF", "RL-CAI, thought")] == [2, 1]
+    sized = {"models_small": {0: run(0)}, "models": {1: run(0)}}
+    assert list(paper_figures.comparable(sized)) == ["models_small"]
+
+
 def test_labels_that_were_left_out_are_not_measured(tmp_path):
     """Neither by figure 9 nor by the evaluation: a judge that found no letter has said nothing."""
     world = World.load()

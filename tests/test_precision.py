@@ -15,6 +15,7 @@ import train_sft
 from minicai.answers import token_indices
 from minicai.checkpoint import load_model, save_scalar
 from minicai.critique import sampler
+from minicai.feedback import choose
 from minicai.ppo import Models, PPOConfig, collect, evaluate_tokens, summary, update
 from minicai.preference import PreferenceModel, load_preference_model
 from minicai.run import Metrics, UserError, clip_gradients
@@ -131,8 +132,9 @@ def test_a_frozen_model_computes_the_same_bits_from_half_the_memory(family, tmp_
     assert 0 < (logps[0] - logps[1]).abs().mean() < 0.1
     assert not any(p.requires_grad for p in frozen.parameters())
     for name, p in frozen.named_parameters():
-        assert (p.dtype == torch.bfloat16) == (name.startswith(("blocks", "unembed"))
-                                               and "norm" not in name), name
+        assert (p.dtype == torch.bfloat16) == (name.startswith("blocks") and "norm" not in name)
+    asked = [row[10:].tolist() for row in ids]          # a choice is read off in float32
+    assert torch.equal(choose(model, tok, asked)[0], choose(frozen, tok, asked)[0])
     before = [p.dtype for p in exact.parameters()]
     assert [p.dtype for p in exact.freeze().parameters()] == before  # float32 stays float32
 

@@ -108,3 +108,17 @@ def test_calibration_error():
     assert error == pytest.approx(0.15, abs=1e-5)
     assert [(row[2], round(row[4], 2)) for row in table] == [(4, 0.25), (4, 0.75)]
     assert calibration(gap, torch.full((4,), 0.9))[0] == pytest.approx(0, abs=1e-5)
+
+
+def test_scores_without_a_spread_keep_their_scale(pm, rows):
+    """One sample, or samples that are all alike: there is nothing to divide by."""
+    for count in (1, 5):
+        before = pm.score_rows(rows)
+        pm.normalise(before[:1].expand(count))
+        torch.testing.assert_close(pm.score_rows(rows), before - before[0])
+
+
+def test_what_is_not_a_number_never_looks_right():
+    gap, p = torch.tensor([math.nan, 1.0]), torch.ones(2)
+    assert math.isnan(agreement(gap, p)[0]) and math.isnan(calibration(gap, p)[0])
+    assert agreement(torch.tensor([math.nan, 1.0]), torch.tensor([0.5, 1.0])) == (1.0, 1)

@@ -33,7 +33,7 @@ def fit(counts: np.ndarray) -> np.ndarray:
     counts = (counts + TIES / 2) * (1 - np.eye(M))  # a model does not play against itself
     games = counts + counts.swapaxes(-1, -2)
     r = np.zeros(counts.shape[:-1])
-    for _ in range(100):
+    for _ in range(1000):
         p = 1 / (1 + np.exp(r[..., None, :] - r[..., :, None]))  # [..., M, M], P(row beats column)
         gradient = (counts - games * p).sum(-1)
         curve = games * p * (1 - p)                              # second derivatives, sign turned

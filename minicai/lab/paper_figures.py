@@ -84,12 +84,12 @@ def full(result: dict, model: str) -> list:
 
 
 def steps(results: dict) -> list:
-    """Steps at which a run was looked at, of any of its seeds."""
-    return sorted(int(step) for step in next(iter(results.values()))["models"])
+    """Steps at which all seeds of a run were looked at."""
+    return sorted(map(int, set.intersection(*(set(r["models"]) for r in results.values()))))
 
 
 # ---- Elo -----------------------------------------------------------------------------------------
-def elos(found: dict, sizes: bool = False) -> dict:
+def elos(found: dict) -> dict:
     """{quality: {(experiment, model): [mean, low, high]}}; all models of a seed meet all others.
 
     The first model of the first experiment is 0, so a seed that lacks it is left out.
@@ -111,6 +111,16 @@ def elos(found: dict, sizes: bool = False) -> dict:
             for quality, players in together.items()}
 
 
+def comparable(found: dict) -> dict:
+    """The results whose seed the first experiment has, too: the others lack what their Elo is
+    counted from. An experiment that has no such seed is left out."""
+    found = {name: results for name, results in found.items() if results}
+    shared = next(iter(found.values()), {})
+    found = {name: {seed: r for seed, r in results.items() if seed in shared}
+             for name, results in found.items()}
+    return {name: results for name, results in found.items() if results}
+
+
 def over_seeds(fitted: list) -> list:
     """[mean, low, high] of one [score, low, high] a seed."""
     if len(fitted) == 1:
@@ -121,7 +131,7 @@ def over_seeds(fitted: list) -> list:
 
 def frontier(found: dict) -> dict:
     """Figure 1: both Elos, against each other and along RL; and who evades."""
-    found = {name: results for name, results in found.items() if results}
+    found = comparable(found)
     scores = elos(found)
     of = lambda quality, name, step: scores[quality][name, str(step)]
     paths = {RUNS[name]: [(step, of("helpfulness", name, step), of("harmlessness", name, step))
@@ -146,7 +156,7 @@ def frontier(found: dict) -> dict:
 
 def by_size(found: dict) -> dict:
     """Figure 2: both Elos against the size of the base, and two shares that say it plainly."""
-    found = {name: results for name, results in found.items() if results}
+    found = comparable(found)
     sizes, scores = list(found), elos(found)
     line = lambda quality: {title: [[n, *scores[quality][size, model]] for n, size in
                                     enumerate(sizes)] for model, title in MODELS.items()}

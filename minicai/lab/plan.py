@@ -13,6 +13,10 @@ adds up what is alive at the phase's worst moment, from the same flags as the sc
                passing
   scratch      logits: of a chunk of tokens (logprob.py), or of a row's next token (sample.py)
 
+On CUDA steps are recorded (decode.py, graph.py), and what a recording has once needed is kept for
+it: the sampler's table and its copy of the weights, a text's activations in both directions and one
+more set of gradients. --checkpointing records no training.
+
 The formulas count the tensors that gpt.py really makes; tests/test_plan.py measures them on a CPU.
 Left out: what the driver takes (some 500 MB on CUDA) and what the allocator loses to fragmentation
 (allow a tenth).
@@ -26,7 +30,9 @@ import torch
 from torch import nn
 
 from minicai.checkpoint import read_config
+from minicai.decode import ROOM
 from minicai.gpt import GPT, GPTConfig
+from minicai.graph import rounded
 from minicai.run import Parser, UserError, friendly_main, path, whole
 
 COLUMNS = ["weights", "gradients", "optimizer", "cache", "activations", "scratch"]
@@ -54,8 +60,8 @@ class Trunk:
         # From forward to backward autograd keeps them all; with checkpointing, those of the layer
         # it is at.
         self.held = self.copies // (config.n_layer if checkpointing else 1)
-        linear = self.matrices + (0 if config.tied else self.head)
-        self.frozen = self.weights - 2 * linear if self.product == 2 else self.weights
+        self.frozen = self.weights - 2 * self.matrices if self.product == 2 else self.weights
+        self.recorded = device == "cuda" and not checkpointing
         self.optimizer = 8 * self.parameters
         # torch updates all tensors of a GPU together, those of a CPU one by one.
         largest = max(p.numel() for p in model.parameters())
@@ -94,12 +100,16 @@ class Trunk:
         c, b = self.config, self.product
         q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
         attention = b * (2 * q + 2 * kv) \
-            + (4 * (2 * q + kv) + b * q if c.positions == "rope" else 0)
+            + (4 * (2 * q + kv) + b * q if c.positions == "rope" else 0) \
+            + ((8 if b == 2 else 4) * (q + kv) if c.qk_norm else 0)     # normed in float32
         return 4 * 2 * c.width + b * c.width \
             + max(b * c.mlp_width * (3 if c.mlp == "swiglu" else 2), attention)
 
     def activations(self, rows: int, T: int) -> tuple[int, int]:
         """(kept from forward to backward, one layer's in the backward) of rows x T tokens."""
+        if self.recorded:
+            T = min(rounded(T, 64, parts=4), self.config.max_positions)
+            rows = rounded(rows, parts=4)
         tokens, C = rows * T, self.config.width
         ends = self.norm() + self.product * C  # the last norm and its result
         within = tokens * (self.product * self.config.mlp_width
@@ -108,10 +118,30 @@ class Trunk:
             return tokens * (self.config.n_layer * 4 * C + ends), tokens * self.layer(T) + within
         return tokens * (self.config.n_layer * self.layer(T) + ends), within
 
-    def cache(self, tokens: int) -> int:
-        """Keys and values of so many tokens."""
+    def cache(self, rows: int, length: int) -> int:
+        """Keys and values of texts sampled together; on CUDA in a table of one of a few sizes."""
         c = self.config
-        return 2 * c.n_layer * c.n_kv_head * c.head_dim * self.product * tokens
+        tokens = rows * length
+        if self.device == "cuda":
+            tokens = rounded(rows) * min(rounded(length, 64, parts=4), c.max_positions)
+        numbers = 2 * c.n_layer * c.n_kv_head * c.head_dim * tokens
+        return self.product * (max(numbers, ROOM) if self.device == "cuda" else numbers)
+
+    def sampler(self, frozen: bool, *texts: tuple[int, int]) -> dict:
+        """What sampling (rows, length) leaves behind on CUDA: a table, and a copy of the weights
+        that are not in the type of the products."""
+        if self.device != "cuda" or not texts:
+            return {}
+        copy = 2 * self.head + (0 if frozen else self.copies) if self.product == 2 else 0
+        return {"cache": max(self.cache(*text) for text in texts), "weights": copy}
+
+    def kept(self, rows: int, T: int) -> dict:
+        """What recordings of a training of `rows` x T tokens keep, with its backward."""
+        if not self.recorded:
+            return {}
+        kept, within = self.activations(rows, T)
+        pool = max(kept + self.held, self.gradients) + within
+        return {"activations": pool, "gradients": self.gradients}
 
     def logprobs(self, tokens: int, entropy: bool = False) -> tuple[int, int]:
         """What logprob.token_logprobs holds at once, (forward, backward):
@@ -132,7 +162,7 @@ class Trunk:
         """The moments of sampling R tokens after P, the first of them `shared`:
         reading them, choosing a token."""
         c, b = self.config, self.product
-        cache, head = self.cache(rows * (P + R)), 2 * self.head if b == 2 else 0
+        cache, head = self.cache(rows, P + R), 2 * self.head if b == 2 else 0
         # the mask: a number a pair
         read = rows * (P - shared) * (self.passing() + (4 if b == 4 else 4 + 2) * P)
         if c.n_kv_head < c.n_head:
@@ -150,6 +180,14 @@ def training(trunks: list, rows: int, T: int, logprobs: tuple[int, int],
     an earlier part of the batch are there already.
     """
     weights, gradients, optimizer = (sum(getattr(t, name) for t in trunks) for name in COLUMNS[:3])
+    if all(t.recorded for t in trunks):
+        kept = together([{}], *(t.kept(rows, T) for t in trunks))[0]
+        first, step = trunks[0], max(t.optimizer_step for t in trunks)
+        there = {"weights": weights, "optimizer": optimizer, **kept}
+        own = lambda n: {"gradients": kept["gradients"] + n}
+        return [there | own(gradients if accumulate else gradients - first.gradients)
+                | {"scratch": max(logprobs)},
+                there | own(gradients) | {"optimizer": optimizer + step}]
     held, first = sum(t.held for t in trunks), trunks[0]
     kept, within = zip(*(t.activations(rows, T) for t in trunks))
     there = gradients if accumulate else 0
@@ -198,9 +236,9 @@ def plan_sft(args, trunk) -> dict:
     P, T = args.shots + args.max_prompt + 2 * args.max_new + 150, args.max_prompt + args.max_new
     rows, (batch, _, micro) = sampled_rows(args, trunk.device, P, args.max_new), sizes(args, "sft")
     sampling = trunk.sampling(rows, P, args.max_new, args.shots)
+    tuning = training([trunk], micro, T, trunk.logprobs(micro * args.max_new), micro < batch)
     return {"SFT sampling": plus(sampling, weights=trunk.weights + trunk.copies),
-            "SFT training": training([trunk], micro, T, trunk.logprobs(micro * args.max_new),
-                                     micro < batch)}
+            "SFT training": plus(tuning, **trunk.sampler(False, (rows, P + args.max_new)))}
 
 
 def plan_pm(args, trunk, judge, scorer) -> dict:
@@ -211,10 +249,15 @@ def plan_pm(args, trunk, judge, scorer) -> dict:
     thoughts = sampled_rows(args, trunk.device, asking, args.max_thought)
     asked = {"activations": LABEL_TOKENS * judge.passing(),
              "scratch": judge.logprobs(LABEL_TOKENS // T)[0]}
-    thinking = judge.sampling(thoughts, asking, args.max_thought) if args.chain_of_thought else []
-    sampling = plus(trunk.sampling(rows, P, args.max_new), weights=trunk.frozen)
+    sampling, thinking = plus(trunk.sampling(rows, P, args.max_new), weights=trunk.frozen), []
+    said = []                                           # what the judge samples
     if args.pairs == "mixed":
         sampling += plus(judge.sampling(rows, P, args.max_new), weights=judge.frozen)
+        said.append((rows, T))
+    if args.chain_of_thought:
+        thinking = judge.sampling(thoughts, asking, args.max_thought)
+        said.append((thoughts, asking + args.max_thought))
+    asked, = plus([asked], **judge.sampler(True, *said))
     return {"PM sampling": sampling,
             "PM labelling": plus([asked, *thinking], weights=judge.frozen),
             "PM training": training([scorer], 2 * micro, T, (0, 0), micro < batch)}
@@ -234,10 +277,19 @@ def plan_rl(args, trunk, scorer) -> dict:
                   "scratch": trunk.logprobs(micro * args.max_new)[0]})
     update = training(trained, micro, T, trunk.logprobs(micro * args.max_new, entropy=True),
                       micro < minibatch)
+    update = plus(update, weights=trunk.frozen + scorer.frozen)
     sampling = plus(trunk.sampling(rows, args.max_prompt, args.max_new), weights=trunk.copies)
-    return {"RL sampling": plus(sampling, **there),
-            "RL scoring": plus(score, **there),
-            "RL update": plus(update, weights=trunk.frozen + scorer.frozen)}
+    left, kept = trunk.sampler(False, (rows, T)), [t.kept(micro, T) for t in trained]
+    return {"RL sampling": together(sampling, there, *kept),
+            "RL scoring": together(score, there, left, *kept),
+            "RL update": plus(update, **left)}
+
+
+def together(moments: list[dict], *there: dict) -> list[dict]:
+    """The moments, with several things that are there all the time."""
+    for one in there:
+        moments = plus(moments, **one)
+    return moments
 
 
 def arguments(argv=None):
