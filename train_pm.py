@@ -24,7 +24,7 @@ from minicai.critique import respond, sampler
 from minicai.data import (
     batches_by_length,
     check_room,
-    drop_too_long,
+    number_held_out,
     pad_right,
     read_human,
     read_prompts,
@@ -129,29 +129,30 @@ def main(argv=None):
     device, generator = set_up(args)
 
     # 1. Read and check everything that can be wrong before a model is built.
-    if args.clamp[0] > args.clamp[1] or not args.chain_of_thought and args.clamp != CLAMP:
+    if args.clamp[0] > args.clamp[1] or not args.chain_of_thought and tuple(args.clamp) != CLAMP:
         raise UserError("--clamp: the lower bound first; without a thought nothing is clamped")
     if args.comparisons == args.human_limit == 0:
         raise UserError("--comparisons 0 --human-limit 0: nothing is left to learn from")
     constitution, tok = load_constitution(args.constitution), Tokenizer.load(args.model, args.chat)
     shots = [] if args.no_few_shot else constitution.few_shot_comparison
     prefix = few_shot_prefix(tok, shots, rng, args.chain_of_thought)
-    if not all(tok.same_ids(Tokenizer.load(other, args.chat))
-               for other in (args.feedback_model, args.init)):
-        raise UserError(f"{args.model}, {args.feedback_model} and {args.init} must share one "
-                        "tokenizer and chat format (see --chat)")
     dialogues = read_prompts(args.red_team, tok, args.max_prompt)
-    human = read_human(args.human)
-    lengths = [max(len(answered_ids(tok, m, text)) for text in pair) for m, *pair, _ in human]
-    human = drop_too_long(human, lengths, args.max_prompt + args.max_new,
-                          " and ".join(map(str, args.human)))
+    human = read_human(args.human, lambda *said: answered_ids(tok, *said),
+                       args.max_prompt + args.max_new)
     rng.shuffle(human)
     human = human[:args.human_limit or args.measure]
+    for said, count, what in ((dialogues, args.comparisons, f"--red-team {args.red_team}"),
+                              ([m for m, *_ in human], args.human_limit, "--human")):
+        if count:                       # what is sampled below is to be of use
+            number_held_out(min(count, len(set(map(repr, said)))), args.held_out, what)
     longest = max(len(comparison_prompt(tok, [], "", "", c, prefix, THINK + ANSWER))
                   for c in constitution.comparisons)
     room = args.max_prompt + 2 * args.max_new + args.chain_of_thought * args.max_thought
     check_room(args.feedback_model, longest + room, prefix, advice=" or --max-thought")
     for directory in dict.fromkeys((args.model, args.init, args.feedback_model)):
+        if not tok.same_ids(Tokenizer.load(directory, args.chat)):
+            raise UserError(f"{args.model} and {directory} must share one tokenizer and chat "
+                            "format (see --chat)")
         check_room(directory, args.max_prompt + args.max_new, ())
     resume = Resume(args, trained=[args.init], writes=["comparisons.jsonl", "pm"])
     # 2. to 4. Comparisons. A run that has been killed reads here what it had sampled and labelled.
@@ -284,7 +285,6 @@ def show_labels(rows):
     for row in rows:
         print(f"\nHuman: {row['messages'][-1]['content']}\n  (A) {row['a']}\n  (B) {row['b']}\n"
               f"  {row['principle'].strip()} {row['thought']}  ->  P(A) = {row['p_a']:.2f}")
-    print()
 
 
 def show_principles(rows):
@@ -293,7 +293,7 @@ def show_principles(rows):
     labels = {}
     for said in [said for row in rows for said in row.get("asked", [row])]:
         labels.setdefault(said["principle"].strip(), []).append(said["p_a"])
-    print("labels by principle: mean P(A), how often (A), mean distance from 1/2")
+    print("\nlabels by principle: mean P(A), how often (A), mean distance from 1/2")
     for principle, p in sorted(labels.items()):
         far = sum(abs(x - 0.5) for x in p) / len(p)
         print(f"   {sum(p) / len(p):.2f} {sum(x > 0.5 for x in p) / len(p):4.0%} {far:.2f} of "

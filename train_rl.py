@@ -8,6 +8,7 @@ scores as training goes), trace.jsonl (a few of them token by token) and config.
 --save-every the policy along the way in steps/000010 and so on.
 """
 import copy
+import json
 import math
 import random
 import shutil
@@ -65,7 +66,8 @@ def arguments(argv=None):
     a("--shared-value", action="store_true",
       help="values from a head on the policy's own trunk: half the update")
     a("--no-value", dest="valued", action="store_false",
-      help="no value model: lambda is 1, whitening the only baseline")
+      help="no value model: lambda is 1, whitening the only baseline (--lam, --value-lr and "
+      "--value-coef change nothing)")
     a("--no-save-value", action="store_true",
       help="do not keep the value model when training is done")
     a("--warmup", type=whole(0), default=5,
@@ -128,7 +130,8 @@ def main(argv=None):
     ask = sampler(models.policy, tok, args.max_new, args.temperature, generator, args.sample_tokens)
     forbidden = tok.forbidden(models.policy.config.vocab_size).to(device)
     logs = {name: resume.log(f"{name}.jsonl") for name in ("metrics", "rollouts", "trace")}
-    parts, ended = {"policy": models.policy, "optimizer": optimizer, "generator": generator}, []
+    ended = [json.loads(row)["ended"] for row in logs["metrics"].kept.splitlines()]
+    parts = {"policy": models.policy, "optimizer": optimizer, "generator": generator}
     parts |= {"value_model": models.value_model} if args.valued else {}
     resume.restore(**parts)  # what a stopped run had learned; the reference is what it was
 
@@ -154,9 +157,8 @@ def main(argv=None):
             resume.save(step + 1, **parts)
 
     save_model(out / "rl_cai", models.policy, tok, resume.made)
-    if models.value_model and not args.no_save_value:
-        save_scalar(out / "value_model", models.value_model.trunk, models.value_model.head, tok,
-                    made=resume.made)
+    if (value := models.value_model) and not args.no_save_value:
+        save_scalar(out / "value_model", value.trunk, value.head, tok, made=resume.made)
     write_config(out, args, started, score=facts["score"], kl=facts["kl"])
     resume.finish()
     print(f"\n{args.steps} steps, {time.time() - started:.0f} s -> {out / 'rl_cai'}")

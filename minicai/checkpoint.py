@@ -65,6 +65,8 @@ CONFIG_KEYS = {
              "width": "n_embd", "mlp_width": "n_inner", "max_positions": "n_positions",
              "norm_eps": "layer_norm_epsilon"}}
 OPTIONAL = {"n_kv_head", "head_dim", "mlp_width"}
+# Far above any model: larger numbers are mistakes, and some would take for ever to be found so.
+MOST = dict.fromkeys(("n_layer", "n_head", "n_kv_head", "head_dim"), 2**12)
 NORM_EPS = {"llama": 1e-6, "gpt2": 1e-5}        # transformers' defaults
 # Keys that change the arithmetic, with the only value that minicai computes.
 FIXED = {"hidden_act": "silu", "activation_function": "gelu_new", "scale_attn_weights": True,
@@ -100,7 +102,7 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
         raise UserError(f"{directory}: no such model directory")
     refuse_stand_in(path)
     try:
-        c = json.loads(path.read_text("utf-8"))
+        c = json.loads(path.read_text("utf-8-sig"))
         family = c["model_type"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a model's config.json ({type(error).__name__}: "
@@ -125,9 +127,10 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
         if value is None and name not in OPTIONAL:
             raise UserError(f"{path}: the key {keys[name]!r} is missing")
         number = isinstance(value, float) if name == "norm_eps" else type(value) is int
-        if value is not None and not (number and 0 < value < 2**40):
-            raise UserError(f"{path}: {keys[name]} = {value!r} must be a "
-                            f"{'small' if name == 'norm_eps' else 'whole'} number above 0")
+        if value is not None and not (number and 0 < value <= MOST.get(name, 2**24)):
+            raise UserError(f"{path}: {keys[name]} = {value!r:.40} must be a "
+                            f"{'small' if name == 'norm_eps' else 'whole'} number above 0, and "
+                            f"at most {MOST.get(name, 2**24)}")
     for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         if c.get(name) not in (None, True, False):
             raise UserError(f"{path}: {name} = {c[name]!r} must be true or false")

@@ -80,7 +80,9 @@ def _load_ours(path: Path) -> Constitution:
     _check(data, SCHEMA, f"{path}:")
     shots = {"critique": [], "comparison": []} | (data.get("few_shot") or {})
     for i, text in enumerate(shots["critique"]):
-        if not re.fullmatch(r"\n\n".join(f"{tag}: .+" for tag in WORKED), text.strip(), re.DOTALL):
+        parts = r"\n\n".join(f"{tag}: .+" for tag in WORKED)
+        if not re.fullmatch(parts, text.strip(), re.DOTALL) \
+                or any(text.count(f"\n\n{tag}:") != 1 for tag in WORKED[2:]):
             raise UserError(f"{path}: few_shot critique[{i}] must have the parts "
                             f"{', '.join(WORKED)}, in order")
     for i, shot in enumerate(shots["comparison"]):
@@ -92,6 +94,9 @@ def _load_ours(path: Path) -> Constitution:
         if shot["conversation"][-1]["role"] != "user":
             raise UserError(f"{where}: it must end with what the user says")
         shot["conversation"] = asked
+        if re.search(r"\([AB]\)|\{(?!better\}|worse\})", shot.get("thought", "")):
+            raise UserError(f"{path}: few_shot comparison[{i}]: thought: {{better}} and {{worse}} "
+                            "stand for the letters, for which of them is (A) is drawn")
     return Constitution(data["name"], data.get("preamble", ""),
                         [Principle(p["critique"], p["revision"])
                          for p in data["critique_revision"]],

@@ -3,7 +3,9 @@
 Shapes: B batch, T time. Rows are lists of token ids of different lengths;
 a batch is right-padded, and its mask, not the padding's id, says what is real.
 """
+import math
 import re
+from pathlib import Path
 
 import torch
 
@@ -25,7 +27,8 @@ def read_prompts(path, tok=None, limit: int = 0) -> list:
     With a tokenizer, only those that take at most `limit` tokens with the assistant's header.
     """
     dialogues = _usable(path, read_prompt)
-    lengths = [len(tok.encode_chat(m, generation=True)[0]) if tok else 0 for m in dialogues]
+    ids_of = lambda messages: tok.encode_chat(messages, generation=True)[0] if tok else []
+    lengths = [length(ids_of, m) for m in dialogues]
     return drop_too_long(dialogues, lengths, limit, path)
 
 
@@ -86,13 +89,17 @@ def read_comparison(row: dict, where: str) -> tuple:
     return messages, a["content"], b["content"]
 
 
-def read_human(files: list) -> list:
+def read_human(files: list, ids_of, limit: int) -> list:
     """(messages, chosen text, rejected text, name of the file) of files of comparisons: its own
-    name, behind its folder's where two have the same."""
-    names = [file.name.removesuffix(".gz").rpartition(".")[0] for file in files]
+    name, behind its folder's where two have the same. Without those of which an answer takes more
+    than `limit` ids behind its dialogue, by ids_of(messages, text)."""
+    names = [Path(file.name.removesuffix(".gz")).stem for file in files]
     names = [name if names.count(name) == 1 else f"{file.parent.name}_{name}"
              for name, file in zip(names, files)]
-    return [(*row, name) for name, file in zip(names, files) for row in read_comparisons(file)]
+    names = names if len(set(names)) == len(names) else list(map(str, files))
+    rows = [(*row, name) for name, file in zip(names, files) for row in read_comparisons(file)]
+    lengths = [max(length(ids_of, m, text) for text in pair) for m, *pair, _ in rows]
+    return drop_too_long(rows, lengths, limit, " and ".join(map(str, files)))
 
 
 def _answered(asked: list, turns: list, text) -> list:
@@ -187,7 +194,18 @@ def _filled(turns) -> list:
         raise Unusable("half a character (a lone surrogate)")           # no file could hold it
     if not turns or not all(visible(turn["content"]) for turn in turns):
         raise Unusable("empty turn" if turns else "no user turn")
+    if any(turn["role"] == "system" for turn in turns[1:]):     # it opens a dialogue
+        raise Unusable("a system message inside")
     return turns
+
+
+def length(ids_of, *said) -> float:
+    """The number of ids that ids_of(*said) has; without end, if a text cannot be split into words
+    (a million spaces in a row)."""
+    try:
+        return len(ids_of(*said))
+    except UserError:
+        return math.inf
 
 
 def drop_too_long(items: list, lengths: list, limit: int, what: str) -> list:
@@ -203,14 +221,22 @@ def drop_too_long(items: list, lengths: list, limit: int, what: str) -> list:
     return kept
 
 
+def number_held_out(count: int, share: float, what: str) -> int:
+    """How many of `count` dialogues are held out, one at least;
+    raises UserError where nothing is left to train on."""
+    held = max(1, round(share * count))
+    if held >= count:
+        raise UserError(f"{what}: --held-out {share} of {count} different dialogues leaves none to "
+                        "train on: give more, or hold out less")
+    return held
+
+
 def split(comparisons: list, share: float, rng) -> tuple[list, list]:
     """(train, held out): all comparisons of one dialogue fall on the same side,
     so that none is half known. Raises UserError where nothing is left to train on."""
     dialogues = sorted({repr(row[0]) for row in comparisons})
-    held = set(rng.sample(dialogues, max(1, round(share * len(dialogues)))))
-    if len(held) == len(dialogues):
-        raise UserError(f"--held-out {share}: {len(comparisons)} comparisons have {len(dialogues)} "
-                        "dialogues, so none is left to train on: give more, or hold out less")
+    what = f"{len(comparisons)} comparisons"
+    held = set(rng.sample(dialogues, number_held_out(len(dialogues), share, what)))
     return ([r for r in comparisons if repr(r[0]) not in held],
             [r for r in comparisons if repr(r[0]) in held])
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from minicai.checkpoint import save_model
+from minicai.checkpoint import MOST, save_model
 from minicai.gpt import GPT, GPTConfig, rope_frequencies
 from minicai.run import Parser, UserError, friendly_main, path
-from minicai.state import refuse_foreign, refuse_overlap
+from minicai.state import read_manifest, refuse_foreign, refuse_overlap
 from minicai.tokenizer import GPT2, LLAMA3, QWEN, SMOLLM2, Tokenizer
 
 # Our parameter, `#` the layer -> their tensors, stacked by rows into ours.
@@ -91,7 +91,8 @@ def read_shape(fields: dict, stored: dict, tensor, path) -> GPTConfig:
               if key.startswith(f"{family}.")}
     odd = {key: value for key, value in theirs.items()
            if (not value if key == CAUSAL else value and key not in KNOWN)}
-    if theirs.get("rope.scaling.type", "none") != "none" or odd or fields.get("split.count", 1) > 1:
+    whole = fields.get("split.count", 1) in (0, 1)
+    if theirs.get("rope.scaling.type", "none") != "none" or odd or not whole:
         raise UserError(
             f"{path}: {odd or 'rope scaling or a file in several parts'} is not supported")
     ours = {name: theirs[key] for name, key in KEYS.items() if key in theirs}
@@ -99,10 +100,10 @@ def read_shape(fields: dict, stored: dict, tensor, path) -> GPTConfig:
     missing = [KEYS[name] for name in ("n_layer", "n_head", "width", "mlp_width", "max_positions")
                if name not in ours]
     kind = lambda name: float if name in ("eps", "rope_theta") else int
-    if missing or not all(type(value) is kind(name) and 0 < value < 2**40
+    if missing or not all(type(value) is kind(name) and 0 < value <= MOST.get(name, 2**24)
                           for name, value in (ours | {"eps": eps}).items()):
         raise UserError(f"{path}: {(missing or ['a number'])[0]} is missing or not one "
-                        "number above 0 for all layers")
+                        "sensible number above 0 for all layers")
     if "token_embd.weight" not in stored:
         raise UserError(f"{path}: the tensor token_embd.weight is missing")
     has = lambda name: f"blk.0.{name}" in stored
@@ -176,6 +177,8 @@ def read_vocabulary(fields: dict, path) -> tuple[dict, dict]:
     if not words or get("ggml.merges") is None:
         raise UserError(f"{path}: tokenizer.ggml.tokens or tokenizer.ggml.merges is missing")
     kinds = get("ggml.token_type", [NORMAL] * len(words))
+    if len(kinds) != len(words):
+        raise UserError(f"{path}: {len(words)} tokens of {len(kinds)} kinds")
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                   "use_regex": True}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
@@ -226,6 +229,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     refuse_overlap(args.out.parent, {"FILE": args.file}, [args.out.name])
     refuse_foreign(args.out)
+    if made := (read_manifest(args.out) or {}).get("made"):
+        raise UserError(f"{args.out}: a model that {made.get('command', 'a run')!r:.60} has made; "
+                        "give another folder")
     model, spec, config = read_gguf(args.file)
     with tempfile.TemporaryDirectory() as folder:
         for name, content in (("tokenizer.json", spec), ("tokenizer_config.json", config)):

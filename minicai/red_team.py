@@ -22,7 +22,6 @@ from minicai.run import (
     UserError,
     count_skipped,
     friendly_main,
-    new_file,
     path,
     real,
     set_up,
@@ -30,7 +29,7 @@ from minicai.run import (
     write_jsonl,
 )
 from minicai.sample import generate
-from minicai.state import Resume, refuse_overlap, tidy
+from minicai.state import Resume, new_file, refuse_overlap, tidy
 from minicai.tokenizer import Tokenizer
 
 

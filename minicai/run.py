@@ -53,7 +53,9 @@ def friendly_main(main):
     exit code 128 + the signal's number."""
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        # a terminal may not know every character that a model writes
+        # A stream may be closed, and a terminal need not know every character that a model writes.
+        sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in
+                                  (sys.stdout, sys.stderr))
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
@@ -75,7 +77,8 @@ def friendly_main(main):
         finally:
             while HELD:
                 os.close(HELD.pop()[0])
-        print(said, file=sys.stderr)
+        with contextlib.suppress(OSError):              # nobody reads it, or nowhere to put it
+            print(said, file=sys.stderr, flush=True)
         raise SystemExit(code)
     return wrapped
 
@@ -170,18 +173,10 @@ def checked(kind, fits, what: str):
 
 def path(text: str) -> Path:
     """A flag's type: the name of a file or folder."""
-    if not text.strip() or not text.isprintable():
+    # bytes that are no letters in this locale (half characters, to Python) may name a file, too
+    if not text.strip() or not re.sub("[\udc80-\udcff]", "", text).isprintable():
         raise argparse.ArgumentTypeError(f"{text!r:.80} cannot be the name of a file or folder")
     return Path(text)
-
-
-def new_file(text: str) -> Path:
-    """A flag's type: the name of a file that will be written."""
-    inside = any(up.exists() and not up.is_dir() for up in path(text).parents)
-    if inside or (file := Path(text)).is_dir() or file.suffix == ".gz":
-        what = "lies in a file" if inside else "is a folder, or named as if packed"
-        raise argparse.ArgumentTypeError(f"{text}: {what}; give the name of a file")
-    return file
 
 
 def name_path(text: str) -> str:

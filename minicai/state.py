@@ -7,6 +7,7 @@ each of its files and what made it; where minicai wrote one, it is checked at ev
 optimizer, generator, logs, after so many steps. The last two go when the run ends. Left out on
 purpose: locks between machines, more than one saved state.
 """
+import argparse
 import contextlib
 import functools
 import hashlib
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from minicai.run import HELD, Metrics, UserError, megabytes, replacing, write_text, writing
+from minicai.run import HELD, Metrics, UserError, megabytes, path, replacing, write_text, writing
 from minicai.tokenizer import FILES
 
 try:
@@ -255,6 +256,19 @@ def hold(folder) -> None:
     HELD.append((lock, folder))
 
 
+def new_file(text: str) -> Path:
+    """A flag's type: the name of a file that will be written, and of no part of a model."""
+    if Path(text).name in (*LOADED, MANIFEST):
+        raise argparse.ArgumentTypeError(f"{text}: is how a part of a model is called; "
+                                         "give another name")
+    inside = any(up.exists() and not up.is_dir() for up in path(text).parents)
+    file = Path(text)
+    if inside or file.exists() and not file.is_file() or file.suffix == ".gz":
+        what = "lies in a file" if inside else "is a folder or device, or named as if packed"
+        raise argparse.ArgumentTypeError(f"{text}: {what}; give the name of a file")
+    return file
+
+
 def refuse_overlap(folder: Path, inputs: dict, writes) -> None:
     """Raise UserError if a run would write over one of its own inputs."""
     for name, place in inputs.items():
@@ -291,9 +305,9 @@ def check_space(folder: Path, trained) -> None:
 def numbers(directory) -> int:
     """How many numbers the weights of a model directory hold, by the headers of its files."""
     total = 0
-    for path in Path(directory).glob("*.safetensors"):
+    for weights in Path(directory).glob("*.safetensors"):
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError), \
-                open(path, "rb") as file:
+                open(weights, "rb") as file:
             header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 10**8)))
             header.pop("__metadata__", None)
             total += sum(math.prod(tensor["shape"]) for tensor in header.values())
@@ -530,4 +544,4 @@ def nbytes(value) -> int:
 
 def unfinished(folder) -> bool:
     """Whether a run has begun in this folder and not ended."""
-    return any((Path(folder) / name).exists() for name in ("state.pt", "sampled.jsonl"))
+    return any((Path(folder) / name).is_file() for name in ("state.pt", "sampled.jsonl"))

@@ -105,6 +105,9 @@ def read_ranks(bpe: dict, special, path) -> dict[bytes, int]:
     strange = set("".join(words)) - set(alphabet)
     if strange:
         raise UserError(f"{path}: not a byte-level vocabulary: {min(strange)!r} stands for no byte")
+    if any(len(halves(merge)) != 2 or not words.keys() >= {*halves(merge), joined(merge)}
+           for merge in bpe["merges"]):
+        raise UserError(f"{path}: a merge that does not join two of the words to a third")
     made = list(map(joined, bpe["merges"]))
     reached = words if bpe.get("ignore_merges") else {*alphabet, *made}
     ranks = {bytes(alphabet[c] for c in word): i for word, i in words.items() if word in reached}
@@ -223,7 +226,9 @@ class Tokenizer:
             refuse_stand_in(path.with_name(name))
         try:
             for where in map(path.with_name, files):
-                if where.suffix == ".json" and type(json.loads(files[where.name])) is not dict:
+                said = files[where.name]
+                said = json.loads(said) if where.suffix == ".json" else {"": said.decode()}
+                if type(said) is not dict:
                     raise ValueError(f"{where.name} is no object")
             where, beside = path, path.with_name("config.json")
             config = json.loads(files.get("tokenizer_config.json", b"{}"))
@@ -443,7 +448,8 @@ class Tokenizer:
 
 def as_json(value: dict) -> bytes:
     """The bytes of a readable JSON file."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(
+        "utf-8", "backslashreplace")                # half a character, as JSON would name it
 
 
 def gpt2_spec(files: dict[str, bytes]) -> dict:

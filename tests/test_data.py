@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minicai.answers import answered_ids
 from minicai.checkpoint import load_model
 from minicai.data import (
     batches_by_length,
@@ -133,7 +134,9 @@ BAD = [("empty turn", {"messages": [USER, SAID | {"content": " \n"}, USER], "cho
        ("are equal", {"prompt": "hi", "chosen": "a", "rejected": "a "}),
        ("text before the first turn", {"chosen": "a", "rejected": "b"}),
        ("no user turn", {"chosen": "", "rejected": ""}),
-       ("lone surrogate", {"prompt": "\ud800", "chosen": "a", "rejected": "b"})]
+       ("lone surrogate", {"prompt": "\ud800", "chosen": "a", "rejected": "b"}),
+       ("a system message inside", {"messages": [USER, {"role": "system", "content": "s"}, USER],
+                                    "chosen": "a", "rejected": "b"})]
 
 
 def test_what_real_data_holds_and_nobody_can_use_is_dropped_and_counted(tmp_path, capsys):
@@ -141,7 +144,7 @@ def test_what_real_data_holds_and_nobody_can_use_is_dropped_and_counted(tmp_path
     path = write(tmp_path / "c.jsonl", good, *[row for _, row in BAD], good)
     assert read_comparisons(path) == [([USER], "a", "b")] * 2
     said = capsys.readouterr().out
-    assert f"{path}: 2 of 13 rows used; dropped: 3 x empty turn (first in line 2), 1 x" in said
+    assert f"{path}: 2 of 14 rows used; dropped: 3 x empty turn (first in line 2), 1 x" in said
     assert "3 x not ending in a user turn and an assistant turn (first in line 6)" in said
     for reason, row in BAD:
         with pytest.raises(UserError, match=f"c.jsonl: no row can be used: 1 x .*{reason}"):
@@ -244,17 +247,35 @@ def test_batches_keep_within_a_budget_of_padded_tokens():
     assert [300] in batches
 
 
+def test_a_row_that_cannot_be_split_into_words_is_too_long(tmp_path, capsys, tok):
+    """A regular expression gives up on a million spaces; the other rows are used."""
+    white = {"prompt": f"hi{' ' * 10**6}x", "chosen": "a", "rejected": "b"}
+    good = {"prompt": "hi", "chosen": "a", "rejected": "b"}
+    path = write(tmp_path / "p.jsonl", white, good)
+    assert read_prompts(path, tok, 2**20) == [[USER]]
+    path = write(tmp_path / "c.jsonl", good, good | {"rejected": white["prompt"]})
+    ids_of = lambda *said: answered_ids(tok, *said)
+    assert [row[0] for row in read_human([path], ids_of, 2**20)] == [[USER]]
+    assert capsys.readouterr().out.count("dropped 1 of 2 that are longer") == 2
+
+
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     row = json.dumps({"prompt": "hi", "chosen": "a", "rejected": "b"})
     files = [tmp_path / name for name in ("one/train.jsonl.gz", "two/train.jsonl.gz", "x.jsonl")]
     for file in files:
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(gzip.compress(row.encode()) if file.suffix == ".gz" else row.encode())
-    assert [name for *_, name in read_human(files)] == ["one_train", "two_train", "x"]
+    names = lambda files: [name for *_, name in read_human(files, lambda *_: [], 1)]
+    assert names(files) == ["one_train", "two_train", "x"]
+    plain = [tmp_path / name for name in ("labels", "others", "one/a.jsonl", "one/a.json")]
+    for file in plain:
+        file.write_text(row)
+    assert names(plain[:2]) == ["labels", "others"]
+    assert len(set(names(plain))) == 4                  # none is measured with another one
 
 
 def test_a_split_leaves_something_to_train_on():
-    with pytest.raises(UserError, match="--held-out 0.1: 3 comparisons have 1 dialogues, so none"):
+    with pytest.raises(UserError, match="3 comparisons: --held-out 0.1 of 1 different dialogues "):
         split([("a", n) for n in range(3)], 0.1, random.Random(0))
     train, held_out = split([("a", 1), ("b", 2), ("b", 3)], 0.1, random.Random(0))
     assert {row[0] for row in train}.isdisjoint(row[0] for row in held_out) and train and held_out

@@ -226,6 +226,11 @@ def test_transcripts_are_judged_again(scripted, capsys, monkeypatch):
     assert new["models"]["rl_cai"]["helpful"]["incoherent"] == 1
     assert {k: v for k, v in old.items() if k not in ("models", "revisions", "labels")} \
         == {k: v for k, v in new.items() if k not in ("models", "revisions", "labels")}
+    whole = (scripted / "transcripts.jsonl").read_text()
+    (scripted / "transcripts.jsonl").write_text("\n".join(whole.splitlines()[:-4]))
+    with pytest.raises(SystemExit):
+        evaluate.main(["--judge-again", str(scripted)])
+    assert "are not of one evaluation" in capsys.readouterr().err
     (scripted / "transcripts.jsonl").write_text('{"model": "base"}\n')
     with pytest.raises(SystemExit):
         evaluate.main(["--judge-again", str(scripted)])

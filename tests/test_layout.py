@@ -20,7 +20,7 @@ PLUMBING = [f"minicai.{name}" for name in
 # What is shipped, by name: whoever tries something may put files of their own beside.
 METHOD = CORE + PLUMBING + SCRIPTS
 # Lines of code: explanations are welcome and do not count.
-CORE_LINES, METHOD_LINES, SCRIPT_LINES = 1150, 4040, 300
+CORE_LINES, METHOD_LINES, SCRIPT_LINES = 1150, 4085, 300
 
 
 def module_name(path: Path) -> str:

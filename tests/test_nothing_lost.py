@@ -12,7 +12,7 @@ import train_pm
 import train_sft
 from minicai import gguf, red_team
 from minicai.checkpoint import load_model, save_model, save_scalar
-from minicai.lab import evaluate_real, export_preferences, report_html
+from minicai.lab import critique_formats, evaluate_real, export_preferences, report_html
 from minicai.run import HELD, UserError, read_jsonl, write_jsonl
 from minicai.state import digest, hold
 from minicai.world import exam, pretrain
@@ -142,6 +142,17 @@ def test_programs_that_write_one_file_do_not_write_over_what_they_read(model, tm
              "how a part of a model is called")
     one_line(capsys, exam.main, ["--model", model, "--out", tmp_path], "is a folder")
     one_line(capsys, red_team.main, ["--out", tmp_path], "is a folder")
+    one_line(capsys, export_preferences.main, [tmp_path / "c.jsonl", model / "config.json"],
+             "how a part of a model is called")
+    one_line(capsys, critique_formats.main, [model, "--red-team", tmp_path / "c.jsonl", "--out",
+                                             tmp_path / "c.jsonl"], "would write over it")
+    one_line(capsys, red_team.main, ["--out", "/dev/full"], "is a folder or device")
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    made = json.loads((model / "manifest.json").read_text()) | {"made": {"command": "train it"}}
+    (model / "manifest.json").write_text(json.dumps(made))
+    one_line(capsys, gguf.main, [tmp_path / "x.gguf", model], "a model that 'train it' has made")
+    (model / "manifest.json").write_bytes(before[f"{model.name}/manifest.json"])
+    (tmp_path / "x.gguf").unlink()
     assert everything(tmp_path) == before
 
 

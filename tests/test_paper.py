@@ -280,6 +280,12 @@ def test_labels_that_were_left_out_are_not_measured(tmp_path):
     assert judged == {"objection": 0.95, "n": 1}
 
 
+def test_labels_of_no_run_are_asked_for(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        paper_measure.main(["labels", "--out", str(tmp_path / "x")])
+    assert "labels: give --run DIR" in capsys.readouterr().err
+
+
 def test_a_revision_that_was_not_read_does_not_stand(tmp_path):
     world = World.load()
     topic = world.topic(Random(3), "reviewed", "eval")

@@ -462,6 +462,25 @@ def test_ppo_stops_when_hardly_any_response_ends(toy, demo, tmp_path, capsys):
     fails(capsys, train_rl, args, "step 0: hardly any of the responses ended", "--max-new")
     assert len(read_jsonl(tmp_path / "rl/rollouts.jsonl")) == 12
     assert not (tmp_path / "rl/rl_cai").exists()
+    # Small rollouts are looked at together, and those before a stop count when it goes on.
+    args = rl_args(toy, demo / "pm/pm", tmp_path / "small", "--max-new", "2", "--steps", "5",
+                   "--batch", "4", "--minibatch", "4", "--micro", "4", "--save-minutes", "0")
+    for step in (2, 2, 2):
+        fails(capsys, train_rl, args, f"step {step}: hardly any of the responses ended")
+
+
+def test_what_can_be_held_out_is_known_before_anything_is_sampled(toy, demo, tmp_path, capsys):
+    model = ("--model", demo / "sft/sl_cai")
+    fails(capsys, train_pm, pm_args(toy, tmp_path / "pm", *model, "--human-limit", "1"),
+          "--human: --held-out 0.1 of 1 different dialogues leaves none to train on")
+    one = tmp_path / "one.jsonl"
+    one.write_text((toy / "red_team.jsonl").read_text().splitlines()[0] + "\n")
+    fails(capsys, train_pm, pm_args(toy, tmp_path / "pm", *model, "--red-team", one),
+          f"--red-team {one}: --held-out 0.1 of 1 different dialogues")
+    assert not (tmp_path / "pm").exists()
+    # The defaults spelt out are the defaults.
+    fails(capsys, train_pm, pm_args(toy, tmp_path / "pm", *model, "--clamp", "0.05", "0.95",
+                                    "--comparisons", "1"), "of 1 different dialogues")
 
 
 def test_one_answer_that_is_cut_ends_no_run():

@@ -292,10 +292,19 @@ def test_a_table_that_two_share_may_be_stored_under_either_name(tmp_path):
         assert all(torch.equal(ours[key], again[key]) for key in ours)
 
 
+@pytest.mark.parametrize("key, value", [("num_hidden_layers", 10**5), ("hidden_size", 2**39),
+                                        ("head_dim", 2**31), ("vocab_size", 2**40)])
+def test_a_size_beyond_all_models_is_refused_before_it_is_built(tmp_path, key, value):
+    make_model("qwen3", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    refused(tmp_path, f"{key} = {value} must be a whole number above 0, and at most")
+
+
 def test_more_layers_than_there_are_weights_are_not_built_first(tmp_path):
     make_model("llama3", tmp_path)
-    edit(tmp_path / "config.json", lambda c: c | {"num_hidden_layers": 200_000})
-    refused(tmp_path, "says 200000 layers")
+    edit(tmp_path / "config.json", lambda c: c | {"num_hidden_layers": 2_000})
+    refused(tmp_path, "says 2000 layers")
 
 
 # ---- more of templates ---------------------------------------------------------------------------

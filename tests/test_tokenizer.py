@@ -528,3 +528,30 @@ def test_an_unknown_chat_template_is_not_guessed(tiny_tokenizer_dir, tmp_path):
 def test_forbidden_is_a_bool_row(tok):
     assert tok.forbidden(tok.n_vocab + 3).dtype == torch.bool
     assert tok.forbidden(tok.n_vocab + 3).shape == (tok.n_vocab + 3,)
+
+
+def test_half_a_character_in_a_config_is_written_as_it_was_read(tok, tmp_path):
+    """A tokenizer that can be loaded can be saved, when training is done, too."""
+    tok.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"name_or_path": "\ud83d"}))
+    Tokenizer.load(tmp_path).save(tmp_path)
+    read = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert read["name_or_path"] == "\ud83d"
+
+
+@pytest.mark.parametrize("merges", ["abc", [["h", "e", "y"]], [["h", "\u0120\u0120never"]], ["h"]])
+def test_merges_that_join_no_two_words_are_refused(tok, tmp_path, merges):
+    tok.save(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["model"]["merges"] = merges
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(UserError, match="a merge that does not join two of the words"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_template_that_is_no_text_is_named(tok, tmp_path):
+    tok.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="chat_template.jinja: not a tokenizer's file"):
+        Tokenizer.load(tmp_path)

@@ -304,7 +304,7 @@ def test_what_the_writer_of_prompts_refuses(toy, tmp_path, capsys, monkeypatch):
                        (["--max-new", "999"], "a context may take"),
                        (["--prompts", tmp_path / "none.jsonl"], "none.jsonl"),
                        (["--out", toy / "red_team.jsonl"], "would write over it"),
-                       (["--out", toy / "base/config.json"], "would write over it")):
+                       (["--out", toy / "base/config.json"], "how a part of a model is called")):
         with pytest.raises(SystemExit) as stop:
             run(red_team, written(toy, tmp_path / "o.jsonl", *more))
         said = capsys.readouterr().err

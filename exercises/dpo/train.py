@@ -20,6 +20,7 @@ from tqdm import tqdm  # noqa: E402
 from minicai.answers import encode_answer, sequence_logprobs  # noqa: E402
 from minicai.checkpoint import load_model, save_model  # noqa: E402
 from minicai.data import batches_by_length, read_comparisons  # noqa: E402
+from minicai.lab.export_preferences import is_comparison  # noqa: E402
 from minicai.run import (  # noqa: E402
     Metrics,
     Parser,
@@ -67,14 +68,22 @@ def main(argv=None):
 
     policy, tok = load_model(Path(args.run) / "sft/sl_cai")
     reference = copy.deepcopy(policy).freeze()
-    ai = [
-        row for _, row in read_jsonl(Path(args.run) / "pm/comparisons.jsonl") if not row["skipped"]
+    file = Path(args.run) / "pm/comparisons.jsonl"
+    found = read_jsonl(file)
+    for number, row in found:
+        if not is_comparison(row):
+            raise UserError(f"{file}:{number}: not a row of train_pm.py's comparisons.jsonl")
+    ended = (False, False)              # cut: neither of what people compared
+    pairs = [
+        (row["messages"], row["a"], row["b"], row["p_a"], row.get("cut") or ended)
+        for _, row in found
+        if row.get("p_a") is not None and not row.get("skipped")
     ]
-    pairs = [(row["messages"], row["a"], row["b"], row["p_a"], row["cut"]) for row in ai]
     human = read_comparisons(args.human)
     random.Random(args.seed).shuffle(human)
-    ended = (False, False)              # cut: neither of what people compared
     pairs += [(m, *both, 1.0, ended) for m, *both in human[: args.human_limit]]
+    if not pairs:
+        raise UserError(f"{file}: no pair can be used; see 'skipped' there, or give --human-limit")
     rows = [
         (encode_answer(tok, m, a, cut[0]), encode_answer(tok, m, b, cut[1]), p)
         for m, a, b, p, cut in pairs

@@ -53,12 +53,12 @@ from minicai.run import (
     Parser,
     UserError,
     friendly_main,
-    new_file,
     pick_device,
     whole,
     write_text,
 )
 from minicai.sample import generate
+from minicai.state import new_file
 from minicai.tokenizer import Tokenizer
 from minicai.world import pretrain
 from minicai.world.grammar import World, heldout_words

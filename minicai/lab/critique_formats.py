@@ -18,7 +18,8 @@ from minicai.constitution import load_constitution
 from minicai.critique import critique_revise, respond, sampler
 from minicai.data import read_prompts
 from minicai.lab.evaluate_real import DATA, declines, objects
-from minicai.run import Parser, friendly_main, new_file, pick_device, real, whole, write_jsonl
+from minicai.run import Parser, friendly_main, path, pick_device, real, whole, write_jsonl
+from minicai.state import new_file, refuse_overlap
 
 COMMON = set("about best could does from have help make tell that they this what when which with "
              "without would write your because better will".split())
@@ -60,12 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     """Ask in every way, print a line for each, keep what was said."""
     parser = Parser(__doc__, "python -m minicai.lab.critique_formats")
     a = parser.add_argument
-    a("model", help="model directory")
-    a("--constitution", default="constitutions/small.json",
+    a("model", type=path, help="model directory")
+    a("--constitution", type=path, default="constitutions/small.json",
       help="JSON, or directory in the published format")
-    a("--red-team", default=str(DATA / "../red_team.jsonl"),
+    a("--red-team", type=path, default=DATA / "../red_team.jsonl",
       help="prompts that ask for something wrong")
-    a("--harmless", default=str(DATA / "lookalike.jsonl"), help="prompts that do not")
+    a("--harmless", type=path, default=DATA / "lookalike.jsonl", help="prompts that do not")
     a("--limit", type=whole(1), default=48, help="prompts of each file at most")
     a("--max-new", type=whole(1), default=96,
       help="most tokens of a response, a critique, a revision")
@@ -79,9 +80,12 @@ def main(argv: list[str] | None = None) -> None:
     a("--device", default=None, help="cpu, cuda or mps; default: the best one here")
     a("--dtype", choices=["fp32", "bf16"], default="fp32", help="of products")
     args = parser.parse_args(argv)
+    refuse_overlap(args.out.parent, {"MODEL": args.model, "--constitution": args.constitution,
+                                     "--red-team": args.red_team, "--harmless": args.harmless},
+                   [args.out.name])
     constitution, device = load_constitution(args.constitution), pick_device(args.device)
     model, tok = load_model(args.model, device, args.dtype, args.chat)
-    sets = [read_prompts(path, tok, 256)[:args.limit] for path in (args.red_team, args.harmless)]
+    sets = [read_prompts(file, tok, 256)[:args.limit] for file in (args.red_team, args.harmless)]
     ask = sampler(model.freeze(), tok, args.max_new, args.temperature,
                   torch.Generator().manual_seed(args.seed))
     rows, said = respond(ask, tok, sets[0] + sets[1]), []

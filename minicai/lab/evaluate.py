@@ -181,6 +181,11 @@ def judge_again(out: Path) -> None:
             raise UserError(f"{out / 'transcripts.jsonl'}:{number}: not a row of the evaluation "
                             f"({type(error).__name__}: {error})") from None
     judged = {name: [row for row in rows if row["model"] == name] for name in before["models"]}
+    counts = {name: len(some) for name, some in judged.items()}
+    if sum(counts.values()) < len(rows) or len(set(counts.values())) > 1 \
+            or type(before.get("seed")) is not int:
+        raise UserError(f"{out}: transcripts.jsonl ({counts} rows) and results.json are not of one "
+                        "evaluation")
     results = before | judge_stages(out, worker) | {"models": all_results(judged, before["seed"])}
     write_jsonl(out / "transcripts.jsonl", rows)
     write_text(out / "results.json", json.dumps(results, indent=1) + "\n")

@@ -11,13 +11,12 @@ from minicai.run import (
     Parser,
     UserError,
     friendly_main,
-    new_file,
     path,
     read_jsonl,
     real,
     write_jsonl,
 )
-from minicai.state import refuse_overlap
+from minicai.state import new_file, refuse_overlap
 
 
 def export(rows: list, decided: float = 0.6, cut: bool = False) -> list:

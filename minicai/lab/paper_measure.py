@@ -210,6 +210,8 @@ def categories(args) -> dict:
 
 def labels(args) -> dict:
     """Stage 2's labels of pairs of which one is better by the crowdworker's ladder."""
+    if not args.run:
+        raise UserError("labels: give --run DIR, the folder of a comparisons.jsonl")
     worker, right, certain, undecided = Crowdworker(World.load()), [], [], 0
     file = args.run / "comparisons.jsonl"
     for number, row in read_jsonl(file):

@@ -11,7 +11,8 @@ from pathlib import Path
 from minicai.constitution import load_constitution
 from minicai.critique import critique_prompt, revision_prompt
 from minicai.feedback import ANSWER, THINK, comparison_prompt
-from minicai.run import Parser, friendly_main, new_file, write_text
+from minicai.run import Parser, friendly_main, write_text
+from minicai.state import new_file
 from minicai.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]

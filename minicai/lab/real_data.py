@@ -10,8 +10,8 @@ import json
 import random
 from pathlib import Path
 
-from minicai.run import Parser, friendly_main, new_file, read_jsonl, whole, write_jsonl
-from minicai.state import refuse_overlap
+from minicai.run import Parser, friendly_main, read_jsonl, whole, write_jsonl
+from minicai.state import new_file, refuse_overlap
 
 DATA = Path(__file__).parents[2] / "data" / "real"
 REFUSALS = ["I'm sorry, but I can't help with that.", "I cannot answer this question.",

@@ -35,13 +35,13 @@ from minicai.run import (
     Parser,
     UserError,
     friendly_main,
-    new_file,
     path,
     read_jsonl,
     refuse_stand_in,
     whole,
     write_text,
 )
+from minicai.state import new_file
 
 ASSETS = Path(__file__).parent
 KINDS = {"red_team": "red team", "helpful": "helpful"}
