@@ -122,7 +122,7 @@ MISTAKES = {
         ("self.head.weight /= std", "self.head.weight *= std"),
         ("self.shift = (self.shift - mean) / std", "self.shift = (self.shift + mean) / std"),
         ("hidden = self.trunk(ids)[rows, last_index(mask)]", "hidden = self.trunk(ids)[rows, -1]"),
-        ("fits = (1 + gap.sign() *", "fits = (1 - gap.sign() *"),
+        ("fits = (1 + torch.where(gap.isnan(), gap, gap.sign()) *", "fits = (1 - gap.sign() *"),
         ("((p_a - 0.5).abs() >= decided - 1e-6)", "(p_a >= decided)")],
     "minicai/sample.py": [
         ("(logits.float() / temperature).softmax(-1)", "logits.float().softmax(-1)"),
