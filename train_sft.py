@@ -59,7 +59,7 @@ def arguments(argv=None):
     # One critique finds all there is in the town; other prompts teach more than more rounds.
     a("--rounds", type=whole(0, 1000), default=2,
       help="critique-revision rounds; each draws a principle anew (4 in the paper, 0 to 4 in "
-      "section 3.4); 0: train on the first answers, --direct and --last-only change nothing")
+      "section 3.4); 0: train on the first answers; then --direct and --last-only change nothing")
     a("--direct", action="store_true", help="ask for revisions without a critique (section 3.5)")
     a("--principles", type=whole(1),
       help="use only this many distinct principles, drawn by seed (section 3.4); default: all")

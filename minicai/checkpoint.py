@@ -66,7 +66,7 @@ CONFIG_KEYS = {
              "norm_eps": "layer_norm_epsilon"}}
 OPTIONAL = {"n_kv_head", "head_dim", "mlp_width"}
 # Far above any model: larger numbers are mistakes, and some would take for ever to be found so.
-MOST = dict.fromkeys(("n_layer", "n_head", "n_kv_head", "head_dim"), 2**12)
+MOST = dict.fromkeys(("n_layer", "n_head", "n_kv_head", "head_dim"), 2**12) | {"rope_theta": 2**60}
 NORM_EPS = {"llama": 1e-6, "gpt2": 1e-5}        # transformers' defaults
 # Keys that change the arithmetic, with the only value that minicai computes.
 FIXED = {"hidden_act": "silu", "activation_function": "gelu_new", "scale_attn_weights": True,
@@ -128,9 +128,9 @@ def read_config(directory) -> tuple[GPTConfig, dict]:
             raise UserError(f"{path}: the key {keys[name]!r} is missing")
         number = isinstance(value, float) if name == "norm_eps" else type(value) is int
         if value is not None and not (number and 0 < value <= MOST.get(name, 2**24)):
-            raise UserError(f"{path}: {keys[name]} = {value!r:.40} must be a "
-                            f"{'small' if name == 'norm_eps' else 'whole'} number above 0, and "
-                            f"at most {MOST.get(name, 2**24)}")
+            what = "small number above 0" if name == "norm_eps" \
+                else f"whole number above 0, at most {MOST.get(name, 2**24)}"
+            raise UserError(f"{path}: {keys[name]} = {value!r:.40} must be a {what}")
     for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         if c.get(name) not in (None, True, False):
             raise UserError(f"{path}: {name} = {c[name]!r} must be true or false")

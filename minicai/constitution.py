@@ -84,7 +84,7 @@ def _load_ours(path: Path) -> Constitution:
         if not re.fullmatch(parts, text.strip(), re.DOTALL) \
                 or any(text.count(f"\n\n{tag}:") != 1 for tag in WORKED[2:]):
             raise UserError(f"{path}: few_shot critique[{i}] must have the parts "
-                            f"{', '.join(WORKED)}, in order")
+                            f"{', '.join(WORKED)}, in order, the last four once")
     for i, shot in enumerate(shots["comparison"]):
         where = f"{path}: few_shot comparison[{i}]: conversation"
         try:
@@ -94,9 +94,9 @@ def _load_ours(path: Path) -> Constitution:
         if shot["conversation"][-1]["role"] != "user":
             raise UserError(f"{where}: it must end with what the user says")
         shot["conversation"] = asked
-        if re.search(r"\([AB]\)|\{(?!better\}|worse\})", shot.get("thought", "")):
-            raise UserError(f"{path}: few_shot comparison[{i}]: thought: {{better}} and {{worse}} "
-                            "stand for the letters, for which of them is (A) is drawn")
+        if re.search(r"\([AB]\)|\{(?!better\}|worse\})\w+\}", shot.get("thought", "")):
+            raise UserError(f"{path}: few_shot comparison[{i}]: thought: write {{better}} and "
+                            "{worse}, not (A), (B) or other names: which is (A) is drawn")
     return Constitution(data["name"], data.get("preamble", ""),
                         [Principle(p["critique"], p["revision"])
                          for p in data["critique_revision"]],

@@ -226,8 +226,8 @@ def number_held_out(count: int, share: float, what: str) -> int:
     raises UserError where nothing is left to train on."""
     held = max(1, round(share * count))
     if held >= count:
-        raise UserError(f"{what}: --held-out {share} of {count} different dialogues leaves none to "
-                        "train on: give more, or hold out less")
+        raise UserError(f"{what}: --held-out {share} of the dialogues ({count} different) leaves "
+                        "none to train on: give more, or hold out less")
     return held
 
 

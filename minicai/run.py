@@ -173,8 +173,7 @@ def checked(kind, fits, what: str):
 
 def path(text: str) -> Path:
     """A flag's type: the name of a file or folder."""
-    # bytes that are no letters in this locale (half characters, to Python) may name a file, too
-    if not text.strip() or not re.sub("[\udc80-\udcff]", "", text).isprintable():
+    if not text.strip() or not text.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r:.80} cannot be the name of a file or folder")
     return Path(text)
 

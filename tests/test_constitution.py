@@ -105,7 +105,7 @@ def broken(**changes):
      r"critique\[1\] must have"),
     (broken(few_shot={"critique": [f"{WORKED}\n\n{WORKED}"]}), r"critique\[0\] must have"),
     (broken(few_shot={"comparison": [SHOT | {"thought": "(A) is kinder."}]}),
-     r"comparison\[0\]: thought: .better. and .worse. stand for the letters"),
+     r"comparison\[0\]: thought: write .better. and .worse., not"),
     (broken(few_shot={"comparison": [SHOT | {"thought": "{bettr} is kinder."}]}), "thought: "),
     (broken(few_shot={"comparison": [{"principle": "p"}]}),
      r"comparison\[0\] key 'conversation' is missing"),

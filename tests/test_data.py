@@ -275,7 +275,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
 
 
 def test_a_split_leaves_something_to_train_on():
-    with pytest.raises(UserError, match="3 comparisons: --held-out 0.1 of 1 different dialogues "):
+    with pytest.raises(UserError, match="3 comparisons: --held-out 0.1 of the dialogues .1"):
         split([("a", n) for n in range(3)], 0.1, random.Random(0))
     train, held_out = split([("a", 1), ("b", 2), ("b", 3)], 0.1, random.Random(0))
     assert {row[0] for row in train}.isdisjoint(row[0] for row in held_out) and train and held_out

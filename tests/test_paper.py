@@ -257,7 +257,8 @@ def test_figures_by_elo_are_drawn_of_what_can_be_compared():
     run = lambda *steps: {"sets": ["red_team"] * 2 + ["helpful"] * 2, "groups": ["unseen"] * 4,
                           "models": {str(step): {"1": answers(step)} for step in steps}}
     only = paper_figures.frontier({"along_helpful": {0: run(0, 10)}, "along": {1: run(0, 10)}})
-    assert {"helpful RLHF"} == set(only["panels"][1]["series"])
+    assert {"helpful RLHF"} == set(only["panels"][2]["series"])
+    assert len(only["panels"][1]["series"]) == 2                    # a share needs no zero
     found = {"along_helpful": {0: run(0, 10), 1: run(0, 10)}, "along": {0: run(0, 5), 1: run(0)}}
     line = paper_figures.frontier(found)["panels"][2]["series"]
     assert [len(line[name]) for name in ("helpful RLHF", "RL-CAI, thought")] == [2, 1]

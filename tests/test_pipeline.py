@@ -472,15 +472,15 @@ def test_ppo_stops_when_hardly_any_response_ends(toy, demo, tmp_path, capsys):
 def test_what_can_be_held_out_is_known_before_anything_is_sampled(toy, demo, tmp_path, capsys):
     model = ("--model", demo / "sft/sl_cai")
     fails(capsys, train_pm, pm_args(toy, tmp_path / "pm", *model, "--human-limit", "1"),
-          "--human: --held-out 0.1 of 1 different dialogues leaves none to train on")
+          "--human: --held-out 0.1 of the dialogues (1 different) leaves none")
     one = tmp_path / "one.jsonl"
     one.write_text((toy / "red_team.jsonl").read_text().splitlines()[0] + "\n")
     fails(capsys, train_pm, pm_args(toy, tmp_path / "pm", *model, "--red-team", one),
-          f"--red-team {one}: --held-out 0.1 of 1 different dialogues")
+          f"--red-team {one}: --held-out 0.1 of the dialogues (1 different)")
     assert not (tmp_path / "pm").exists()
     # The defaults spelt out are the defaults.
     fails(capsys, train_pm, pm_args(toy, tmp_path / "pm", *model, "--clamp", "0.05", "0.95",
-                                    "--comparisons", "1"), "of 1 different dialogues")
+                                    "--comparisons", "1"), "(1 different) leaves none")
 
 
 def test_one_answer_that_is_cut_ends_no_run():

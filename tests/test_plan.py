@@ -262,11 +262,12 @@ def test_the_docs_figures_are_the_plans(real):
         assert max(figures) * 1.1 + 0.5 < 24
 
 
-def test_on_cuda_what_recordings_keep_is_counted():
+@pytest.mark.parametrize("shape", ["qwen2", "qwen3"])               # a tied head and one of its own
+def test_on_cuda_what_recordings_keep_is_counted(shape):
     """The sampler's table and its copy of the weights, and the trainer's second set of gradients:
     the same objects, made without a GPU."""
     config = GPTConfig(**{"vocab_size": V, "n_layer": 3, "n_head": 4, "max_positions": 4096,
-                          **SHAPES["qwen2"]})
+                          **SHAPES[shape]})
     trunk = plan.Trunk(config, "bf16", "cuda")
     with torch.device("meta"):
         model = GPT(config)
@@ -282,7 +283,7 @@ def test_on_cuda_what_recordings_keep_is_counted():
         hidden = graph.recorded_forward(model, torch.zeros(2, 60, dtype=torch.long))
     hidden.sum().backward()
     second = sum(g.numel() * g.element_size() for _, g in graph.TRUNKS[model].pairs)
-    assert trunk.kept(2, 60)["gradients"] == second == trunk.gradients
+    assert trunk.kept(2, 60)["gradients"] == second
     assert plan.Trunk(config, "bf16", "cuda", checkpointing=True).kept(2, 60) == {}
 
 

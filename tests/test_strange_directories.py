@@ -298,7 +298,7 @@ def test_a_size_beyond_all_models_is_refused_before_it_is_built(tmp_path, key, v
     make_model("qwen3", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
-    refused(tmp_path, f"{key} = {value} must be a whole number above 0, and at most")
+    refused(tmp_path, f"{key} = {value} must be a whole number above 0, at most")
 
 
 def test_more_layers_than_there_are_weights_are_not_built_first(tmp_path):

@@ -184,8 +184,9 @@ def judge_again(out: Path) -> None:
     counts = {name: len(some) for name, some in judged.items()}
     if sum(counts.values()) < len(rows) or len(set(counts.values())) > 1 \
             or type(before.get("seed")) is not int:
-        raise UserError(f"{out}: transcripts.jsonl ({counts} rows) and results.json are not of one "
-                        "evaluation")
+        raise UserError(f"{out}: transcripts.jsonl ({len(rows)} rows, "
+                        + ", ".join(f"{n} of {name}" for name, n in counts.items())
+                        + ") and results.json are not of one evaluation")
     results = before | judge_stages(out, worker) | {"models": all_results(judged, before["seed"])}
     write_jsonl(out / "transcripts.jsonl", rows)
     write_text(out / "results.json", json.dumps(results, indent=1) + "\n")

@@ -131,7 +131,7 @@ def over_seeds(fitted: list) -> list:
 
 def frontier(found: dict) -> dict:
     """Figure 1: both Elos, against each other and along RL; and who evades."""
-    found = comparable(found)
+    every, found = found, comparable(found)
     scores = elos(found)
     of = lambda quality, name, step: scores[quality][name, str(step)]
     paths = {RUNS[name]: [(step, of("helpfulness", name, step), of("harmlessness", name, step))
@@ -143,7 +143,8 @@ def frontier(found: dict) -> dict:
     line = lambda n: {name: [[step, *both[n]] for step, *both in path]
                       for name, path in paths.items()}
     evades = {RUNS[name]: [point(step, [harm(r, str(step), "evasive") for r in results.values()])
-                           for step in steps(results)] for name, results in found.items()}
+                           for step in steps(results)]
+              for name, results in every.items() if results}
     zero = "the base" if {"along_helpful", "along_hh"} & set(found) else "SL-CAI"
     elo_of = f"Elo, {zero} is 0"        # the first model of the first run
     return picture("Helpfulness and harmlessness along RL", [
@@ -156,11 +157,11 @@ def frontier(found: dict) -> dict:
 
 def by_size(found: dict) -> dict:
     """Figure 2: both Elos against the size of the base, and two shares that say it plainly."""
-    found = comparable(found)
+    every, found = found, comparable(found)
     sizes, scores = list(found), elos(found)
     line = lambda quality: {title: [[n, *scores[quality][size, model]] for n, size in
                                     enumerate(sizes)] for model, title in MODELS.items()}
-    shares = lambda read: {title: [point(n, [read(r, model) for r in found[size].values()])
+    shares = lambda read: {title: [point(n, [read(r, model) for r in every[size].values()])
                                    for n, size in enumerate(sizes)]
                            for model, title in MODELS.items()}
     names = [size_name(size.removeprefix("models")) for size in sizes]
@@ -382,8 +383,8 @@ def bars(title: str, runs: dict, below: str) -> dict:
     return panel(title, below, "of requests, %", series, ticks=list(runs), hold=(0, 100))
 
 
-def ours(found: dict) -> dict:
-    """Figure 9: what the paper does not show."""
+def both_stages(found: dict) -> dict:
+    """Figure 9: SL and RL alone, what was read of the activity, and stage 2's labels."""
     get = lambda name: found.get(name) or {}
     groups = {title: [point(n, [harm(r, model, groups=(g,)) for r in get("models").values()])
                       for n, g in enumerate(GROUPS)]
@@ -400,18 +401,24 @@ def ours(found: dict) -> dict:
     right["harm after RL"] = [
         point(n, [harm(r, str(max(steps({0: r})))) for r in results.values()])
         for n, results in enumerate(after.values())]
-    laws = {"none: the base": (get("models"), "base"), "harmlessness": (get("models"), "rl_cai"),
-            **{law: (get(f"models_{law}"), "rl_cai") for law in CONTROLS}}
-    control = bars("The constitution decides", laws, "constitution")
-    shapes = {"as it is": "along", **{shape: f"along_{shape}" for shape in SHAPES}}
-    shapes = {name: (get(experiment), None) for name, experiment in shapes.items()}
-    return picture("Ours: over-training, rewards, controls, groups, exploration, labels", [
-        *overtrained(get("along_over")), bars("What a score is worth", shapes, "reward shape"),
-        control, panel("What was read of the activity", "activities", HARMFUL_X, groups,
-                       ticks=list(GROUPS.values()), hold=(0, 100)),
+    return picture("Ours: exploration, what was read of the activity, labels", [
         panel("Exploration: help with harm", STEP, HARMFUL_X, explore, hold=(0, 100)),
+        panel("What was read of the activity", "activities", HARMFUL_X, groups,
+              ticks=list(GROUPS.values()), hold=(0, 100)),
         panel("Stage 2's labels", "labels", "%", right, ticks=list(LABELS.values()),
               hold=(0, 100))])
+
+
+def rewards(found: dict) -> dict:
+    """Figure 10: over-training, the shapes of the reward, and constitutions as controls."""
+    get = lambda name: found.get(name) or {}
+    laws = {"none: the base": (get("models"), "base"), "harmlessness": (get("models"), "rl_cai"),
+            **{law: (get(f"models_{law}"), "rl_cai") for law in CONTROLS}}
+    shapes = {"as it is": "along", **{shape: f"along_{shape}" for shape in SHAPES}}
+    shapes = {name: (get(experiment), None) for name, experiment in shapes.items()}
+    return picture("Ours: over-training, rewards, controls", [
+        *overtrained(get("along_over")), bars("What a score is worth", shapes, "reward shape"),
+        bars("The constitution decides", laws, "constitution")])
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -426,7 +433,7 @@ def picture(title: str, panels: list) -> dict:
 
 
 DRAWN = {1: frontier, 2: by_size, 3: multiple_choice, 4: revision_rounds, 5: principles,
-         6: critiqued, 7: harm_along, 8: kinds_of_harm, 9: ours}
+         6: critiqued, 7: harm_along, 8: kinds_of_harm, 9: both_stages, 10: rewards}
 
 
 def collect(cache, number: int, seeds: list) -> dict:

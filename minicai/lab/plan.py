@@ -132,16 +132,22 @@ class Trunk:
         that are not in the type of the products."""
         if self.device != "cuda" or not texts:
             return {}
-        copy = 2 * self.head + (0 if frozen else self.copies) if self.product == 2 else 0
+        copy = self.tables() + (0 if frozen else self.copies) if self.product == 2 else 0
         return {"cache": max(self.cache(*text) for text in texts), "weights": copy}
+
+    def tables(self) -> int:
+        """The sampler's copy of the embedding, and of a head of its own, where products are
+        bfloat16."""
+        own_head = self.device == "cuda" and not self.config.tied
+        return 2 * self.head * (2 if own_head else 1)
 
     def kept(self, rows: int, T: int) -> dict:
         """What recordings of a training of `rows` x T tokens keep, with its backward."""
         if not self.recorded:
             return {}
         kept, within = self.activations(rows, T)
-        pool = max(kept + self.held, self.gradients) + within
-        return {"activations": pool, "gradients": self.gradients}
+        second = self.gradients - (0 if self.config.tied else 4 * self.head)    # not the trunk's
+        return {"activations": max(kept + self.held, second) + within, "gradients": second}
 
     def logprobs(self, tokens: int, entropy: bool = False) -> tuple[int, int]:
         """What logprob.token_logprobs holds at once, (forward, backward):
@@ -162,7 +168,7 @@ class Trunk:
         """The moments of sampling R tokens after P, the first of them `shared`:
         reading them, choosing a token."""
         c, b = self.config, self.product
-        cache, head = self.cache(rows, P + R), 2 * self.head if b == 2 else 0
+        cache, head = self.cache(rows, P + R), self.tables() if b == 2 else 0
         # the mask: a number a pair
         read = rows * (P - shared) * (self.passing() + (4 if b == 4 else 4 + 2) * P)
         if c.n_kv_head < c.n_head:
@@ -180,19 +186,11 @@ def training(trunks: list, rows: int, T: int, logprobs: tuple[int, int],
     an earlier part of the batch are there already.
     """
     weights, gradients, optimizer = (sum(getattr(t, name) for t in trunks) for name in COLUMNS[:3])
-    if all(t.recorded for t in trunks):
-        kept = together([{}], *(t.kept(rows, T) for t in trunks))[0]
-        first, step = trunks[0], max(t.optimizer_step for t in trunks)
-        there = {"weights": weights, "optimizer": optimizer, **kept}
-        own = lambda n: {"gradients": kept["gradients"] + n}
-        return [there | own(gradients if accumulate else gradients - first.gradients)
-                | {"scratch": max(logprobs)},
-                there | own(gradients) | {"optimizer": optimizer + step}]
     held, first = sum(t.held for t in trunks), trunks[0]
     kept, within = zip(*(t.activations(rows, T) for t in trunks))
     there = gradients if accumulate else 0
     rest = gradients - first.gradients  # the trunk that came last goes first in the backward
-    return [
+    moments = [
         # 1. The last trunk's last layer: nothing that was kept has been freed yet.
         {"weights": weights + held, "gradients": there, "optimizer": optimizer,
          "activations": sum(kept) + within[-1]},
@@ -208,6 +206,9 @@ def training(trunks: list, rows: int, T: int, logprobs: tuple[int, int],
         # 4. The optimizer's step.
         {"weights": weights, "gradients": gradients,
          "optimizer": optimizer + max(t.optimizer_step for t in trunks)}]
+    # A size that comes for the first time is gone through without a recording, beside what those of
+    # other sizes keep.
+    return together(moments, *(t.kept(rows, T) for t in trunks))
 
 
 def plus(moments: list[dict], **bytes_) -> list[dict]:
