@@ -147,6 +147,8 @@ MISTAKES = {
         ("if temperature == 1 else z / temperature",
          "if temperature == 1 else z.div_(temperature)")],
     "minicai/data.py": [
+        ("if held >= count:", "if held > count:"),
+        ("if any(turn[\"role\"] == \"system\" for turn in turns[1:]):", "if False:"),
         ("for r in comparisons if repr(r[0]) not in held]", "for r in comparisons]"),
         ("kept = [item for item, length in zip(items, lengths) if length <= limit]",
          "kept = list(items)"),
@@ -171,6 +173,7 @@ MISTAKES = {
         ("if differing := differences(run, self.run):", "if differing := []:"),
         ("inputs = {flag(name) + f\" {n}\" * (n > 1): value", "inputs = {flag(name): value")],
     "minicai/constitution.py": [
+        ("text.count(f\"\\n\\n{tag}:\") != 1", "text.count(f\"\\n\\n{tag}:\") < 1"),
         ("_between(p[\"edit_request\"], \"RevisionRequest:\", \"Revision:\")",
          "_between(p[\"prompt\"][0], \"CritiqueRequest:\", \"Critique:\")"),
         ("[Principle(p[\"critique\"], p[\"revision\"])",
@@ -229,6 +232,8 @@ MISTAKES = {
         ("clip_gradients(pm.parameters(), 1.0, step, loss)",
          "clip_gradients(pm.parameters(), 1e9, step, loss)")],
     "train_rl.py": [
+        ("ended = [json.loads(row)[\"ended\"] for row in logs[\"metrics\"].kept.splitlines()]",
+         "ended = []"),
         ("n = round((step + 1) * wanted) - round(step * wanted)", "n = args.batch"),
         ("random.Random(f\"{args.seed} {step}\")", "random.Random(args.seed)"),
         ("group[\"lr\"] = lr * lr_schedule(step, args.steps, args.warmup)", "group[\"lr\"] = lr"),
