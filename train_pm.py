@@ -150,7 +150,7 @@ def main(argv=None):
     room = args.max_prompt + 2 * args.max_new + args.chain_of_thought * args.max_thought
     check_room(args.feedback_model, longest + room, prefix, advice=" or --max-thought")
     for directory in dict.fromkeys((args.model, args.init, args.feedback_model)):
-        if not tok.same_ids(Tokenizer.load(directory, args.chat)):
+        if directory != args.model and not tok.same_ids(Tokenizer.load(directory, args.chat)):
             raise UserError(f"{args.model} and {directory} must share one tokenizer and chat "
                             "format (see --chat)")
         check_room(directory, args.max_prompt + args.max_new, ())

@@ -208,13 +208,14 @@ def training(trunks: list, rows: int, T: int, logprobs: tuple[int, int],
          "optimizer": optimizer + max(t.optimizer_step for t in trunks)}]
     # A size that comes for the first time is gone through without a recording, beside what those of
     # other sizes keep.
-    return together(moments, *(t.kept(rows, T) for t in trunks))
+    return plus(moments, *(t.kept(rows, T) for t in trunks))
 
 
-def plus(moments: list[dict], **bytes_) -> list[dict]:
-    """The moments, with what is there all the time."""
-    return [{key: moment.get(key, 0) + bytes_.get(key, 0) for key in {*moment, *bytes_}}
-            for moment in moments]
+def plus(moments: list[dict], *there: dict, **bytes_) -> list[dict]:
+    """The moments, with all that is there all the time."""
+    there = [*there, bytes_]
+    return [{key: sum(one.get(key, 0) for one in (moment, *there))
+             for key in {*moment}.union(*there)} for moment in moments]
 
 
 def sampled_rows(args, device: str, P: int, R: int, wanted: int | None = None) -> int:
@@ -281,16 +282,9 @@ def plan_rl(args, trunk, scorer) -> dict:
     update = plus(update, weights=trunk.frozen + scorer.frozen)
     sampling = plus(trunk.sampling(rows, args.max_prompt, args.max_new), weights=trunk.copies)
     left, kept = trunk.sampler(False, (rows, T)), [t.kept(micro, T) for t in trained]
-    return {"RL sampling": together(sampling, there, *kept),
-            "RL scoring": together(score, there, left, *kept),
+    return {"RL sampling": plus(sampling, there, *kept),
+            "RL scoring": plus(score, there, left, *kept),
             "RL update": plus(update, **left)}
-
-
-def together(moments: list[dict], *there: dict) -> list[dict]:
-    """The moments, with several things that are there all the time."""
-    for one in there:
-        moments = plus(moments, **one)
-    return moments
 
 
 def arguments(argv=None):
